@@ -1,0 +1,50 @@
+# Everything runs in .venv/, made from nothing by `make setup` with pip.
+PYTHON ?= python3
+BIN := .venv/bin
+EXPERTS := $(wildcard ../shared/experts)
+export TASKMERGE_EXPERTS ?= $(abspath $(EXPERTS))
+TINY := examples/tiny
+
+.PHONY: setup quickstart test test-slow lint docs bench tables clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plots]'
+	touch $@
+
+quickstart: setup
+	mkdir -p quickstart
+	$(BIN)/taskmerge merge --method cart --rank 0.08 $(TINY)/*.safetensors -o quickstart/cart.safetensors --overwrite
+	$(BIN)/taskmerge merge --method average $(TINY)/*.safetensors -o quickstart/average.safetensors --overwrite
+	$(BIN)/taskmerge merge --method task-arithmetic $(TINY)/*.safetensors -o quickstart/task-arithmetic.safetensors --overwrite
+	$(BIN)/python examples/quickstart.py $(TINY)/suite.yaml base experts quickstart/average.safetensors \
+		quickstart/task-arithmetic.safetensors quickstart/cart.safetensors
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m 'slow and not cuda'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+
+docs: setup
+	$(BIN)/python docs/generate.py
+
+bench: setup
+	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/spectral.py
+
+tables: setup
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv quickstart build dist
