@@ -1,0 +1,1 @@
+"""Model files: reading, writing, digests, and the files that travel with them."""

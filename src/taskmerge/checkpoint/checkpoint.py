@@ -1,0 +1,243 @@
+"""A checkpoint: the tensors of a model on disk, known from headers alone and read piece by piece."""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from taskmerge.checkpoint.buffers import bytes_of
+from taskmerge.checkpoint.descriptors import Descriptor
+from taskmerge.checkpoint.dtypes import DTYPES
+from taskmerge.checkpoint.header import Header, TensorSpec, open_regular, read_header
+from taskmerge.checkpoint.pickled import PickledSource
+from taskmerge.checkpoint.weights import Weights, default_name, find_weights
+from taskmerge.errors import BadFile
+
+__all__ = ["Checkpoint", "default_name", "open_checkpoint"]
+
+
+class Source(Protocol):
+    """Where the bytes of a checkpoint come from."""
+
+    def read(self, spec: TensorSpec, target: memoryview, start: int) -> None:
+        """Fill `target` with the tensor's bytes from `start` on; safe to call from several threads."""
+
+    def close(self) -> None:
+        """Give the files back."""
+
+
+class Checkpoint:
+    """The tensors of a model. `specs` is sorted by name; bytes are read only by `read_into` and `tensor`.
+
+    `path` is what was opened, `folder` where config and tokenizer live (None for a lone file), `files` the weight
+    files, `metadata` the text metadata of the first, `tied` second name -> first name of tensors that share storage
+    (known for pickled files only), `warnings` what was odd but readable. Safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        path: Path,
+        specs: Mapping[str, TensorSpec],
+        source: Source,
+        metadata: Mapping[str, str],
+        tied: Mapping[str, str],
+        stored: Mapping[str, TensorSpec] | None = None,
+    ) -> None:
+        self.path = path
+        self.folder = weights.folder
+        self.files = weights.files
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(sorted(specs.items())))
+        self.metadata = metadata
+        self.tied = tied
+        self.warnings = _warnings(weights)
+        self._weights = weights
+        self._source = source
+        self._stored = self.specs if stored is None else stored
+
+    def read_into(self, name: str, buffer: Tensor, start: int = 0) -> None:
+        """Fill `buffer` (uint8, 1-D, contiguous, CPU) with the tensor's bytes [start, start + len(buffer)).
+
+        Raises BadFile when the file ends before that or has changed since its header was read.
+        """
+        spec = self._stored[name]
+        if buffer.dtype != torch.uint8 or buffer.dim() != 1 or not buffer.is_contiguous():
+            raise ValueError("buffer must be a contiguous 1-D uint8 tensor")
+        if start < 0 or start + buffer.numel() > spec.nbytes:
+            raise ValueError(f"`{name}` has {spec.nbytes} bytes, asked for [{start}, {start + buffer.numel()})")
+        if buffer.numel():
+            self._source.read(spec, bytes_of(buffer), start)
+
+    def tensor(self, name: str) -> Tensor:
+        """The whole tensor, in memory of its own."""
+        spec = self.specs[name]
+        buffer = torch.empty(spec.nbytes, dtype=torch.uint8)
+        self.read_into(name, buffer)
+        return buffer.view(DTYPES[spec.dtype]).reshape(spec.shape)
+
+    def with_names(self, new_names: Mapping[str, str]) -> "Checkpoint":
+        """The same checkpoint with tensors renamed old -> new; the rest keep their names. Closing either closes both.
+
+        Raises ValueError when two tensors would have one name, KeyError for an old name that is not there.
+        """
+        unknown = [old for old in new_names if old not in self.specs]
+        if unknown:
+            raise KeyError(unknown[0])
+        renamed = {new_names.get(name, name): name for name in self.specs}
+        if len(renamed) < len(self.specs):
+            raise ValueError("two tensors would have the same name")
+        return Checkpoint(
+            self._weights,
+            path=self.path,
+            specs={new: _renamed(self.specs[old], new) for new, old in renamed.items()},
+            source=self._source,
+            metadata=self.metadata,
+            tied={new_names.get(a, a): new_names.get(b, b) for a, b in self.tied.items()},
+            stored={new: self._stored[old] for new, old in renamed.items()},
+        )
+
+    def close(self) -> None:
+        """Close the files; reads under way end first."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Open a .safetensors file, a sharded index, a model folder, or (if allowed) a pickled state dict.
+
+    Reads headers only (pickles are loaded, weights-only). Whatever cannot be read is a `BadFile`.
+    """
+    weights = find_weights(path)
+    if weights.pickled:
+        return _open_pickled(path, weights, allow_pickle)
+    stamps = {file: _stamp(file) for file in weights.files}
+    headers = [read_header(file) for file in weights.files]
+    specs = _joined(weights, [header.specs for header in headers])
+    source = _FileSource(stamps)
+    return Checkpoint(weights, path=path, specs=specs, source=source, metadata=_first_metadata(headers), tied={})
+
+
+def _first_metadata(headers: Sequence[Header]) -> Mapping[str, str]:
+    return headers[0].metadata if headers else MappingProxyType({})
+
+
+def _open_pickled(path: Path, weights: Weights, allow_pickle: bool) -> Checkpoint:
+    if not allow_pickle:
+        os.close(open_regular(weights.files[0]))  # a missing file needs another message
+        raise BadFile(
+            "is a pickled checkpoint, which can run code when loaded",
+            where=str(weights.files[0]),
+            hint="convert it to safetensors, or pass --allow-pickle if you trust it (loaded weights-only)",
+        )
+    source = PickledSource(weights.files)
+    specs = _joined(weights, [source.specs_of(file) for file in weights.files])
+    return Checkpoint(weights, path=path, specs=specs, source=source, metadata={}, tied=source.tied)
+
+
+def _joined(weights: Weights, shards: Sequence[Mapping[str, TensorSpec]]) -> dict[str, TensorSpec]:
+    """The shards' tensors as one map, after checking that index and shards agree in both directions."""
+    if weights.weight_map is None:
+        return dict(shards[0])
+    problems: list[str] = []
+    joined: dict[str, TensorSpec] = {}
+    for file, specs in zip(weights.files, shards, strict=True):
+        for name, spec in specs.items():
+            if name in joined:
+                problems.append(f"`{name}` is in {joined[name].file.name} and in {file.name}")
+            elif name not in weights.weight_map:
+                problems.append(f"`{name}` of {file.name} is not in the index")
+            joined.setdefault(name, spec)
+    for name, file in weights.weight_map.items():
+        if name not in joined:
+            problems.append(f"`{name}` is not in {file.name}")
+        elif joined[name].file != file and not any(f"`{name}` is in" in problem for problem in problems):
+            problems.append(f"`{name}` is in {joined[name].file.name}, not in {file.name}")
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        what = f"index and shards disagree: {'; '.join(problems[:5])}{more}"
+        raise BadFile(what, where=str(weights.index), hint="download index and shards again, from one revision")
+    return joined
+
+
+def _warnings(weights: Weights) -> tuple[str, ...]:
+    if not weights.strays:
+        return ()
+    names = ", ".join(stray.name for stray in weights.strays[:5])
+    more = f" and {len(weights.strays) - 5} more" if len(weights.strays) > 5 else ""
+    reader = weights.index.name if weights.index else weights.files[0].name
+    return (f"{weights.folder}: not part of the model that {reader} describes, ignored: {names}{more}",)
+
+
+def _renamed(spec: TensorSpec, name: str) -> TensorSpec:
+    return TensorSpec(name, spec.dtype, spec.shape, spec.file, spec.start, spec.nbytes)
+
+
+_Stamp = tuple[int, int, int, int]
+
+
+def _stamp(file: Path | int) -> _Stamp | None:
+    """What tells one version of a file from another; None when there is no such file."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class _FileSource:
+    """Bytes of safetensors files: each opened at its first read and shared between threads."""
+
+    def __init__(self, stamps: Mapping[Path, _Stamp | None]) -> None:
+        self._stamps = stamps
+        self._open: dict[Path, Descriptor] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def read(self, spec: TensorSpec, target: memoryview, start: int) -> None:
+        with self._descriptor(spec.file).use() as number:
+            _fill(number, spec, target, start)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            descriptors = list(self._open.values())
+            self._open.clear()
+        for descriptor in descriptors:
+            descriptor.close()
+
+    def _descriptor(self, file: Path) -> Descriptor:
+        with self._lock:
+            if self._closed:
+                raise ValueError("read from a closed checkpoint")
+            if file not in self._open:
+                number = open_regular(file)
+                self._open[file] = Descriptor(number)
+                if _stamp(number) != self._stamps[file]:
+                    raise BadFile("changed while it was being read", where=str(file), hint="run again")
+            return self._open[file]
+
+
+def _fill(number: int, spec: TensorSpec, target: memoryview, start: int) -> None:
+    """Read until `target` is full: one call may return less than asked (2 GiB limit, signals)."""
+    where = f"{spec.file}: `{spec.name}`"
+    done = 0
+    try:
+        while done < len(target):
+            count = os.preadv(number, [target[done:]], spec.start + start + done)
+            if count == 0:
+                what = f"the file ends inside the tensor (byte {spec.start + start + done})"
+                raise BadFile(what, where=where, hint="it was cut while being read: copy it again")
+            done += count
+    except OSError as error:
+        raise BadFile(f"cannot be read: {error.strerror}", where=where, hint="check the disk") from error

@@ -1,0 +1,164 @@
+"""`diff`: how two checkpoints differ, tensor by tensor, read slice by slice."""
+
+import fnmatch
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.dtypes import DTYPES, itemsize
+
+SLICE = 1 << 16  # elements: both slices in float64 stay in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """One tensor of both files. `changed`: dtype, shape or bytes differ.
+
+    The numbers are None where they have no meaning: where shapes differ, NaN or infinity is in either file, a cosine
+    or relative difference would be taken to a zero tensor.
+    """
+
+    name: str
+    dtype_a: str
+    dtype_b: str
+    shape_a: tuple[int, ...]
+    shape_b: tuple[int, ...]
+    changed: bool
+    norm_a: float | None
+    norm_b: float | None
+    norm_difference: float | None
+    relative: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class DiffReport:
+    """How B differs from A: per tensor, and over all tensors that can be compared (`relative` is ‖A - B‖ / ‖A‖)."""
+
+    a: str
+    b: str
+    tensors: tuple[TensorDifference, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    norm_a: float | None
+    norm_b: float | None
+    norm_difference: float | None
+    relative: float | None
+    cosine: float | None
+
+    @property
+    def changed(self) -> tuple[TensorDifference, ...]:
+        """The tensors of both files that are not the same, byte for byte."""
+        return tuple(one for one in self.tensors if one.changed)
+
+    @property
+    def same(self) -> bool:
+        """Whether both files hold the same tensors with the same bytes."""
+        return not (self.changed or self.only_a or self.only_b)
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as plain values, for --json."""
+        return {**asdict(self), "same": self.same, "changed": len(self.changed)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Σa², Σb², Σ(a-b)² and Σab over a tensor in float64, and whether all bytes are equal."""
+
+    aa: float
+    bb: float
+    dd: float
+    ab: float
+    equal: bool
+
+
+def diff(
+    a: str | Path,
+    b: str | Path,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    allow_pickle: bool = False,
+) -> DiffReport:
+    """Compares two checkpoints (files, indexes, folders) tensor by tensor, in memory for a few slices only.
+
+    `include` and `exclude` are globs on tensor names. Raises `TaskmergeError` for what cannot be read.
+    """
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(open_checkpoint(Path(one), allow_pickle=allow_pickle)) for one in (a, b))
+        names = [[name for name in one.specs if _selected(name, include, exclude)] for one in (first, second)]
+        common = [name for name in names[0] if name in second.specs]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            sums = list(pool.map(lambda name: _sums(first, second, name), common))
+    tensors = tuple(_difference(first, second, name, one) for name, one in zip(common, sums, strict=True))
+    known = [one for one in sums if one is not None]
+    aa, bb, dd, ab = (math.fsum(getattr(one, key) for one in known) for key in ("aa", "bb", "dd", "ab"))
+    return DiffReport(
+        str(a), str(b), tensors, tuple(name for name in names[0] if name not in second.specs),
+        tuple(name for name in names[1] if name not in first.specs), **_numbers(_Sums(aa, bb, dd, ab, equal=dd == 0)),
+    )  # fmt: skip
+
+
+def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    chosen = not include or any(fnmatch.fnmatchcase(name, glob) for glob in include)
+    return chosen and not any(fnmatch.fnmatchcase(name, glob) for glob in exclude)
+
+
+def _difference(first: Checkpoint, second: Checkpoint, name: str, sums: _Sums | None) -> TensorDifference:
+    a, b = first.specs[name], second.specs[name]
+    changed = sums is None or not sums.equal
+    return TensorDifference(name, a.dtype, b.dtype, a.shape, b.shape, changed, **_numbers(sums))
+
+
+def _numbers(sums: _Sums | None) -> dict[str, float | None]:
+    """Norms, relative difference and cosine; None for what has no value."""
+    if sums is None:
+        return dict.fromkeys(("norm_a", "norm_b", "norm_difference", "relative", "cosine"))
+    a, b, d = (_root(square) for square in (sums.aa, sums.bb, sums.dd))
+    relative = None if a is None or d is None else 0.0 if d == 0 else d / a if a else None
+    cosine = sums.ab / (a * b) if a and b and math.isfinite(sums.ab) else None
+    return {"norm_a": a, "norm_b": b, "norm_difference": d, "relative": relative, "cosine": cosine}
+
+
+def _root(square: float) -> float | None:
+    return math.sqrt(square) if math.isfinite(square) else None
+
+
+def _sums(first: Checkpoint, second: Checkpoint, name: str) -> _Sums | None:
+    """The sums of one tensor, or None where the shapes differ."""
+    a, b = first.specs[name], second.specs[name]
+    if a.shape != b.shape:
+        return None
+    found, equal = torch.zeros(4, dtype=torch.float64), a.dtype == b.dtype
+    for start in range(0, a.numel, SLICE):
+        count = min(SLICE, a.numel - start)
+        raw_a, raw_b = _raw(first, name, start, count), _raw(second, name, start, count)
+        same = a.dtype == b.dtype and torch.equal(raw_a, raw_b)
+        left = _values(raw_a, a.dtype)
+        right = left if same else _values(raw_b, b.dtype)
+        gap = left - right
+        found += torch.stack([left.dot(left), right.dot(right), gap.dot(gap), left.dot(right)])
+        equal = equal and same
+    aa, bb, dd, ab = found.tolist()
+    return _Sums(aa, bb, dd, ab, equal)
+
+
+def _raw(checkpoint: Checkpoint, name: str, start: int, count: int) -> Tensor:
+    size = itemsize(checkpoint.specs[name].dtype)
+    raw = torch.empty(count * size, dtype=torch.uint8)
+    checkpoint.read_into(name, raw, start * size)
+    return raw
+
+
+def _values(raw: Tensor, code: str) -> Tensor:
+    """The numbers of a slice in float64; complex ones as pairs."""
+    values = raw.view(DTYPES[code])
+    return (torch.view_as_real(values).reshape(-1) if values.is_complex() else values).double()

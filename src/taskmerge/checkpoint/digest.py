@@ -1,0 +1,42 @@
+"""Content digests: what a checkpoint holds, whatever its sharding, order or transport."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+import torch
+
+from taskmerge.checkpoint.buffers import bytes_of
+from taskmerge.checkpoint.checkpoint import Checkpoint
+
+CHUNK = 2**20
+
+
+def tensor_line(name: str, dtype: str, shape: tuple[int, ...], sha256: str) -> str:
+    """One tensor's line: a JSON list of name, dtype code, shape, and the SHA-256 of its bytes in hex."""
+    return json.dumps([name, dtype, list(shape), sha256], ensure_ascii=False, separators=(",", ":"))
+
+
+def content_digest(lines: Iterable[str]) -> str:
+    """`sha256:` and the SHA-256 over the sorted lines, each ended by a line feed."""
+    digest = hashlib.sha256()
+    for line in sorted(lines):
+        digest.update(f"{line}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def digest_of(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> str:
+    """The content digest of a checkpoint, or of those of its tensors that `names` lists; reads 1 MiB at a time."""
+    buffer = torch.empty(CHUNK, dtype=torch.uint8)
+    chosen = checkpoint.specs if names is None else names
+    return content_digest([_line_of(checkpoint, name, buffer) for name in chosen])
+
+
+def _line_of(checkpoint: Checkpoint, name: str, buffer: torch.Tensor) -> str:
+    spec = checkpoint.specs[name]
+    digest = hashlib.sha256()
+    for start in range(0, spec.nbytes, buffer.numel()):
+        chunk = buffer[: min(buffer.numel(), spec.nbytes - start)]
+        checkpoint.read_into(name, chunk, start)
+        digest.update(bytes_of(chunk))
+    return tensor_line(name, spec.dtype, spec.shape, digest.hexdigest())

@@ -1,0 +1,257 @@
+"""The header of a safetensors file: read and checked by our own strict parser, before any byte of weights."""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from taskmerge.checkpoint.dtypes import DTYPES, itemsize
+from taskmerge.errors import BadFile
+
+LENGTH_BYTES = 8
+MAX_HEADER = 100_000_000
+MAX_DEPTH = 128
+METADATA_KEY = "__metadata__"
+
+_U64_MAX = 2**64 - 1
+_DIM_MAX = 2**63 - 1
+_FIELDS = ("dtype", "shape", "data_offsets")
+_AGAIN = "the file is damaged: download or copy it again"
+_STRANGERS = (
+    (b"version https://git-lfs", "is a Git LFS pointer, not the weights", "fetch the weights with `git lfs pull`"),
+    (b"PK\x03\x04", "is a zip archive, as torch.save writes", "name it .pt and pass --allow-pickle, or convert it"),
+    (b"\x80\x02", "is a Python pickle, as torch.save writes", "name it .pt and pass --allow-pickle, or convert it"),
+    (b"GGUF", "is a GGUF file", "use the safetensors weights of this model"),
+    (b"<", "is a web page or XML, not weights", "download the file itself, not the page about it"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor as a header describes it.
+
+    `dtype` is the safetensors code, `start` the absolute offset of its first byte in `file` (0 in a pickled file).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """The tensors of one file, sorted by name, and its text metadata."""
+
+    path: Path
+    specs: Mapping[str, TensorSpec]
+    metadata: Mapping[str, str]
+
+
+class _HeaderError(Exception):
+    """What is wrong with a header, and with which tensor."""
+
+    def __init__(self, what: str, tensor: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.tensor = tensor
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of one safetensors file.
+
+    Accepts what the format allows and nothing else: see the errors, each a `BadFile` that names file and tensor.
+    """
+    raw, size = _header_bytes(path)
+    try:
+        document = _parse(raw)
+        metadata = _metadata(document.pop(METADATA_KEY, None))
+        specs = [_spec(name, entry, path, LENGTH_BYTES + len(raw)) for name, entry in document.items()]
+        _check_layout(specs, LENGTH_BYTES + len(raw), size)
+    except _HeaderError as error:
+        where = f"{path}: `{error.tensor}`" if error.tensor is not None else str(path)
+        raise BadFile(error.what, where=where, hint=_AGAIN) from None
+    return Header(path, MappingProxyType({s.name: s for s in sorted(specs, key=lambda s: s.name)}), metadata)
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading; anything else (missing, folder, pipe, no permission) is a `BadFile`."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise BadFile("is a folder, not a file", where=str(path), hint="name the file in it")
+        if not stat.S_ISREG(mode):
+            raise BadFile("is not a regular file", where=str(path), hint="copy it to a file first")
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise BadFile("no such file", where=str(path), hint="check the path") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadFile(f"cannot be opened: {reason}", where=str(path), hint="check path and permissions") from error
+
+
+def read_exactly(descriptor: int, count: int, offset: int) -> bytes:
+    """Up to `count` bytes from `offset`; fewer only at the end of the file."""
+    parts: list[bytes] = []
+    while count > 0 and (part := os.pread(descriptor, count, offset)):
+        parts.append(part)
+        count -= len(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _header_bytes(path: Path) -> tuple[bytes, int]:
+    """The bytes of the JSON header and the size of the whole file."""
+    descriptor = open_regular(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        start = read_exactly(descriptor, 64, 0)
+        length = _header_length(path, start, size)
+        return read_exactly(descriptor, length, LENGTH_BYTES), size
+    except OSError as error:
+        raise BadFile(f"cannot be read: {error.strerror}", where=str(path), hint="check the disk") from error
+    finally:
+        os.close(descriptor)
+
+
+def _header_length(path: Path, start: bytes, size: int) -> int:
+    where = str(path)
+    if size == 0:
+        raise BadFile("is empty (0 bytes)", where=where, hint="download or copy it again")
+    if size < LENGTH_BYTES:
+        raise BadFile(f"is too short for safetensors ({size} bytes)", where=where, hint=_AGAIN)
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if length > MAX_HEADER:
+        for magic, what, hint in _STRANGERS:
+            if start.lstrip().startswith(magic):
+                raise BadFile(what, where=where, hint=hint)
+        text = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start)
+        what = "is a text file, not safetensors" if text else f"header length {length} is above the limit {MAX_HEADER}"
+        raise BadFile(what, where=where, hint="pass a safetensors file, or download it again")
+    if LENGTH_BYTES + length > size:
+        what = f"header length {length} reaches beyond the end of the file ({size} bytes)"
+        raise BadFile(what, where=where, hint=_AGAIN)
+    return length
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    """The header as JSON, with what Python's parser lets through but the format does not taken out."""
+    try:
+        document = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer
+        )
+    except UnicodeDecodeError as error:
+        raise _HeaderError(f"header is not UTF-8 (byte {error.start})") from None
+    except json.JSONDecodeError as error:
+        raise _HeaderError(f"header is not JSON: {error.msg} at character {error.pos}") from None
+    except (ValueError, RecursionError) as error:
+        raise _HeaderError(f"header is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise _HeaderError("header is not a JSON object")
+    _check_text(document, depth=1)
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _HeaderError(f"header has the key `{key}` twice")
+        result[key] = value
+    return result
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _HeaderError(f"header is not JSON: {name}")
+
+
+def _integer(text: str) -> int | float:
+    # JSON's -0 is a float; as int it would pass for a valid offset.
+    return -0.0 if text == "-0" else int(text)
+
+
+def _check_text(value: object, depth: int) -> None:
+    """Refuse text that UTF-8 cannot hold (an escaped lone surrogate), and nesting beyond any sense."""
+    if depth > MAX_DEPTH:
+        raise _HeaderError("header is nested too deeply")
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise _HeaderError("header is not Unicode text: lone surrogate")
+    entries = (*value.keys(), *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for entry in entries:
+        _check_text(entry, depth + 1)
+
+
+def _metadata(entry: object) -> Mapping[str, str]:
+    if entry is None:
+        return MappingProxyType({})
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise _HeaderError(f"{METADATA_KEY} is not a map from text to text")
+    return MappingProxyType(dict(sorted(entry.items())))
+
+
+def _spec(name: str, entry: object, path: Path, data_start: int) -> TensorSpec:
+    """One tensor's entry, checked on its own: fields, dtype, shape, and size against shape."""
+    if not isinstance(entry, dict):
+        raise _HeaderError("entry is not an object", name)
+    missing = [field for field in _FIELDS if field not in entry]
+    if missing:
+        raise _HeaderError(f"entry lacks {', '.join(missing)}", name)
+    code, shape, offsets = (entry[field] for field in _FIELDS)
+    if not isinstance(code, str) or code not in DTYPES:
+        raise _HeaderError(f"unknown dtype {_shown(code)}; known: {', '.join(DTYPES)}", name)
+    if not isinstance(shape, list) or not all(_is_size(side) for side in shape):
+        raise _HeaderError(f"shape {_shown(shape)} is not a list of sizes", name)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
+        raise _HeaderError(f"data_offsets {_shown(offsets)} are not two byte positions", name)
+    begin, end = offsets
+    nbytes = _checked_bytes(name, code, shape)
+    if end - begin != nbytes:
+        raise _HeaderError(f"offsets {offsets} span {end - begin} bytes, {code} {_shown(shape)} needs {nbytes}", name)
+    return TensorSpec(name, code, tuple(shape), path, data_start + begin, nbytes)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _DIM_MAX
+
+
+def _checked_bytes(name: str, code: str, shape: list[int]) -> int:
+    numel = 1
+    for side in shape:
+        numel *= side
+        if numel > _U64_MAX:
+            raise _HeaderError(f"shape {_shown(shape)} is too large", name)
+    if numel * itemsize(code) * 8 > _U64_MAX:
+        raise _HeaderError(f"shape {_shown(shape)} is too large", name)
+    return numel * itemsize(code)
+
+
+def _check_layout(specs: list[TensorSpec], data_start: int, size: int) -> None:
+    """The tensors lie one after the other without hole or overlap, and end where the file ends."""
+    expected = data_start
+    for spec in sorted(specs, key=lambda spec: (spec.start, spec.nbytes)):
+        if spec.start != expected:
+            kind = "overlaps the tensor before it" if spec.start < expected else "leaves a hole before it"
+            raise _HeaderError(f"data_offsets start at {spec.start - data_start}: {kind}", spec.name)
+        expected += spec.nbytes
+        if expected > size:
+            what = f"data end at byte {expected}, the file has {size}: truncated, or offsets out of range"
+            raise _HeaderError(what, spec.name)
+    if expected < size:
+        raise _HeaderError(f"{size - expected} bytes follow the last tensor")

@@ -1,0 +1,99 @@
+"""Pickled state dicts (.bin, .pt, .pth, .ckpt), loaded weights-only and offered like safetensors files."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taskmerge.checkpoint.buffers import bytes_of
+from taskmerge.checkpoint.dtypes import CODES
+from taskmerge.checkpoint.header import TensorSpec, open_regular
+from taskmerge.errors import BadFile
+
+
+class PickledSource:
+    """The tensors of one or several pickled files, mapped into memory where the file's format allows it.
+
+    `tied` maps the second name of tensors that are one and the same storage to the first, in order of names.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        loaded = {file: _load(file) for file in files}
+        self.tied: Mapping[str, str] = _tied(loaded.values())
+        self._states = {
+            file: {name: tensor.contiguous() for name, tensor in state.items()} for file, state in loaded.items()
+        }
+
+    def specs_of(self, file: Path) -> dict[str, TensorSpec]:
+        """The specs of one file's tensors."""
+        return {name: _spec(name, tensor, file) for name, tensor in self._states[file].items()}
+
+    def read(self, spec: TensorSpec, target: memoryview, start: int) -> None:
+        """Fill `target` with the tensor's bytes (in C order) from `start` on."""
+        if not self._states:
+            raise ValueError("read from a closed checkpoint")
+        target[:] = bytes_of(self._states[spec.file][spec.name])[start : start + len(target)]
+
+    def close(self) -> None:
+        """Forget the tensors, which unmaps their files."""
+        self._states = {}
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    with open(open_regular(file), "rb") as stream:
+        zipped = stream.read(2) == b"PK"
+    try:
+        loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        hint = "only plain state dicts of tensors are read: convert it to safetensors where it was made"
+        raise BadFile(f"cannot be loaded weights-only: {reason}", where=str(file), hint=hint) from error
+    return _state_dict(file, loaded)
+
+
+def _state_dict(file: Path, loaded: object) -> dict[str, Tensor]:
+    """The state dict in what was loaded: itself, or its entry `state_dict`; every entry must be a plain tensor."""
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict):
+        what = f"holds a {type(loaded).__name__}, not a state dict"
+        raise BadFile(what, where=str(file), hint="save the model's state_dict()")
+    state: dict[str, Tensor] = {}
+    for name, value in loaded.items():
+        _check_entry(file, name, value)
+        state[name] = value.detach()
+    return state
+
+
+def _check_entry(file: Path, name: object, value: object) -> None:
+    where = f"{file}: `{name}`"
+    hint = "save only the model's state_dict(), or convert it to safetensors"
+    if not isinstance(name, str):
+        raise BadFile(f"the key {name!r} is not text", where=str(file), hint=hint)
+    if not isinstance(value, Tensor):
+        raise BadFile(f"is a {type(value).__name__}, not a tensor", where=where, hint=hint)
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        raise BadFile("is a sparse, quantized or meta tensor", where=where, hint="store it densely")
+    if value.dtype not in CODES:
+        raise BadFile(f"has dtype {value.dtype}, which safetensors lacks", where=where, hint="cast it before saving")
+
+
+def _spec(name: str, tensor: Tensor, file: Path) -> TensorSpec:
+    nbytes = tensor.numel() * tensor.element_size()
+    return TensorSpec(name, CODES[tensor.dtype], tuple(tensor.shape), file, 0, nbytes)
+
+
+def _tied(states: Iterable[Mapping[str, Tensor]]) -> dict[str, str]:
+    """Names whose tensor is the very same view of the same storage as one of an earlier name."""
+    first: dict[tuple[object, ...], str] = {}
+    tied: dict[str, str] = {}
+    for state in states:
+        for name, tensor in sorted(state.items()):
+            if tensor.numel() == 0:
+                continue
+            view = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype, tensor.shape)
+            same = first.setdefault((*view, tensor.stride()), name)
+            if same != name:
+                tied[name] = same
+    return tied

@@ -1,0 +1,162 @@
+"""Which files hold the weights of a model: a file, an index, or a folder in Hugging Face layout."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from taskmerge.errors import BadFile
+
+SAFE_ENDING = ".safetensors"
+SAFE_INDEX_ENDING = ".safetensors.index.json"
+PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_INDEX_ENDING = ".bin.index.json"
+MODEL_STEMS = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model", "adapter_model")
+"""File stems that say nothing about the model: its folder's name does."""
+
+_PREFERRED = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "open_clip_model.safetensors",
+    f"*{SAFE_INDEX_ENDING}",
+    f"*{SAFE_ENDING}",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_pytorch_model.bin",
+    *(f"*{ending}" for ending in PICKLE_ENDINGS),
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one model.
+
+    `folder` is where config and tokenizer live, if a folder or an index was given. `weight_map` is the index's
+    tensor -> file, None without an index. `strays` are weight files of the folder that are not part of the model.
+    """
+
+    files: tuple[Path, ...]
+    pickled: bool
+    folder: Path | None = None
+    index: Path | None = None
+    weight_map: Mapping[str, Path] | None = None
+    strays: tuple[Path, ...] = ()
+
+
+def find_weights(path: Path) -> Weights:
+    """The weight files that `path` stands for; a folder without weights or a bad index is a `BadFile`."""
+    if os.path.isdir(path):  # unlike Path.is_dir, false for whatever cannot be looked at
+        return _in_folder(path)
+    if path.name.endswith((SAFE_INDEX_ENDING, PICKLE_INDEX_ENDING)):
+        return _by_index(path)
+    return Weights((path,), pickled=path.name.endswith(PICKLE_ENDINGS))
+
+
+def default_name(path: Path) -> str:
+    """The task's name when none is given: the file's stem, or the folder's name for folders and `model.*`."""
+    absolute = path.absolute()
+    if os.path.isdir(path):
+        return absolute.resolve().name or "model"
+    stem = _stem(path.name)
+    return (absolute.parent.resolve().name or stem) if stem in MODEL_STEMS else stem
+
+
+def _stem(name: str) -> str:
+    for ending in (SAFE_INDEX_ENDING, PICKLE_INDEX_ENDING):
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return PurePosixPath(name).stem
+
+
+def _in_folder(folder: Path) -> Weights:
+    """The first of the usual files of a model folder; a pattern counts only if one file alone matches it."""
+    names = _visible(folder)
+    for pattern in _PREFERRED:
+        found = [folder / name for name in names if fnmatchcase(name, pattern)]
+        if len(found) > 1 and not pattern.endswith(".index.json"):
+            what = f"holds {len(found)} weight files and no index that joins them: {_some([e.name for e in found])}"
+            raise BadFile(what, where=str(folder), hint="name one of them, or download the index too")
+        if len(found) == 1 and found[0].name.endswith(".index.json"):
+            return _by_index(found[0])
+        if len(found) == 1:
+            _refuse_lone_shard(found[0])
+            pickled = found[0].name.endswith(PICKLE_ENDINGS)
+            return Weights((found[0],), pickled, folder, strays=_strays(folder, {found[0]}, pickled))
+    raise BadFile(
+        f"folder without weights (looked for {', '.join(_PREFERRED)})",
+        where=str(folder),
+        hint="name the weight file itself, or download the weights too",
+    )
+
+
+def _refuse_lone_shard(file: Path) -> None:
+    shard = re.search(r"-(\d{5})-of-(\d{5})\.", file.name)
+    if shard and int(shard[2]) > 1:
+        what = f"is one of {int(shard[2])} shards, and the folder has no index"
+        raise BadFile(what, where=str(file), hint="download the index and the other shards")
+
+
+def _by_index(index: Path) -> Weights:
+    folder = index.parent
+    weight_map = {name: folder / shard for name, shard in _weight_map(index).items()}
+    files = tuple(sorted(set(weight_map.values())))
+    missing = [file.name for file in files if not os.path.isfile(file)]
+    if missing:
+        what = f"names {len(missing)} of {len(files)} shards that do not exist: {_some(missing)}"
+        raise BadFile(what, where=str(index), hint="download the missing shards")
+    pickled = index.name.endswith(PICKLE_INDEX_ENDING)
+    return Weights(files, pickled, folder, index, weight_map, _strays(folder, set(files), pickled))
+
+
+def _strays(folder: Path, used: set[Path], pickled: bool) -> tuple[Path, ...]:
+    endings = PICKLE_ENDINGS if pickled else (SAFE_ENDING,)
+    return tuple(folder / name for name in _visible(folder) if name.endswith(endings) and folder / name not in used)
+
+
+def _visible(folder: Path) -> list[str]:
+    """The names in a folder, sorted, without hidden ones."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        reason = f"cannot be listed: {error.strerror}"
+        raise BadFile(reason, where=str(folder), hint="check its permissions") from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The index's tensor -> shard name, each a relative path that stays in the folder."""
+    document = _read_json(index)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise BadFile("has no `weight_map` from tensor to file", where=str(index), hint="download the index again")
+    for name, shard in weight_map.items():
+        if _escapes(shard):
+            what = f"shard {shard!r} is not a file inside the index's folder"
+            raise BadFile(what, where=f"{index}: `{name}`", hint="don't use this index: get it from its publisher")
+    return weight_map
+
+
+def _escapes(shard: str) -> bool:
+    # Lexical on purpose: the cache of the hub keeps shards as links out of the folder.
+    path = PurePosixPath(shard)
+    return path.is_absolute() or not path.parts or ".." in path.parts or "\\" in shard or "\0" in shard
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadFile("no such file", where=str(path), hint="check the path") from None
+    except OSError as error:
+        raise BadFile(f"cannot be read: {error.strerror}", where=str(path), hint="check the disk") from error
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"is not JSON: {error}", where=str(path), hint="download the index again") from None
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

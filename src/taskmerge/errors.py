@@ -1,0 +1,82 @@
+"""The one family of exceptions: what happened, where, what to do, and the exit code it stands for."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class TaskmergeError(Exception):
+    """Base of every error that taskmerge raises on purpose.
+
+    `what` says what happened, `where` names the file, tensor, line or option, `hint` says what to do about it.
+    `exit_code` is the status with which the command line ends.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.hint = hint
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """The error as one text: `where: what`, and the hint on a line of its own."""
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}\nhint: {self.hint}" if self.hint else head
+
+
+class UsageError(TaskmergeError):
+    """Wrong usage, option, recipe or suite."""
+
+    exit_code = 2
+
+
+class BadFile(TaskmergeError):
+    """An input cannot be read, or its data is bad."""
+
+    exit_code = 3
+
+
+class Mismatch(TaskmergeError):
+    """Inputs that do not fit together."""
+
+    exit_code = 4
+
+
+class NotEnough(TaskmergeError):
+    """Memory, disk or device is too small; found before the start."""
+
+    exit_code = 5
+
+
+class BadOutput(TaskmergeError):
+    """The output exists already or cannot be written."""
+
+    exit_code = 6
+
+
+class BadNumber(TaskmergeError):
+    """A number in a result went wrong: NaN, infinity, overflow."""
+
+    exit_code = 7
+
+
+class Missed(TaskmergeError):
+    """A threshold or a baseline was missed."""
+
+    exit_code = 8
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is closest to a misspelt one, or None when nothing is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str | None = None) -> UsageError:
+    """The error for a name that is not among `known`, with the nearest one as its hint."""
+    names = sorted(known)
+    close = nearest(name, names)
+    hint = f"did you mean `{close}`?" if close else f"known: {', '.join(names)}"
+    return UsageError(f"unknown {kind} `{name}`", where=where, hint=hint)
