@@ -1,0 +1,1 @@
+"""Pure arithmetic on tensors: selection, signs, factorisations."""
