@@ -1,0 +1,1 @@
+"""Training-free merging methods, one file each."""

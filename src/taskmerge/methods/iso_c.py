@@ -1,0 +1,45 @@
+"""Iso-C: the sum of the task vectors with all its singular values made equal."""
+
+from typing import Annotated
+
+import torch
+
+from taskmerge.methods.average import average
+from taskmerge.methods.contract import Option, method
+from taskmerge.numerics.spectral import TaskMatrices
+from taskmerge.types import Matrix
+
+
+def summed(matrices: TaskMatrices) -> Matrix:
+    """Στ_t, added up in task order."""
+    total = torch.zeros_like(matrices.stack[0])
+    for matrix in matrices.stack:
+        total.add_(matrix)
+    return total
+
+
+@method(
+    space="delta",
+    reads="matrix",
+    title="Iso-C: isotropic merging in the common subspace",
+    formula="θ = θ₀ + α mean(s) U Vᵀ, U diag(s) Vᵀ = Σ_t τ_t on matrices, θ̄ elsewhere",
+    paper="arXiv:2502.04959",
+    elsewhere=average,
+    notes=(
+        "the authors searched the coefficient on validation data, 0.1 to 3.0, and scale averaged tensors by it too; "
+        "here the coefficient scales matrices only",
+        "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
+    ),
+)
+def iso_c(
+    matrices: TaskMatrices,
+    *,
+    coefficient: Annotated[float, Option("scales the merged task vector")] = 1.0,
+) -> Matrix:
+    """The base plus the summed task vectors with a flat spectrum.
+
+    α mean(s) U Vᵀ (Marczak et al., Iso-C), U and V over the numerical rank of Στ_t: beyond it they are not unique.
+    The mean is over all r = min(m, n) singular values, zeros too. Returns the merged task vector.
+    """
+    u, s, vt = TaskMatrices(summed(matrices)[None]).top(matrices.full)[0]
+    return (coefficient * float(s.sum()) / matrices.full) * (u @ vt)

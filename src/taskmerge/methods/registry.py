@@ -1,0 +1,56 @@
+"""Finds the methods: every file of this package, and the entry points `taskmerge.methods` of others."""
+
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+import taskmerge.methods as package
+from taskmerge.errors import UsageError, unknown_name
+from taskmerge.methods.contract import Method
+
+GROUP = "taskmerge.methods"
+
+
+def _declared(holder: object) -> list[Method]:
+    """The declarations in a module, or of one decorated function."""
+    own = getattr(holder, "declaration", None)
+    if isinstance(own, Method):
+        return [own]
+    module = getattr(holder, "__name__", None)
+    found = (getattr(value, "declaration", None) for value in vars(holder).values())
+    return [one for one in found if isinstance(one, Method) and one.kernel.__module__ == module]
+
+
+@cache
+def methods() -> Mapping[str, Method]:
+    """All methods by name, sorted; a plug-in may not take a name that is taken."""
+    found: dict[str, Method] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        for one in _declared(import_module(f"{package.__name__}.{info.name}")):
+            found[one.name] = one
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        for one in _declared(point.load()):
+            if one.name in found:
+                raise UsageError(
+                    f"the plug-in `{point.name}` declares the method `{one.name}`, which exists already",
+                    where=point.value,
+                    hint="uninstall that package or rename its method",
+                )
+            found[one.name] = one
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def find(name: str) -> Method:
+    """A method by name (`-` and `_` alike, any case)."""
+    key = name.strip().lower().replace("-", "_")
+    known = methods()
+    if key not in known:
+        for first in known:  # `dare_ties` is one method elsewhere
+            if known[first].gives == "task_vectors" and key.removeprefix(f"{first}_") in known:
+                hint = f"write `--method {first} --then {key.removeprefix(f'{first}_')}`"
+                raise UsageError(f"unknown method `{name}`", where="--method", hint=hint)
+        raise unknown_name("method", name, known, where="--method")
+    return known[key]

@@ -1,0 +1,52 @@
+"""STAR: spectral truncation that keeps the nuclear norm, then averaging."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from taskmerge.methods.average import average
+from taskmerge.methods.contract import Option, method
+from taskmerge.numerics.centre import shares
+from taskmerge.numerics.spectral import TaskMatrices
+from taskmerge.types import Matrix, Weights
+
+SLACK = 1e-6  # float32 singular values carry an error of about 1e-7: an exact share must not slip by one
+
+
+def components_for(values: Tensor, eta: float) -> int:
+    """The least k, at least 1, whose k leading values hold the share `eta` of their sum."""
+    cumulative = values.double().cpu().cumsum(0)
+    return int((cumulative < (1 - SLACK) * eta * cumulative[-1]).sum()) + 1
+
+
+@method(
+    space="delta",
+    reads="matrix",
+    title="STAR: spectral truncation and rescale",
+    formula="θ = θ₀ + Σ_t w_t (‖τ_t‖_* / ‖SVD_k(τ_t)‖_*) SVD_k(τ_t) / Σ_t w_t on matrices, θ̄ elsewhere",
+    paper="arXiv:2502.10339",
+    elsewhere=average,
+    notes=("k differs by task and tensor; with eta 1 it is the average",),
+)
+def star(
+    matrices: TaskMatrices,
+    weights: Weights,
+    *,
+    eta: Annotated[float, Option("share of the nuclear norm that decides the rank", low=0, high=1)] = 0.4,
+) -> Matrix:
+    """The base plus the average of truncated task vectors whose nuclear norm is restored.
+
+    k_t is the least rank with Σ_{i≤k} s_i ≥ η Σ_i s_i; the kept values grow by Σ s / Σ_{i≤k} s (Lee et al.,
+    STAR; their code counts η in percent). Returns the merged task vector, Σ w_t over Σ w_t.
+    """
+    spectra = matrices.singular_values()
+    counts = [components_for(values, eta) for values in spectra]
+    total = torch.zeros_like(matrices.stack[0])
+    for share, values, count, (u, s, vt) in zip(
+        shares(weights), spectra, counts, matrices.top(max(counts)), strict=True
+    ):
+        kept = s[:count]
+        grown = kept * (share * float(values.sum() / kept.sum()))
+        total += (u[:, :count] * grown) @ vt[:count]
+    return total

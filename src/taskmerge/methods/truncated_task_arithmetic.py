@@ -1,0 +1,36 @@
+"""Task arithmetic on truncated task vectors."""
+
+from typing import Annotated
+
+from taskmerge.methods.contract import Option, method
+from taskmerge.methods.task_arithmetic import task_arithmetic, usual_coefficient
+from taskmerge.numerics.rank import Rank
+from taskmerge.numerics.spectral import TaskMatrices
+from taskmerge.types import Matrix, Weights
+
+
+@method(
+    space="delta",
+    reads="matrix",
+    title="Truncated task arithmetic",
+    formula="θ = θ₀ + λ Σ_t w_t SVD_k(τ_t) on matrices, θ₀ + λ Σ_t w_t τ_t elsewhere",
+    paper="arXiv:2412.12153",
+    elsewhere=task_arithmetic,
+    notes=("at full rank it is task arithmetic", "the rank is cut about the base; `cart` cuts it about the average"),
+)
+def truncated_task_arithmetic(
+    matrices: TaskMatrices,
+    weights: Weights,
+    *,
+    rank: Annotated[Rank, Option("components kept of every task matrix")] = Rank("ratio", 0.08),  # noqa: B008
+    coefficient: Annotated[
+        float | None, Option("scales the sum of truncated task vectors", auto="0.3; 0.1 from 14 tasks on")
+    ] = None,
+) -> Matrix:
+    """The base plus the scaled sum of the leading components of every task vector.
+
+    λ Σ w_t SVD_k(τ_t) (Choi et al.: truncation about the base, the baseline of CART); tensors that are no
+    matrices add their whole task vectors with the same λ and weights. Returns the merged task vector.
+    """
+    scale = usual_coefficient(len(matrices)) if coefficient is None else coefficient
+    return matrices.truncated_sum(rank, [scale * weight for weight in weights.tolist()])
