@@ -1,0 +1,206 @@
+"""Compares the headers of all inputs before a byte of weight is read, and puts every problem into one message."""
+
+import fnmatch
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.errors import Mismatch, UsageError
+from taskmerge.merging.sources import Source
+from taskmerge.specs.merge import MergeSpec
+
+SHOWN = 12  # names listed in full before "and N more"
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """The tensors to merge, and what is left aside with the reason."""
+
+    names: tuple[str, ...]
+    heads: tuple[str, ...]
+    copied: tuple[str, ...]
+    left_out: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def selected(names: Iterable[str], spec: MergeSpec) -> list[str]:
+    """The names that --include and --exclude let through, sorted."""
+    return sorted(
+        name
+        for name in names
+        if (not spec.include or _matches(name, spec.include)) and not _matches(name, spec.exclude)
+    )
+
+
+def _matches(name: str, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in backticks, cut after the first dozen."""
+    shown = ", ".join(f"`{name}`" for name in names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+
+
+def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs_base: bool) -> Agreed:
+    """The tensors that can be merged, or `Mismatch` with everything that does not fit.
+
+    The base counts where it is read: for task vectors (`needs_base`), or under --on-missing base.
+    """
+    if spec.on_missing == "base" and base is None:
+        raise UsageError("--on-missing base needs a base", where="--on-missing", hint="name it: `--base FILE`")
+    used = base if needs_base or spec.on_missing == "base" else None
+    union = selected({name for expert in experts for name in expert.specs}, spec)
+    _refuse_lone_base(spec, base, experts)
+    heads = _heads(union, used, experts, needs_base) if spec.heads == "keep" else []
+    names, notes = [name for name in union if name not in set(heads)], _unmatched(spec, base, experts)
+    if spec.on_missing == "skip":
+        kept = [name for name in names if all(name in one.specs for one in (*experts, *([used] if used else [])))]
+        if len(kept) < len(names):
+            notes.append(f"left out {len(names) - len(kept)} tensors that some input lacks (--on-missing skip)")
+        names = kept
+    problems = [*_missing(names, used, experts, spec), *_shapes(names, used, experts)]
+    absent = [name for name in names if needs_base and used is not None and name not in used.specs]
+    if absent and used is not None:
+        problems.append(f"{used.where}: the base lacks {len(absent)} tensors that experts have: {listed(absent)}")
+    if problems:
+        raise Mismatch(
+            "the inputs do not fit together\n" + "\n".join(problems), hint=_hint(names, absent, used, experts)
+        )
+    alone = [name for name in selected(base.specs, spec) if name not in set(union)] if base else []
+    copied = alone if spec.on_missing == "base" else []
+    if alone and not copied:
+        notes.append(f"left out {len(alone)} tensors that only the base has (--on-missing base copies them)")
+    return Agreed(tuple(names), tuple(heads), tuple(copied), () if copied else tuple(alone), tuple(notes))
+
+
+def _unmatched(spec: MergeSpec, base: Source | None, experts: Sequence[Source]) -> list[str]:
+    """A note for every glob that lets nothing through, or keeps nothing out."""
+    known = {name for source in (*experts, *([base] if base else [])) for name in source.specs}
+    globs = [*(("--include", glob) for glob in spec.include), *(("--exclude", glob) for glob in spec.exclude)]
+    return [
+        f"{flag} '{glob}' matches no tensor"
+        for flag, glob in globs
+        if not any(_matches(name, [glob]) for name in known)
+    ]
+
+
+def _refuse_lone_base(spec: MergeSpec, base: Source | None, experts: Sequence[Source]) -> None:
+    """One input whose tensors are a strict superset of the others', which agree, is most likely the base."""
+    if base is not None or len(experts) < 2 or spec.on_missing != "refuse":
+        return
+    sets = [frozenset(selected(expert.specs, spec)) for expert in experts]
+    largest = max(range(len(sets)), key=lambda index: len(sets[index]))
+    others = set(sets[:largest] + sets[largest + 1 :])
+    if len(others) == 1 and sets[largest] > (common := others.pop()):
+        where = experts[largest].where
+        extra = sorted(sets[largest] - common)
+        raise Mismatch(
+            f"it has {len(extra)} tensors that no other input has ({listed(extra)}); is it the base?", where=where,
+            hint=f"say `--base {where}` to use it as the base, or `--on-missing skip` to merge what all inputs share",
+        )  # fmt: skip
+
+
+def _heads(union: Sequence[str], base: Source | None, experts: Sequence[Source], needs_base: bool) -> list[str]:
+    """The tensors of task heads: their shapes differ between experts or from the base, or the base has none."""
+    alone = [name for name in union if needs_base and base is not None and name not in base.specs]
+    return sorted({*_differing(union, [*experts, *([base] if base else [])]), *alone})
+
+
+def _differing(names: Sequence[str], sources: Sequence[Source]) -> list[str]:
+    """The tensors of which the sources hold different shapes."""
+    return [name for name in names if len({one.specs[name].shape for one in sources if name in one.specs}) > 1]
+
+
+def _missing(names: Sequence[str], base: Source | None, experts: Sequence[Source], spec: MergeSpec) -> list[str]:
+    """What every expert lacks of what most have, and what it has that most lack."""
+    problems = []
+    counts = Counter(name for expert in experts for name in expert.specs)
+    filled = base.specs if spec.on_missing == "base" and base is not None else {}
+    open_names = [name for name in names if counts[name] < len(experts) and name not in filled]
+    for expert in experts:
+        lacking = [name for name in open_names if name not in expert.specs and 2 * counts[name] > len(experts)]
+        extra = [name for name in open_names if name in expert.specs and 2 * counts[name] <= len(experts)]
+        if lacking:
+            problems.append(f"{expert.where}: lacks {len(lacking)} tensors that other experts have: {listed(lacking)}")
+        if extra:
+            problems.append(f"{expert.where}: has {len(extra)} tensors that other experts lack: {listed(extra)}")
+    return problems
+
+
+def _shapes(names: Sequence[str], base: Source | None, experts: Sequence[Source]) -> list[str]:
+    """One line for every tensor whose shape or kind of dtype differs between inputs."""
+    problems = []
+    sources = [*([base] if base else []), *experts]
+    for name in names:
+        having = [source for source in sources if name in source.specs]
+        if any(not _alike(source.specs[name], having[-1].specs[name]) for source in having):
+            holders: dict[str, list[str]] = {}
+            for source in having:
+                holders.setdefault(_said(source.specs[name]), []).append(source.where)
+            problems.append(
+                f"`{name}`: " + "; ".join(f"{said} in {', '.join(where)}" for said, where in holders.items())
+            )
+    return problems[:SHOWN] + ([f"... and {len(problems) - SHOWN} more tensors"] if len(problems) > SHOWN else [])
+
+
+def _alike(one: TensorSpec, other: TensorSpec) -> bool:
+    if one.shape != other.shape or is_float(one.dtype) != is_float(other.dtype):
+        return False
+    return is_float(one.dtype) or one.dtype == other.dtype
+
+
+def _said(spec: TensorSpec) -> str:
+    return f"{spec.dtype} {list(spec.shape)}"
+
+
+def _hint(names: Sequence[str], absent: Sequence[str], base: Source | None, experts: Sequence[Source]) -> str:
+    """The option that mends the mismatch: a prefix, the exact --exclude line, or --on-missing."""
+    prefix = common_prefix([expert.specs for expert in experts], base.specs if base else None)
+    if prefix:
+        return f"the names agree without the prefix `{prefix}`: `--strip-prefix {prefix}`"
+    odd = sorted({*_differing(names, [*experts, *([base] if base else [])]), *absent})
+    if odd:
+        line = " ".join(f"--exclude '{name}'" for name in odd)
+        return f"leave these tensors out: {line}, or keep every task's own with `--heads keep`"
+    return "`--on-missing skip` merges what all experts share; `--on-missing base` takes absent tensors as unchanged"
+
+
+def common_prefix(experts: Sequence[Iterable[str]], base: Iterable[str] | None = None) -> str:
+    """The prefix (up to a dot) without which all experts have the same names, all of them in the base; else ""."""
+    sets = [frozenset(names) for names in experts]
+    origin = None if base is None else frozenset(base)
+    if _one_set(sets, origin):
+        return ""
+    everything = [*sets, *([origin] if origin else [])]
+    shared = [_common_start(names) for names in everything]
+    prefixes = {".".join(parts[:count]) + "." for parts in shared for count in range(1, len(parts) + 1)}
+    for prefix in sorted(prefixes, key=lambda one: (len(one), one)):
+        bare = [frozenset(name.removeprefix(prefix) for name in names) for names in everything]
+        unique = all(len(one) == len(names) for one, names in zip(bare, everything, strict=True))
+        if unique and _one_set(bare[: len(sets)], bare[-1] if origin else None):
+            return prefix
+    return ""
+
+
+def _common_start(names: frozenset[str]) -> list[str]:
+    """The segments that all names start with, never a whole name."""
+    columns = zip(*(name.split(".")[:-1] for name in sorted(names)), strict=False)
+    return [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+
+
+def _one_set(sets: Sequence[frozenset[str]], base: frozenset[str] | None) -> bool:
+    return len(set(sets)) == 1 and (base is None or sets[0] <= base)
+
+
+def dtypes_of(name: str, experts: Sequence[Source]) -> Mapping[str, list[str]]:
+    """The dtype codes of one tensor and the experts that hold it so."""
+    found: dict[str, list[str]] = {}
+    for expert in experts:
+        if name in expert.specs:
+            found.setdefault(expert.specs[name].dtype, []).append(expert.task)
+    return found

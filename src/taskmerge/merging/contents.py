@@ -1,0 +1,145 @@
+"""`inspect`: what is in a file, an index, a folder or an adapter, from its headers."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.errors import BadFile
+from taskmerge.merging.classes import CLASSES, classify
+from taskmerge.merging.factors import PARTS
+from taskmerge.merging.inputs import provenance_of
+from taskmerge.merging.lora import CONFIG, is_adapter
+from taskmerge.merging.plan import TensorJob
+from taskmerge.types import TensorClass
+
+SHOWN_OF_ADAPTER = ("peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor: `truncated` says whether spectral methods truncate it without --also, `rank` how many components
+    a factored one is stored with."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: TensorClass
+    bytes: int
+    truncated: bool
+    rank: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        count = 1
+        for side in self.shape:
+            count *= side
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class ClassEntry:
+    """One class of tensors: how many, of how many parameters, what share of all, how many are truncated."""
+
+    kind: TensorClass
+    tensors: int
+    parameters: int
+    share: float
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a path holds. `kind`: checkpoint, adapter, or what taskmerge wrote: merge, vector, factors, centre."""
+
+    path: str
+    kind: str
+    files: tuple[str, ...]
+    tensors: tuple[TensorEntry, ...]
+    parameters: int
+    bytes: int
+    dtypes: Mapping[str, int]
+    classes: tuple[ClassEntry, ...]
+    provenance: Mapping[str, Any] | None
+    adapter: Mapping[str, Any] | None
+    metadata: Mapping[str, str]
+    tied: Mapping[str, str]
+    warnings: tuple[str, ...]
+    digest: str | None
+
+    def to_dict(self) -> dict[str, object]:
+        """The inspection as plain values, for --json."""
+        return asdict(self)
+
+
+def inspect(path: str | Path, *, digest: bool = False, allow_pickle: bool = False) -> Inspection:
+    """What is in a safetensors file, an index, a model folder, a pickled state dict (if allowed) or an adapter.
+
+    Reads headers only, unless `digest` asks for the content digest. Raises `BadFile` for what cannot be read.
+    """
+    with open_checkpoint(Path(path), allow_pickle=allow_pickle) as checkpoint:
+        record = provenance_of(checkpoint)
+        tensors = _entries(checkpoint, record)
+        adapter = _adapter(Path(path))
+        return Inspection(
+            str(path), _kind(record, adapter), tuple(map(str, checkpoint.files)), tensors,
+            sum(one.parameters for one in tensors), sum(one.nbytes for one in checkpoint.specs.values()),
+            dict(sorted(Counter(one.dtype for one in checkpoint.specs.values()).items())), _classes(tensors), record,
+            adapter, {key: text for key, text in checkpoint.metadata.items() if key != "taskmerge"},
+            dict(checkpoint.tied), tuple(checkpoint.warnings), digest_of(checkpoint) if digest else None,
+        )  # fmt: skip
+
+
+def _kind(record: Mapping[str, Any] | None, adapter: Mapping[str, Any] | None) -> str:
+    return "adapter" if adapter is not None else str((record or {}).get("kind", "checkpoint"))
+
+
+def _entries(checkpoint: Checkpoint, record: Mapping[str, Any] | None) -> tuple[TensorEntry, ...]:
+    """The tensors by name; the three factors of a matrix count as that matrix."""
+    specs = checkpoint.specs
+    ranks = (record or {}).get("ranks") or {}
+    factored = {name for name in ranks if all(name + part in specs for part in PARTS)}
+    parts = {name + part for name in factored for part in PARTS}
+    found = {name: _entry(name, one.dtype, one.shape, one.nbytes) for name, one in specs.items() if name not in parts}
+    for name in factored:
+        u, s, vt = (specs[name + part] for part in PARTS)
+        nbytes = u.nbytes + s.nbytes + vt.nbytes
+        found[name] = _entry(name, u.dtype, (*u.shape[:1], *vt.shape[1:]), nbytes, rank=int(ranks[name]))
+    return tuple(found[name] for name in sorted(found))
+
+
+def _entry(name: str, dtype: str, shape: tuple[int, ...], nbytes: int, rank: int | None = None) -> TensorEntry:
+    kind = classify(name, shape, is_float(dtype))
+    truncated = kind == "linear" and min(TensorJob((), "merge", kind, shape).matrix_shape()) > 1
+    return TensorEntry(name, dtype, shape, kind, nbytes, truncated, rank)
+
+
+def _classes(tensors: tuple[TensorEntry, ...]) -> tuple[ClassEntry, ...]:
+    """The table of classes, in their usual order; those without a tensor are left out."""
+    total = sum(one.parameters for one in tensors) or 1
+    rows = []
+    for kind in CLASSES:
+        members = [one for one in tensors if one.kind == kind]
+        count = sum(one.parameters for one in members)
+        if members:
+            rows.append(ClassEntry(kind, len(members), count, count / total, sum(one.truncated for one in members)))
+    return tuple(rows)
+
+
+def _adapter(path: Path) -> dict[str, Any] | None:
+    """What the configuration of an adapter's folder says, or None where there is none."""
+    file = (path if path.is_dir() else path.parent) / CONFIG
+    if not is_adapter(path) or not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadFile(f"is not JSON: {error}", where=str(file), hint="download it again") from None
+    if not isinstance(config, dict):
+        raise BadFile("is no JSON object", where=str(file), hint="download it again")
+    return {key: config[key] for key in SHOWN_OF_ADAPTER if key in config}

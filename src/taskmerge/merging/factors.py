@@ -1,0 +1,147 @@
+"""Task vectors as files, dense or as factors (`NAME.U`, `NAME.s`, `NAME.Vt`): read back in place of experts."""
+
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.errors import BadFile
+from taskmerge.merging.sources import CheckpointSource, Kind, LowRank, Source, Tally, finite
+from taskmerge.numerics.spectral import Factors
+
+PARTS = (".U", ".s", ".Vt")
+Origin = Literal["base", "centre"]
+READ_AT_ONCE = 1 << 20  # bytes
+
+
+class VectorSource(CheckpointSource):
+    """One task's vectors about an origin, from a file that `vectors` wrote: dense tensors, and matrices as factors.
+
+    `record` is the file's provenance. `specs` are the tensors that the vectors stand for, in the shapes of the base
+    and the dtypes of the expert that they were taken from.
+    """
+
+    def __init__(self, task: str, checkpoint: Checkpoint, record: Mapping[str, Any], base: Source) -> None:
+        kind: Kind = "centred" if record.get("origin") == "centre" else "delta"
+        super().__init__(task, checkpoint, kind)
+        self.record = record
+        self.ranks: Mapping[str, int] = _ranks(record)
+        usual, said = record.get("dtype"), record.get("dtypes") or {}
+        plain = {name: one for name, one in checkpoint.specs.items() if name not in _parts(self.ranks)}
+        dense = {**plain, **{name: self._dense(name, base) for name in self.ranks}}
+        floats = {name: usual or one.dtype for name, one in dense.items() if is_float(one.dtype)}
+        codes = {**floats, **{name: code for name, code in said.items() if name in floats}}
+        self.specs = {name: replace(one, dtype=codes.get(name, one.dtype)) for name, one in sorted(dense.items())}
+
+    def _dense(self, name: str, base: Source) -> TensorSpec:
+        """The tensor that a set of factors stands for."""
+        where = f"{self.where}: `{name}`"
+        parts = [self.checkpoint.specs.get(name + part) for part in PARTS]
+        if name not in base.specs or any(part is None or part.dtype != "F32" for part in parts):
+            raise BadFile("its factors are not complete, or the base lacks that tensor", where=where)
+        (m, k), values, (rows, n) = (part.shape if part else () for part in parts)
+        shape = base.specs[name].shape
+        if values != (k,) or rows != k or m * n != math.prod(shape):
+            raise BadFile(f"its factors do not multiply to the base's shape {list(shape)}", where=where)
+        first = self.checkpoint.specs[name + ".U"]
+        nbytes = sum(part.nbytes for part in parts if part)
+        return TensorSpec(name, "F32", shape, first.file, first.start, nbytes)
+
+    def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
+        """Elements of the dense task vector; only the rows that hold them are multiplied out."""
+        if name not in self.ranks:
+            super().read(name, start, out, raw, tally)
+            return
+        if tally is not None and start == 0:
+            self._tally(name, tally)
+        width, k = self.checkpoint.specs[name + ".Vt"].shape[1], self.checkpoint.specs[name + ".s"].shape[0]
+        first, last = start // width, -(-(start + len(out)) // width)
+        left = torch.empty((last - first) * k)
+        self.checkpoint.read_into(name + ".U", left.view(torch.uint8), first * k * left.itemsize)
+        scaled = left.view(last - first, k) * self.checkpoint.tensor(name + ".s")
+        rows = (scaled.to(out.dtype) @ self.checkpoint.tensor(name + ".Vt").to(out.dtype)).reshape(-1)
+        out.copy_(rows[start - first * width :][: len(out)])
+        if not finite(out):
+            where = f"{self.where}: `{name}`"
+            raise BadFile("its factors hold NaN or infinity", where=where, hint="write the file again")
+
+    def _tally(self, name: str, tally: Tally) -> None:
+        """Digests the factors of a tensor, from front to back."""
+        for part in PARTS:
+            size = self.checkpoint.specs[name + part].nbytes
+            for start in range(0, size, READ_AT_ONCE):
+                raw = torch.empty(min(READ_AT_ONCE, size - start), dtype=torch.uint8)
+                self.checkpoint.read_into(name + part, raw, start)
+                tally.update(name + part, raw)
+            if size == 0:
+                tally.update(name + part, torch.empty(0, dtype=torch.uint8))
+
+    @property
+    def cut(self) -> Mapping[str, int]:
+        """The matrices of which components were left out when the file was written, and how many it holds."""
+        return {name: k for name, k in self.ranks.items() if k == self.checkpoint.specs[name + ".s"].shape[0]}
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """U diag(s) and Vt."""
+        found = self.factors(name)
+        return None if found is None else (found.u * found.s, found.vt)
+
+    def factors(self, name: str) -> Factors | None:
+        """The triplets of a matrix as they were written, without those of value zero; None for a dense tensor."""
+        if name not in self.ranks:
+            return None
+        u, s, vt = (self.checkpoint.tensor(name + part) for part in PARTS)
+        known = int((s > 0).sum())
+        return Factors(u[:, :known], s[:known], vt[:known])
+
+
+def _ranks(record: Mapping[str, Any]) -> Mapping[str, int]:
+    """The factored tensors of a file and the number of components of each."""
+    found = record.get("ranks") or {}
+    return {str(name): int(count) for name, count in found.items()} if record.get("kind") == "factors" else {}
+
+
+def _parts(names: Iterable[str]) -> set[str]:
+    return {name + part for name in names for part in PARTS}
+
+
+def stored_names(
+    checkpoint: Checkpoint, record: Mapping[str, Any] | None, merged: Container[str], prefix: str = ""
+) -> list[str]:
+    """What a merge with the tensors `merged` reads of a file, under the file's own names; all where none is known."""
+    found = [
+        name for said, names in dense_names(checkpoint, record, prefix).items() if said in merged for name in names
+    ]
+    return sorted(found) or list(checkpoint.specs)
+
+
+def dense_names(checkpoint: Checkpoint, record: Mapping[str, Any] | None, prefix: str = "") -> dict[str, list[str]]:
+    """The tensors that a file stands for, without their prefix, and which of its own tensors make up each."""
+    factored = {name + part: name for name in _ranks(record or {}) for part in PARTS}
+    found: dict[str, list[str]] = {}
+    for name in checkpoint.specs:
+        found.setdefault(factored.get(name, name.removeprefix(prefix)), []).append(name)
+    return found
+
+
+def restrictions(experts: Sequence[Source], wanted: Mapping[str, int]) -> list[str]:
+    """A note where factor files hold fewer components than a method asks for: `wanted` has the count of each matrix."""
+    fewer: dict[str, tuple[int, int]] = {}
+    for expert in experts:
+        held = expert.cut if isinstance(expert, VectorSource) else {}
+        short = [(held[name], count) for name, count in wanted.items() if held.get(name, count) < count]
+        if short:
+            fewer[expert.task] = min(short)
+    if not fewer:
+        return []
+    least, most = min(fewer.values())
+    return [
+        f"the factors of {', '.join(fewer)} hold as few as {least} components where the method takes up to {most}: "
+        "it works on those that there are"
+    ]

@@ -1,0 +1,60 @@
+"""Task heads that are not merged: every task's own tensors, byte for byte, in `heads/` beside the output."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from taskmerge.checkpoint.dtypes import DTYPES, is_float
+from taskmerge.checkpoint.writer import OutputSpec, Sink, stage
+from taskmerge.errors import BadFile, Mismatch
+from taskmerge.merging.record import metadata
+from taskmerge.merging.sources import CheckpointSource, Source, finite
+
+FOLDER = "heads"
+
+
+def heads_folder(output: Path, is_folder: bool) -> Path:
+    """Where the heads of an output go: into its folder, or beside its file."""
+    return (output if is_folder else output.parent) / FOLDER
+
+
+def stage_heads(
+    names: Sequence[str], experts: Sequence[Source], folder: Path, stack: ExitStack, *, version: str, overwrite: bool
+) -> list[tuple[Sink, dict[str, str]]]:
+    """Stages `TASK.safetensors` of every expert that has such tensors; each sink with the metadata to commit it with.
+
+    Raises BadOutput where a file exists (without `overwrite`), BadFile for NaN in a head.
+    """
+    staged = []
+    for expert in experts:
+        own = [name for name in names if name in expert.specs]
+        if not own:
+            continue
+        if not isinstance(expert, CheckpointSource) or expert.kind != "weight":
+            raise Mismatch(
+                "only checkpoints have heads of their own", where=expert.where, hint="leave out `--heads keep`"
+            )
+        specs = [OutputSpec(name, expert.specs[name].dtype, expert.specs[name].shape) for name in own]
+        said = metadata({"kind": "head", "task": expert.task, "version": version})
+        sink = stack.enter_context(stage(folder / f"{expert.task}.safetensors", specs, overwrite=overwrite))
+        for name in own:
+            _copy(expert, name, sink)
+        staged.append((sink, said))
+    return staged
+
+
+def _copy(expert: CheckpointSource, name: str, sink: Sink) -> None:
+    """One tensor as it is; bad numbers are refused by name."""
+    spec = expert.specs[name]
+    raw = torch.empty(spec.nbytes, dtype=torch.uint8)
+    expert.read_bytes(name, 0, raw, None)
+    values = raw.view(DTYPES[spec.dtype])
+    if is_float(spec.dtype) and not finite(values if values.element_size() > 1 else values.float()):
+        raise BadFile(
+            "the tensor holds NaN or infinity",
+            where=f"{expert.where}: `{name}`",
+            hint="this checkpoint is damaged; leave it out",
+        )
+    sink.write(name, values)

@@ -1,0 +1,145 @@
+"""Binds a chain of methods to one point of the grid: stack in, merged tensor out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskmerge.methods.contract import Kernel, Method, Scan, Value, accepted, bind
+from taskmerge.methods.registry import find
+from taskmerge.numerics.spectral import TaskMatrices
+from taskmerge.specs.merge import MergeSpec
+
+Handed = Mapping[str, Any]
+"""What the engine knows of a slice, by the names that kernels ask for it (`methods/contract.py`)."""
+
+
+@dataclass
+class BoundPoint:
+    """One point of the grid: every method of the chain with its options and, after the first pass, its statistic."""
+
+    chain: tuple[Method, ...]
+    options: tuple[dict[str, Value], ...]
+    lines: dict[str, Value] | None
+    point: Mapping[str, Value]
+    alone: bool
+    statistics: list[object] = field(default_factory=list)
+
+    @property
+    def last(self) -> Method:
+        return self.chain[-1]
+
+    def transform(self, stack: Tensor, handed: Handed, until: int | None = None) -> Tensor:
+        """The stack after the transforms of the chain (DARE, Breadcrumbs), or after the first `until` of them.
+
+        A transform treats each task by itself, so that one row at a time is enough; the stack itself is overwritten
+        unless other grid points need it.
+        """
+        for index, one in enumerate(self.chain[:-1][:until]):
+            result = stack if self.alone else torch.empty_like(stack)
+            for task in range(len(stack)):
+                own = {**handed, **self._own(index), "uniform": partial(handed["uniform_of"], task)}
+                result[task : task + 1] = _call(one.kernel, stack[task : task + 1], own)
+            stack = result
+        return stack
+
+    def merge_stack(self, stack: Tensor, handed: Handed, treatment: str) -> Tensor:
+        """One merged tensor (a merged task vector, unless the method merges weights)."""
+        stack = self.transform(stack, handed)
+        kernel = self.last.elsewhere if treatment == "elsewhere" else self.last.kernel
+        if treatment == "origin" or kernel is None:
+            return torch.zeros_like(stack[0])
+        return self._scaled(_call(kernel, stack, {**handed, **self._own(-1)}), len(stack), handed)
+
+    def merge_matrices(self, matrices: TaskMatrices, handed: Handed) -> Tensor:
+        """One merged matrix."""
+        return self._scaled(_call(self.last.kernel, matrices, {**handed, **self._own(-1)}), len(matrices), handed)
+
+    def first_pass(self, scan: Callable[["BoundPoint", int], Scan], weights: Tensor, known: dict[str, object]) -> None:
+        """Fills the statistics; a later method's pass sees what the earlier transforms leave.
+
+        `known` holds what other grid points have found: points that differ in other options share it.
+        """
+        self.statistics = []
+        for index, one in enumerate(self.chain):
+            if one.statistic is None:
+                self.statistics.append(None)
+                continue
+            own = accepted(one.statistic, {**self.options[index], "weights": weights})
+            before = [(other.name, sorted(self.options[i].items())) for i, other in enumerate(self.chain[:index])]
+            key = repr((before, one.name, sorted((name, value) for name, value in own.items() if name != "weights")))
+            if key not in known:
+                known[key] = one.statistic(scan(self, index), **own)
+            self.statistics.append(known[key])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the first passes have to say: counts kept against counts asked for."""
+        return tuple(note for one in self.statistics for note in getattr(one, "notes", ()))
+
+    def _own(self, index: int) -> dict[str, object]:
+        statistic = self.statistics[index] if self.statistics else None
+        return {**self.options[index], "statistic": statistic}
+
+    def _scaled(self, merged: Tensor, tasks: int, handed: Handed) -> Tensor:
+        """The merged task vector times the depth factor of --lines."""
+        if self.lines is None:
+            return merged
+        from taskmerge.methods.lines import depth_factor
+
+        factor: float = depth_factor(handed["position"], tasks, **self.lines)  # type: ignore[arg-type]
+        return merged * factor
+
+
+def _call(kernel: Kernel, data: object, handed: Handed) -> Tensor:
+    return kernel(data, **accepted(kernel, handed))
+
+
+def bind_points(spec: MergeSpec) -> list[BoundPoint]:
+    """All points of the grid, bound; under --lines a method's own coefficient is 1 unless it was given."""
+    chain = spec.chain()
+    settings = spec.settings()
+    bound = []
+    for point in spec.points():
+        options = []
+        for one in chain:
+            own = {
+                name: value for name, value in point.items() if name in settings and settings[name][0].name == one.name
+            }
+            if spec.lines and "coefficient" in one.settings:
+                own.setdefault("coefficient", 1.0)
+            options.append(bind(one, own))
+        lines = None
+        if spec.lines:
+            declared = find("lines")
+            lines = bind(declared, {name: value for name, value in point.items() if name in declared.settings})
+        bound.append(BoundPoint(chain, tuple(options), lines, point, alone=False))
+    bound[0].alone = len(bound) == 1
+    return bound
+
+
+def largest_first(points: Sequence[BoundPoint]) -> list[BoundPoint]:
+    """The points ordered so that a rank that is asked for later is contained in one that is already factored."""
+    from taskmerge.numerics.rank import Rank
+
+    def weight(point: BoundPoint) -> float:
+        rank = point.options[-1].get("rank")
+        if not isinstance(rank, Rank):
+            return 0.0
+        return {"energy": 0.0, "ratio": -rank.value, "count": -rank.value}[rank.kind]
+
+    return sorted(points, key=weight)
+
+
+def earlier_points(spec: MergeSpec, first: BoundPoint) -> list[BoundPoint]:
+    """The points of a replayed point's grid that were computed before it: they left their factorisations to it."""
+    if not spec.grid:
+        return []
+    names = spec.factored()
+    points = largest_first(bind_points(replace(spec, options={**spec.options, **names})))
+    key = [{name: point.options[0][name] for name in names} for point in points]
+    own = {name: first.options[0][name] for name in names}
+    return points[: key.index(own)] if own in key else []

@@ -1,0 +1,214 @@
+"""A PEFT LoRA folder as it lies on disk: factors by module with their scalings; what is not plain LoRA is refused."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.errors import BadFile
+from taskmerge.merging.compare import listed
+from taskmerge.merging.sources import Tally
+
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+WRAPPER = "base_model.model."
+FOLD = "fold it into its base with peft (`merge_and_unload`) and merge that checkpoint instead"
+PIECE = 1 << 20  # bytes digested at a time
+
+# Entries of the configuration that say nothing about the weights, and those that are read below.
+KNOWN = frozenset({
+    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "fan_in_fan_out",
+    "init_lora_weights", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+    "inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout",
+    "runtime_config", "megatron_core", "qalora_group_size", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config",
+})  # fmt: skip
+UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+"""Initialisations that leave the base's weights as they are; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them."""
+
+PATTERNS = (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(\.[^.]+)?\.weight$")
+TABLE = re.compile(r"^(?P<module>.+)\.lora_embedding_(?P<side>[AB])(\.[^.]+)?$")
+SAVED = re.compile(r"^(?P<module>.+)\.base_layer\.(?P<parameter>weight|bias)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The factors of one module's update scaling · B A, as the file holds them: A [r, in, ...], B [out, r, 1, ...]."""
+
+    module: str
+    a: TensorSpec
+    b: TensorSpec
+    scaling: float
+    table: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The update's shape; an embedding's table lies transposed."""
+        return (self.a.shape[1], self.b.shape[0]) if self.table else (self.b.shape[0], *self.a.shape[1:])
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether the update has a tensor's shape, as it is or (GPT-2's Conv1D) transposed."""
+        return shape == self.shape or (len(shape) == 2 and not self.table and shape == self.shape[::-1])
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter, known from its configuration and header, without a base.
+
+    `saved` are weights that peft stored whole beside their factors (embeddings): tensor name -> name in the file.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    pairs: tuple[Pair, ...]
+    saved: Mapping[str, str]
+    fan_in_fan_out: bool
+
+    @cached_property
+    def stored(self) -> Mapping[str, TensorSpec]:
+        """The file's tensors, and what its configuration makes of them as one more entry."""
+        config = TensorSpec(CONFIG, "U8", (len(self._meaning),), self.folder / CONFIG, 0, len(self._meaning))
+        return {**self.checkpoint.specs, CONFIG: config}
+
+    @cached_property
+    def _meaning(self) -> bytes:
+        said = {"fan_in_fan_out": self.fan_in_fan_out, "scaling": {one.module: one.scaling for one in self.pairs}}
+        return json.dumps(said, sort_keys=True).encode()
+
+    def account(self, tally: Tally) -> None:
+        """Adds the whole adapter to a digest: its tensors, and what its configuration makes of them."""
+        tally.update(CONFIG, torch.frombuffer(bytearray(self._meaning), dtype=torch.uint8))
+        for name, spec in self.checkpoint.specs.items():
+            for start in range(0, max(spec.nbytes, 1), PIECE):
+                piece = torch.empty(min(PIECE, spec.nbytes - start), dtype=torch.uint8)
+                self.checkpoint.read_into(name, piece, start)
+                tally.update(name, piece)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a path is a PEFT adapter: its folder, or the weight file in it."""
+    if path.is_dir():
+        return any((path / name).is_file() for name in (CONFIG, *WEIGHTS))
+    return path.name in WEIGHTS
+
+
+def adapter_digest(path: Path, *, allow_pickle: bool = False) -> str:
+    """The content digest by which a provenance names an adapter: its tensors and their scalings."""
+    adapter, tally = open_adapter(path, allow_pickle=allow_pickle), Tally()
+    adapter.account(tally)
+    return tally.finish(adapter.stored)[0]
+
+
+# --- opening ---------------------------------------------------------------------------------------------------
+
+
+def open_adapter(path: Path, *, allow_pickle: bool = False) -> Adapter:
+    """Opens an adapter's folder (headers only). `BadFile` names whatever is not plain LoRA."""
+    folder = path if path.is_dir() else path.parent
+    config = _configuration(folder / CONFIG)
+    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not weights:
+        raise BadFile(f"there is no {WEIGHTS[0]}", where=str(folder), hint="download the adapter's weights too")
+    checkpoint = open_checkpoint(weights[0], allow_pickle=allow_pickle)
+    checkpoint.folder = folder  # the tokenizer lies beside the weights
+    sides, saved, unknown = _sorted(checkpoint)
+    unknown += [spec.name for one in sides.values() for spec in one.values() if len(one) < 2]
+    if unknown:
+        said = f"it holds tensors that are not pairs of LoRA factors: {listed(unknown)}"
+        raise BadFile(said, where=str(weights[0]), hint=FOLD)
+    if not sides:
+        raise BadFile("it holds no LoRA factors", where=str(weights[0]), hint="save the adapter again")
+    nested = sorted({module.split(".base_layer.")[0] for module, _ in sides if ".base_layer." in module})
+    if nested:
+        said = f"it adapts torch's own attention, whose output projection peft counts twice: {listed(nested)}"
+        raise BadFile(said, where=str(weights[0]), hint=FOLD)
+    pairs = tuple(_pair(module, table, one["A"], one["B"], config) for (module, table), one in sorted(sides.items()))
+    return Adapter(folder, checkpoint, pairs, saved, bool(config.get("fan_in_fan_out")))
+
+
+def _configuration(file: Path) -> dict[str, Any]:
+    """adapter_config.json; every entry that would change the weights in a way unknown here is refused by name."""
+    try:
+        config = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        hint = "download it too: it holds the scaling"
+        raise BadFile(f"there is no {CONFIG}", where=str(file.parent), hint=hint) from None
+    except OSError as error:
+        raise BadFile(f"cannot be read: {error.strerror}", where=str(file), hint="check the disk") from error
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"is not JSON: {error}", where=str(file), hint="download it again") from None
+    if not isinstance(config, dict):
+        raise BadFile("is no JSON object", where=str(file), hint="download it again")
+    if config.get("peft_type") != "LORA":
+        said = f"is an adapter of type {config.get('peft_type')}, only LORA is supported"
+        raise BadFile(said, where=str(file), hint=FOLD)
+    active = [f"{key}={value}" for key, value in sorted(config.items()) if key not in KNOWN and _is_on(value)]
+    if config.get("init_lora_weights", True) not in UNTOUCHED:
+        active.append(f"init_lora_weights={config['init_lora_weights']} (it changes the base's weights)")
+    if active:
+        raise BadFile(f"is not plain LoRA: {', '.join(active)}", where=str(file), hint=FOLD)
+    return config
+
+
+def _is_on(value: object) -> bool:
+    return value not in (None, False, "none", 0, "") and value != [] and value != {}
+
+
+def _sorted(
+    checkpoint: Checkpoint,
+) -> tuple[dict[tuple[str, bool], dict[str, TensorSpec]], dict[str, str], list[str]]:
+    """The file's tensors: factors by (module, table or not) and side, weights saved whole, and the rest."""
+    sides: dict[tuple[str, bool], dict[str, TensorSpec]] = {}
+    saved, unknown = {}, []
+    for name, spec in checkpoint.specs.items():
+        plain = name.removeprefix(WRAPPER)
+        factor, table, whole = FACTOR.match(plain), TABLE.match(plain), SAVED.match(plain)
+        found = factor or table
+        if found and is_float(spec.dtype) and len(spec.shape) >= 2:
+            sides.setdefault((found["module"], found is table), {})
+            twin = sides[found["module"], found is table].setdefault(found["side"], spec)
+            unknown += [] if twin is spec else [name]
+        elif whole and is_float(spec.dtype):
+            saved[f"{whole['module']}.{whole['parameter']}"] = name
+        else:
+            unknown.append(name)
+    return sides, saved, unknown
+
+
+def _pair(module: str, table: bool, a: TensorSpec, b: TensorSpec, config: Mapping[str, Any]) -> Pair:
+    """Two factors with peft's scaling: alpha / r, or alpha / √r, where patterns may give a module its own of both."""
+    where = str(a.file)
+    rank, alpha = (_number(config, pattern, plain, module, where) for pattern, plain in PATTERNS)
+    if b.shape[1] != a.shape[0] or math.prod(b.shape[2:]) != 1:
+        said = f"B {list(b.shape)} and A {list(a.shape)} of `{module}` do not multiply"
+        raise BadFile(f"{said} (grouped convolutions are not supported)", where=where, hint=FOLD)
+    if rank != a.shape[0]:
+        raise BadFile(
+            f"`{module}` has rank {a.shape[0]}, {CONFIG} says {rank:g}", where=where,
+            hint="configuration and weights are not from one adapter: download both again",
+        )  # fmt: skip
+    return Pair(module, a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), table)
+
+
+def _number(config: Mapping[str, Any], pattern: str, plain: str, module: str, where: str) -> float:
+    """A module's own number: of the first pattern that matches its name or a dotted end of it, else the common one."""
+    given = config.get(pattern) or {}
+    try:
+        own = next((key for key in given if re.match(rf"(.*\.)?({key})$", module)), module)
+        value = given.get(own, config.get(plain, 8))
+    except (re.error, AttributeError, TypeError):
+        said = f"its `{pattern}` is no map from patterns to numbers"
+        raise BadFile(said, where=where, hint=f"mend {CONFIG}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadFile(f"`{plain}` of `{module}` is {value!r}, not a number", where=where, hint=f"mend {CONFIG}")
+    return float(value)

@@ -1,0 +1,124 @@
+"""What was done: the provenance inside every output, and the receipt that the caller gets."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from taskmerge.merging.plan import Plan
+from taskmerge.merging.sources import Source, Tally
+
+KEY = "taskmerge"
+BLANK = "sha256:" + "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRecord:
+    """One written checkpoint: where it is, its size, and the grid point that made it."""
+
+    path: str
+    files: tuple[str, ...]
+    bytes: int
+    options: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class MergeReceipt:
+    """What a merge wrote, from what, how, and at what cost. Times and memory are measured."""
+
+    outputs: tuple[OutputRecord, ...]
+    provenance: Mapping[str, object]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    predicted_memory: int
+    peak_memory: int
+    seconds: float
+    timing: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(output.path for output in self.outputs)
+
+    def to_dict(self) -> dict[str, object]:
+        """The receipt as plain values, for --json."""
+        return asdict(self)
+
+
+def provenance(
+    version: str,
+    recipe: Mapping[str, object],
+    plan: Plan,
+    experts: Sequence[Source],
+    base: Source | None,
+    tallies: Mapping[int, Tally],
+    device: str,
+    warnings: Sequence[str],
+) -> dict[str, object]:
+    """The provenance of one output (design.md §1): no clock time, path, user name or thread count."""
+    classes: dict[str, int] = {}
+    for kind, count, _, _ in plan.classes():
+        classes[kind] = classes.get(kind, 0) + count
+    record: dict[str, object] = {
+        "kind": "merge",
+        "version": version,
+        "recipe": recipe,
+        "tasks": [_entry(expert, tallies) for expert in experts],
+        "tensors": classes,
+        "treated": {f"{kind}/{how}": count for kind, count, _, how in plan.classes()},
+        "device": device,
+        "warnings": list(warnings),
+    }
+    used = _entry(base, tallies) if base is not None else {}
+    if used.get("tensors"):  # a base that lies there unread leaves no trace
+        record["base"] = used
+    return record
+
+
+def _entry(source: Source, tallies: Mapping[int, Tally]) -> dict[str, object]:
+    """Name and content digest of one input; `partial` when it holds tensors that were not read."""
+    entry: dict[str, object] = {"name": source.task}
+    tally = tallies.get(id(source))
+    if tally is None:
+        return entry
+    digest, count = tally.finish(source.stored)
+    entry |= {"digest": digest, "tensors": count}
+    if count < len(source.stored):
+        entry["partial"] = True
+    return entry
+
+
+def canonical(record: Mapping[str, object]) -> str:
+    """Canonical JSON: sorted keys, no spaces."""
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def metadata(record: Mapping[str, object]) -> dict[str, str]:
+    """The metadata of an output file."""
+    return {"format": "pt", KEY: canonical(record)}
+
+
+def reserve(record: Mapping[str, object], inputs: int) -> int:
+    """Bytes that a header must set aside for a provenance whose digests and late warnings are not yet known."""
+    return len(canonical(record).encode()) * 2 + 512 + 400 * inputs
+
+
+def peak_memory() -> int:
+    """The process's peak resident memory in bytes, 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory() -> int:
+    """The process's resident memory now in bytes, 0 where the system does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return peak_memory()

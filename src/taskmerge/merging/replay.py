@@ -1,0 +1,144 @@
+"""Finds the experts of a merged file again by content, so that its recipe can be replayed."""
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.errors import BadFile, TaskmergeError, UsageError
+from taskmerge.merging.factors import dense_names, stored_names
+from taskmerge.merging.inputs import named, provenance_of
+from taskmerge.merging.lora import adapter_digest, is_adapter
+from taskmerge.specs.load import parse_recipe
+
+BASE = "\0base"  # among the tasks that are looked for; no task is called so
+FOLDERS = ("*.safetensors", "*.bin", "*.pt", "*.index.json")
+
+
+def replayed(
+    path: Path, inputs: Sequence[str | Path], *, allow_pickle: bool = False
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """(task -> path, keywords of `merge`) that make the merged file at `path` again.
+
+    Looks among `inputs` (files, folders, globs), in the folder of `path` and in the working directory. `BadFile`
+    lists what is not there; `UsageError` when the file carries no recipe, or one without digests.
+    """
+    with open_checkpoint(path) as merged:
+        record: Mapping[str, Any] = provenance_of(merged) or {}
+        if record.get("kind") != "merge":
+            hint = "only files that taskmerge merged can be replayed"
+            raise UsageError("it carries no recipe", where=str(path), hint=hint)
+        wanted = {str(one["name"]): one for one in record["tasks"]}
+        if any("digest" not in one for one in wanted.values()):
+            raise UsageError("its inputs were not digested", where=str(path), hint="merge without --no-digest")
+        base = record.get("base")
+        keywords = _keywords(record["recipe"], str(path))
+        search = _Search(merged, keywords.get("strip_prefix", ""), allow_pickle)
+        candidates = _candidates(path, inputs)
+        found = search.find(wanted, candidates, search.of_expert)
+        held = search.held(found.values())
+        origin = search.find({BASE: base} if base else {}, candidates, lambda one: search.of_base(one, held))
+    lacking = [f"`{name}` ({one['digest']})" for name, one in wanted.items() if name not in found]
+    lacking += [f"the base ({base['digest']})"] if base and not origin else []
+    if lacking:
+        raise BadFile(
+            f"cannot find again, by content: {', '.join(lacking)}", where=str(path),
+            hint="name the experts' files or folder as arguments, or put them beside the merged file",
+        )  # fmt: skip
+    if base:
+        keywords["base"] = origin[BASE]
+    # What was decided once is not decided again: names like `base`, and experts that were merges themselves.
+    keywords |= {"keep_base": True, "allow_merged": True, "allow_pickle": allow_pickle}
+    return {name: found[name] for name in wanted}, keywords
+
+
+def _keywords(recipe: Any, where: str) -> dict[str, Any]:
+    """The embedded recipe as keywords of `merge`."""
+    parsed = parse_recipe(recipe, where)
+    keywords: dict[str, Any] = {**parsed.shape, **{k: v for k, v in parsed.options.items() if v is not None}}
+    if parsed.weights:
+        keywords["weights"] = dict(parsed.weights)
+    return keywords
+
+
+def _candidates(path: Path, inputs: Sequence[str | Path]) -> list[Path]:
+    """Where experts may lie: the arguments given, the merged file's folder, the working directory."""
+    places = [one for _, one in named(inputs)] + [path.absolute().parent, Path.cwd()]
+    found = [one for place in places for one in ([place] if not place.is_dir() else _in_folder(place))]
+    unique: dict[Path, Path] = {}
+    for one in found:
+        unique.setdefault(one.resolve(), one)
+    unique.pop(path.resolve(), None)
+    return list(unique.values())
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """A model folder itself, the weight files in it, and the model folders directly below it."""
+    files = [file for pattern in FOLDERS for file in sorted(folder.glob(pattern)) if not file.name.startswith(".")]
+    below = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    return [folder, *files, *(one for one in below if any(any(one.glob(pattern)) for pattern in FOLDERS))]
+
+
+Names = list[str]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Looks for inputs of a merge by the digest of what it read of them."""
+
+    merged: Checkpoint
+    prefix: str
+    allow_pickle: bool
+
+    def find(
+        self,
+        wanted: Mapping[str, Mapping[str, Any]],
+        paths: Iterable[Path],
+        read: Callable[[Checkpoint], Iterable[Names]],
+    ) -> dict[str, Path]:
+        """Task -> the first path with the same content; `read` says which tensors the merge may have read of a file."""
+        found: dict[str, Path] = {}
+        for path in paths:
+            open_tasks = {task: one for task, one in wanted.items() if task not in found}
+            if not open_tasks:
+                break
+            with suppress(TaskmergeError):  # other files may lie beside the experts
+                digests = set(self._digests(path, {one.get("tensors") for one in open_tasks.values()}, read))
+                found |= {task: path for task, one in open_tasks.items() if one["digest"] in digests}
+        return found
+
+    def _digests(
+        self, path: Path, sizes: Container[object], read: Callable[[Checkpoint], Iterable[Names]]
+    ) -> Iterator[str]:
+        """Content digests of a file; what has another number of tensors than any that is wanted is not read."""
+        if is_adapter(path):
+            yield adapter_digest(path, allow_pickle=self.allow_pickle)
+            return
+        with open_checkpoint(path, allow_pickle=self.allow_pickle) as checkpoint:
+            yield from (digest_of(checkpoint, names) for names in read(checkpoint) if len(names) in sizes)
+
+    def of_expert(self, checkpoint: Checkpoint) -> Iterator[Names]:
+        """An expert is read as far as the merged file goes."""
+        yield stored_names(checkpoint, provenance_of(checkpoint), self.merged.specs, self.prefix)
+
+    def of_base(self, checkpoint: Checkpoint, held: Container[str]) -> Iterator[Names]:
+        """A base is read where no expert holds a tensor; and if task vectors were merged, all its numbers are."""
+        specs = checkpoint.specs
+        names = [name for name in specs if name.removeprefix(self.prefix) in self.merged.specs]
+        alone = [name for name in names if name.removeprefix(self.prefix) not in held]
+        yield [name for name in names if name in alone or is_float(specs[name].dtype)]
+        yield alone
+
+    def held(self, experts: Iterable[Path]) -> frozenset[str]:
+        """The tensors of the merged file that some expert holds; an adapter stands for all of them."""
+        found: set[str] = set()
+        for path in dict.fromkeys(experts):
+            if is_adapter(path):
+                return frozenset(self.merged.specs)
+            with open_checkpoint(path, allow_pickle=self.allow_pickle) as checkpoint:
+                found |= dense_names(checkpoint, provenance_of(checkpoint), self.prefix).keys()
+        return frozenset(found)

@@ -1,0 +1,117 @@
+"""Where the rows of a merge come from: one view over full checkpoints, task vectors, factors and adapters."""
+
+import hashlib
+import math
+from collections.abc import Container, Mapping
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.checkpoint.digest import content_digest, tensor_line
+from taskmerge.checkpoint.dtypes import DTYPES, itemsize
+from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.errors import BadFile
+
+Kind = Literal["weight", "delta", "centred"]
+LowRank = tuple[Tensor, Tensor]
+"""left [m, r] and right [r, n]: their product is the task matrix, exactly."""
+
+
+class Tally:
+    """Collects the content digest of one source while its tensors are read, each from front to back."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, hashlib._Hash] = {}
+
+    def update(self, name: str, raw: Tensor) -> None:
+        """Adds the next bytes of a tensor."""
+        self._running.setdefault(name, hashlib.sha256()).update(raw.numpy().data)
+
+    def finish(self, specs: Mapping[str, TensorSpec], names: Container[str] | None = None) -> tuple[str, int]:
+        """The digest over all tensors read (or those of them that `names` holds), and how many there were."""
+        lines = [
+            tensor_line(name, specs[name].dtype, specs[name].shape, running.hexdigest())
+            for name, running in self._running.items()
+            if names is None or name in names
+        ]
+        return content_digest(lines), len(lines)
+
+
+class Source(Protocol):
+    """One expert, or the base: T tensors by name, as weights or as task vectors."""
+
+    task: str
+    kind: Kind
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The tensors that this source stands for."""
+        ...
+
+    @property
+    def stored(self) -> Mapping[str, TensorSpec]:
+        """The tensors that its file holds, under the file's own names: what a digest is taken over."""
+        ...
+
+    def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
+        """Fills `out` (1-D, float32 or float64) with elements from `start` on; `raw` is scratch."""
+
+    def low_rank(self, name: str) -> LowRank | None:
+        """The exact factors of a task matrix, where this source has them."""
+
+
+class CheckpointSource:
+    """A checkpoint's tensors under their (prefix-stripped) names."""
+
+    def __init__(self, task: str, checkpoint: Checkpoint, kind: Kind = "weight", prefix: str = "") -> None:
+        self.task = task
+        self.kind: Kind = kind
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+        self._names = {name.removeprefix(prefix): name for name in checkpoint.specs}
+        self.specs: Mapping[str, TensorSpec] = {short: checkpoint.specs[name] for short, name in self._names.items()}
+
+    @property
+    def where(self) -> str:
+        return str(self.checkpoint.path)
+
+    @property
+    def stored(self) -> Mapping[str, TensorSpec]:
+        return self.checkpoint.specs
+
+    def stored_name(self, name: str) -> str:
+        """The file's own name of a tensor."""
+        return self._names[name]
+
+    def read_bytes(self, name: str, start: int, raw: Tensor, tally: Tally | None) -> None:
+        """Fills `raw` with the tensor's bytes from `start` on."""
+        self.checkpoint.read_into(self._names[name], raw, start)
+        if tally is not None:
+            tally.update(self._names[name], raw)
+
+    def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
+        """Elements of a tensor in the compute dtype; bad numbers are refused by name."""
+        stored = self.checkpoint.specs[self._names[name]]
+        dtype, size = DTYPES[stored.dtype], itemsize(stored.dtype)
+        buffer = out.view(torch.uint8) if dtype == out.dtype else raw[: len(out) * size]
+        self.read_bytes(name, start * size, buffer, tally)
+        if dtype != out.dtype:
+            out.copy_(buffer.view(dtype))
+        if not finite(out):
+            raise BadFile(
+                "the tensor holds NaN or infinity", where=f"{self.where}: `{name}`",
+                hint="this checkpoint is damaged or its training diverged; leave it out",
+            )  # fmt: skip
+
+    def low_rank(self, name: str) -> LowRank | None:
+        return None
+
+
+def finite(values: Tensor) -> bool:
+    """Whether all values are finite; a finite sum proves it in one pass, a sum that is not is looked at closely."""
+    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())

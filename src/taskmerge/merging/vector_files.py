@@ -1,0 +1,227 @@
+"""The files of `vectors`: what each of them holds, says about itself, and when it comes into being."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from taskmerge import __version__
+from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.writer import OutputSpec, Sink, stage
+from taskmerge.errors import Mismatch
+from taskmerge.merging import record
+from taskmerge.merging.execute import Run
+from taskmerge.merging.factors import PARTS, VectorSource
+from taskmerge.merging.inputs import Inputs
+from taskmerge.merging.merge import RunOptions
+from taskmerge.merging.plan import TensorJob
+from taskmerge.merging.sources import CheckpointSource, Source, Tally
+from taskmerge.numerics.rank import Rank
+
+CENTRE = "centre"
+Kind = Literal["vector", "factors", "checkpoint"]
+ENDINGS: Mapping[Kind, str] = {
+    "vector": ".vector.safetensors",
+    "factors": ".factors.safetensors",
+    "checkpoint": ".safetensors",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What `vectors` is asked for besides the options that it shares with `merge`."""
+
+    centre: bool
+    rank: Rank | None
+    apply: bool
+    coefficient: float
+    dtype: str | None
+
+    @property
+    def kind(self) -> Kind:
+        return "checkpoint" if self.apply else "factors" if self.rank else "vector"
+
+    @property
+    def writes_centre(self) -> bool:
+        return self.centre and not self.apply
+
+    @property
+    def centre_dtype(self) -> str:
+        """The centre loses nothing that the vectors keep."""
+        return "F64" if self.dtype == "F64" else "F32"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that is known before a tensor is read."""
+
+    wanted: Wanted
+    run: Run
+    inputs: Inputs
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class VectorOutput:
+    """One written file (or its shards): what it holds, and of which task (None for the centre)."""
+
+    path: str
+    files: tuple[str, ...]
+    bytes: int
+    kind: str
+    task: str | None
+
+
+@dataclass
+class Files:
+    """The staged outputs: one a task, and the centre with the digest of what went into it."""
+
+    tasks: Mapping[str, Sink]
+    specs: Mapping[str, Mapping[str, OutputSpec]]
+    centre: Sink | None
+    digest: Tally = field(default_factory=Tally)
+    ranks: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+# --- before the work -------------------------------------------------------------------------------------------
+
+
+def staged(work: Work, counts: Mapping[str, list[int]], running: RunOptions, stack: ExitStack) -> Files:
+    """Opens all outputs under staging names."""
+    experts = work.run.experts
+    specs = {one.task: _specs(work, index, counts) for index, one in enumerate(experts)}
+    ending = ENDINGS[work.wanted.kind]
+    names = [(task, work.folder / f"{task}{ending}", list(one.values())) for task, one in specs.items()]
+    if work.wanted.writes_centre:
+        dtype = work.wanted.centre_dtype
+        plain = [replace(one, dtype=dtype) if is_float(one.dtype) else one for one in work.run.plan.outputs()]
+        names.append((CENTRE, work.folder / f"{CENTRE}.safetensors", plain))
+    blank = {name: _metadata(work, name, specs, {}, record.BLANK) for name, _, _ in names}
+    opened = {
+        name: stack.enter_context(
+            stage(
+                path, outputs, overwrite=running.overwrite, shard_size=running.shard_size,
+                reserve=record.reserve(blank[name], 1), folder=False,
+            )
+        )
+        for name, path, outputs in names
+    }  # fmt: skip
+    return Files({one.task: opened[one.task] for one in experts}, specs, opened.get(CENTRE))
+
+
+def _specs(work: Work, task: int, counts: Mapping[str, list[int]]) -> dict[str, OutputSpec]:
+    """What one task's file holds: tensors under their names, factors under theirs."""
+    wanted, expert, found = work.wanted, work.run.experts[task], {}
+    for job in work.run.plan.jobs:
+        if job.reads == "matrix" and not wanted.apply:
+            (m, n), k = job.matrix_shape(), _count(work, job, task, counts)
+            shapes = zip(PARTS, ((m, k), (k,), (k, n)), strict=True)
+            found.update({job.name + part: OutputSpec(job.name + part, "F32", shape) for part, shape in shapes})
+        else:
+            dtype = job.outputs[0].dtype
+            if wanted.apply and job.action == "merge":
+                dtype = wanted.dtype or _dtype(expert, work.run.base, job.name)
+            if job.name in found:
+                what = "its name is that of another tensor's factor"
+                raise Mismatch(what, where=f"`{job.name}`", hint="leave it out with --exclude")
+            found[job.name] = OutputSpec(job.name, dtype, job.shape)
+    return found
+
+
+def _count(work: Work, job: TensorJob, task: int, counts: Mapping[str, list[int]]) -> int:
+    """Components written of one matrix."""
+    rank = work.wanted.rank
+    return counts[job.name][task] if job.name in counts or rank is None else rank.resolve(min(job.matrix_shape()))
+
+
+def _dtype(expert: Source, base: Source | None, name: str) -> str:
+    """The dtype that an expert holds (or held) a tensor in."""
+    holder = expert if name in expert.specs or base is None else base
+    return holder.specs[name].dtype
+
+
+# --- after it --------------------------------------------------------------------------------------------------
+
+
+def committed(work: Work, files: Files) -> tuple[tuple[VectorOutput, ...], str]:
+    """Seals all files with their provenance, the centre first; and the digest of the origin."""
+    base = work.run.base
+    digest = ""
+    if base is not None and not work.wanted.centre:
+        digest = work.run.tallies[id(base)].finish(base.stored, frozenset(_origin_names(work)))[0]
+    sinks = {**({CENTRE: files.centre} if files.centre else {}), **files.tasks}
+    if files.centre is not None:
+        plain = {one.name: _described(one, work.wanted.centre_dtype) for one in work.run.plan.outputs()}
+        digest = files.digest.finish(plain, frozenset(_origin_names(work)))[0]
+    outputs = []
+    for name, sink in sinks.items():
+        said = _metadata(work, name, files.specs, files.ranks.get(name, {}), digest)
+        sink.commit(record.metadata(said))
+        size = sum(file.stat().st_size for file in sink.files)
+        task = None if name == CENTRE else name
+        outputs.append(VectorOutput(str(sink.path), tuple(map(str, sink.files)), size, str(said["kind"]), task))
+    return tuple(outputs), digest
+
+
+def _described(one: OutputSpec, dtype: str) -> TensorSpec:
+    """A tensor of the centre, as its header will describe it."""
+    code = dtype if is_float(one.dtype) else one.dtype
+    return TensorSpec(one.name, code, one.shape, Path(), 0, 0)
+
+
+def _metadata(
+    work: Work, name: str, specs: Mapping[str, Mapping[str, OutputSpec]], ranks: Mapping[str, int], digest: str
+) -> dict[str, object]:
+    """The provenance of one file: what it is, of which task and origin, made of which experts."""
+    wanted, run = work.wanted, work.run
+    digests = expert_digests(work, name)
+    said: dict[str, object] = {"version": __version__, "experts": digests, "device": run.device.type}
+    if name == CENTRE and work.wanted.writes_centre:
+        return said | {"kind": "centre"}
+    said |= {"kind": wanted.kind, "task": name, "origin": origin_of(work)} | (
+        {"origin_digest": digest} if digest else {}
+    )
+    if wanted.rank:
+        said |= {"rank": str(wanted.rank), "understood": wanted.rank.understood, "also": list(run.spec.also)}
+    if wanted.apply:
+        return said | {"coefficient": wanted.coefficient}
+    expert = next(one for one in run.experts if one.task == name)
+    floats = [job.name for job in run.plan.jobs if job.action == "merge"]
+    dtypes = {tensor: _dtype(expert, run.base, tensor) for tensor in floats}
+    usual = max(sorted(set(dtypes.values())), key=list(dtypes.values()).count, default="F32")
+    said |= {
+        "tensors": _origin_names(work), "dtype": usual,
+        "dtypes": {tensor: code for tensor, code in dtypes.items() if code != usual},
+    }  # fmt: skip
+    if wanted.rank:
+        held = {job.name: specs[name][job.name + ".s"].shape[0] for job in run.plan.jobs if job.reads == "matrix"}
+        said["ranks"] = {**held, **ranks}
+    return said
+
+
+def origin_of(work: Work) -> Literal["base", "centre"]:
+    """What the vectors are differences from: centred ones stay so."""
+    return "centre" if work.wanted.centre or work.run.experts[0].kind == "centred" else "base"
+
+
+def _origin_names(work: Work) -> list[str]:
+    """The tensors of the origin that its digest is taken over (all but buffers), under the names in its file."""
+    base = work.run.base
+    names = [job.name for job in work.run.plan.jobs if job.action == "merge"]
+    if work.wanted.centre or not isinstance(base, CheckpointSource):
+        return names
+    return [base.stored_name(name) for name in names]
+
+
+def expert_digests(work: Work, task: str | None = None) -> dict[str, str]:
+    """Content digests of all experts that made the centre; about a base that of `task` alone (None: of all)."""
+    first, found = work.run.experts[0], {}
+    if isinstance(first, VectorSource) and first.kind == "centred":
+        return dict(first.record["experts"])
+    for one in work.run.experts:
+        if task in (None, one.task) or work.wanted.centre:
+            known = one.record["experts"].get(one.record["task"]) if isinstance(one, VectorSource) else None
+            found[one.task] = known or work.run.tallies[id(one)].finish(one.stored)[0]
+    return found

@@ -1,0 +1,186 @@
+"""`vectors`: differences of experts from an origin as files, dense or as factors, and back onto the origin."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.writer import OutputSpec
+from taskmerge.errors import BadOutput, Mismatch, UsageError, unknown_name
+from taskmerge.merging import record
+from taskmerge.merging.classes import classify
+from taskmerge.merging.compare import Agreed, agree
+from taskmerge.merging.execute import Run, account_adapters, parallel
+from taskmerge.merging.inputs import InputOptions, Inputs, named, resolve
+from taskmerge.merging.kernels import bind_points
+from taskmerge.merging.memory import return_large_blocks
+from taskmerge.merging.merge import Arguments, RunOptions, check_disk, device_for, progress_of, split_options
+from taskmerge.merging.plan import GROWTH, TensorJob, costed
+from taskmerge.merging.sources import Tally
+from taskmerge.merging.subtract import energy_counts, subtract
+from taskmerge.merging.vector_files import (
+    CENTRE,
+    ENDINGS,
+    VectorOutput,
+    Wanted,
+    Work,
+    committed,
+    expert_digests,
+    origin_of,
+    staged,
+)  # fmt: skip
+from taskmerge.numerics.lapack import single_threaded
+from taskmerge.numerics.rank import Rank
+from taskmerge.specs.merge import MergeSpec, dtype_code
+
+OPTIONS = (
+    "include", "exclude", "on_missing", "on_buffer", "strip_prefix", "compute_dtype", "svd", "keep_base", "skip_input",
+    "allow_merged", "allow_pickle", "overwrite", "shard_size", "device", "threads", "max_memory", "progress",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class VectorsReceipt:
+    """What `vectors` wrote, about which origin, and at what cost. `ranks`: components of every matrix, by task."""
+
+    outputs: tuple[VectorOutput, ...]
+    origin: Literal["base", "centre"]
+    origin_digest: str
+    experts: Mapping[str, str]
+    rank: str | None
+    ranks: Mapping[str, Mapping[str, int]]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    peak_memory: int
+    seconds: float
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(output.path for output in self.outputs)
+
+    def to_dict(self) -> dict[str, object]:
+        """The receipt as plain values, for --json."""
+        return asdict(self)
+
+
+def vectors(
+    inputs: Arguments,
+    *,
+    base: str | Path | None = None,
+    output: str | Path | None = None,
+    centre: bool = False,
+    rank: str | float | Rank | None = None,
+    apply: bool = False,
+    coefficient: float = 1.0,
+    dtype: str | None = None,
+    also: Sequence[str] = (),
+    **options: Any,
+) -> VectorsReceipt:
+    """Writes every expert's task vector τ_t = θ_t - θ₀ (`centre`: θ_t - θ̄, and θ̄ itself) into the folder `output`.
+
+    `rank` writes matrices as their leading singular triplets; `apply` writes full checkpoints, origin plus
+    `coefficient` times the (truncated) task vector. `inputs` may be such files themselves. Further options are those
+    of `merge` that concern inputs and cost. Raises `TaskmergeError`.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown_name("option of vectors", name, OPTIONS, where="vectors")
+    wanted = Wanted(centre, None if rank is None else Rank.parse(rank), apply, coefficient, dtype and dtype_code(dtype))
+    if coefficient != 1.0 and not apply:
+        raise UsageError("a coefficient scales what is applied", where="--coefficient", hint="add --apply")
+    method = "cart" if centre else "task_arithmetic"  # of which only the space of the rows is used
+    spec, opening, running = split_options(method, base, output, None, {"also": tuple(also), **options})
+    return _carry_out(_prepare(inputs, wanted, spec, opening, running), running)
+
+
+def _prepare(inputs: Arguments, wanted: Wanted, spec: MergeSpec, opening: InputOptions, running: RunOptions) -> Work:
+    """Opens headers, compares them, and lays the work out. Reads no weights, writes nothing."""
+    folder = running.output or Path("applied" if wanted.apply else "vectors")
+    own = [] if wanted.apply else [folder / f"{task}{ENDINGS[wanted.kind]}" for task, _ in named(inputs)]
+    own += [folder / f"{CENTRE}.safetensors"] if wanted.writes_centre else []
+    found = resolve(inputs, replace(opening, outputs=tuple(own), earlier=("vector", "factors", "centre")))
+    _check(found, wanted, folder)
+    agreed = agree(spec, found.base, found.experts, not wanted.centre or found.experts[0].kind != "weight")
+    jobs = _jobs(spec, wanted, found, agreed)
+    reading = found.base if not wanted.centre or any(one.kind != "weight" for one in found.experts) else None
+    workers = running.threads or len(os.sched_getaffinity(0))
+    plan = costed(
+        jobs, len(found.experts) + wanted.centre, found.experts, reading, agreed, agreed.notes, workers,
+        running.max_memory, record.resident_memory() + GROWTH,
+    )  # fmt: skip
+    check_disk(plan, [folder / "any"])
+    tallies = {id(one): Tally() for one in (*found.experts, *([found.base] if found.base else []))}
+    device = device_for(running.device, spec if wanted.rank else replace(spec, method="task_arithmetic"))
+    run = Run(spec, plan, found.base, found.experts, bind_points(spec), (), device, tallies, progress_of(plan, running))
+    return Work(wanted, run, found, folder)
+
+
+def _check(found: Inputs, wanted: Wanted, folder: Path) -> None:
+    """Refuses what has no meaning: no origin, vectors that are centred already, names that are no file names."""
+    if not wanted.centre and found.base is None:
+        raise UsageError(
+            "task vectors are differences from a base", where="--base",
+            hint="name the checkpoint that the experts were fine-tuned from, or take their average with --centre",
+        )  # fmt: skip
+    centred = [one for one in found.experts if one.kind == "centred"]
+    if wanted.centre and centred:
+        what = "it holds differences from the average already"
+        raise UsageError(what, where=centred[0].where, hint="leave out --centre")
+    for one in found.experts:
+        path = folder / f"{one.task}{ENDINGS[wanted.kind]}"
+        if "/" in one.task or one.task in ("", CENTRE):
+            raise UsageError(f"`{one.task}` is no name for a file of a task", hint="name the input: `other=PATH`")
+        if path.exists() and Path(one.where).exists() and path.samefile(one.where):
+            raise BadOutput("the output would replace an input", where=str(path), hint="choose another folder with -o")
+
+
+def _jobs(spec: MergeSpec, wanted: Wanted, found: Inputs, agreed: Agreed) -> list[TensorJob]:
+    """One job a tensor: matrices whole where they are factored, the rest in slices."""
+    jobs = []
+    for name in agreed.names:
+        one = next(expert.specs[name] for expert in found.experts if name in expert.specs)
+        kind = classify(name, one.shape, is_float(one.dtype))
+        outputs = (OutputSpec(name, wanted.dtype or "F32", one.shape),)
+        job = TensorJob(outputs, "merge", kind, one.shape)
+        if kind == "buffer":
+            job = TensorJob((OutputSpec(name, one.dtype, one.shape),), "buffer", kind, one.shape)
+        elif wanted.rank and (kind == "linear" or kind in spec.also) and min(job.matrix_shape()) > 1:
+            job = TensorJob(outputs, "merge", kind, one.shape, "method", "matrix")
+        jobs.append(job)
+    if wanted.apply and found.base is not None:
+        for name in agreed.copied:
+            one = found.base.specs[name]
+            kind = classify(name, one.shape, is_float(one.dtype))
+            jobs.append(TensorJob((OutputSpec(name, one.dtype, one.shape),), "copy", kind, one.shape))
+    if not jobs:
+        raise Mismatch("there is no tensor to take", hint="check --include and --exclude")
+    if wanted.rank and not any(job.reads == "matrix" for job in jobs):
+        raise Mismatch("there is no matrix to factor: no tensor is of the class `linear`", hint="widen it with --also")
+    return sorted(jobs, key=lambda job: job.name)
+
+
+def _carry_out(work: Work, running: RunOptions) -> VectorsReceipt:
+    """Reads, subtracts, factors and writes every tensor; then seals and commits all files."""
+    started = time.perf_counter()
+    run, plan, wanted = work.run, work.run.plan, work.wanted
+    return_large_blocks()
+    with single_threaded(), ExitStack() as stack:
+        stack.callback(work.inputs.close)
+        counts = energy_counts(work) if wanted.rank and wanted.rank.kind == "energy" else {}
+        files = staged(work, counts, running, stack)
+        order = sorted(plan.jobs, key=lambda job: (-job.memory, job.name))
+        for _ in parallel(run, order, lambda job: subtract(work, files, job)):
+            pass
+        account_adapters(run)
+        outputs, digest = committed(work, files)
+    return VectorsReceipt(
+        outputs, origin_of(work), digest, expert_digests(work), str(wanted.rank) if wanted.rank else None, files.ranks,
+        (*plan.notes, *work.inputs.notes), work.inputs.warnings, plan.bytes_read, sum(one.bytes for one in outputs),
+        record.peak_memory(), time.perf_counter() - started,
+    )  # fmt: skip

@@ -1,0 +1,161 @@
+"""`verify`: whether a merged checkpoint is sound, finite, and what its embedded recipe makes of its experts."""
+
+import filecmp
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.dtypes import DTYPES, is_float
+from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError
+from taskmerge.merging.inputs import provenance_of
+from taskmerge.merging.merge import merge
+from taskmerge.merging.replay import replayed
+
+SLICE = 1 << 20  # bytes
+SHOWN = 5
+UNREPLAYABLE = "`--no-replay` checks the file alone"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found out about a file that passed. `replayed`: the recipe gave every tensor again, byte for byte;
+    `same_file`: and the whole file too (a file that was cut into shards or written again by others is not)."""
+
+    path: str
+    digest: str
+    tensors: int
+    bytes: int
+    provenance: Mapping[str, Any] | None
+    replayed: bool
+    same_file: bool
+    experts: Mapping[str, str]
+    base: str | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """The verification as plain values, for --json."""
+        return asdict(self)
+
+
+def verify(
+    path: str | Path,
+    experts: Sequence[str | Path] = (),
+    *,
+    replay: bool = True,
+    allow_pickle: bool = False,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Checks the header and every number of a checkpoint, finds its experts by digest, and merges them anew.
+
+    Experts are looked for among `experts` (files, folders, globs), beside `path` and in the working directory. The
+    new merge goes to a temporary folder. Raises `BadNumber` for NaN or infinity, `BadFile` for a damaged file, an
+    expert that is not found, and tensors that do not come out again, `UsageError` for a file without a recipe.
+    """
+    path = Path(path)
+    with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
+        _check_finite(checkpoint)
+        record = provenance_of(checkpoint)
+        size = sum(one.nbytes for one in checkpoint.specs.values())
+        plain = Verification(
+            str(path), digest_of(checkpoint), len(checkpoint.specs), size, record, False, False, {}, None, ()
+        )
+        if not replay:
+            return plain
+        found, keywords = _replayable(path, record, experts, allow_pickle)
+        keywords |= {"threads": threads, "max_memory": max_memory, "progress": progress}
+        with tempfile.TemporaryDirectory(prefix="taskmerge-verify-") as folder:
+            again = Path(folder) / "again.safetensors"
+            merge(found, output=again, **keywords)
+            same_file, notes = _compare(checkpoint, again)
+    base = keywords.get("base")
+    return Verification(
+        plain.path, plain.digest, plain.tensors, plain.bytes, record, True, same_file,
+        {task: str(one) for task, one in found.items()}, None if base is None else str(base), notes,
+    )  # fmt: skip
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint with NaN or infinity, naming the tensors."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        sound = pool.map(lambda name: _finite(checkpoint, name), checkpoint.specs)
+        bad = [name for name, fine in zip(checkpoint.specs, sound, strict=True) if not fine]
+    if bad:
+        raise BadNumber(
+            f"holds NaN or infinity in {_some(bad)}", where=str(checkpoint.path),
+            hint="the file was damaged, or made by something else: merge again",
+        )  # fmt: skip
+
+
+def _finite(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether all numbers of a tensor are finite; 1 MiB at a time."""
+    spec = checkpoint.specs[name]
+    dtype = DTYPES[spec.dtype]
+    for start in range(0, spec.nbytes if is_float(spec.dtype) or dtype.is_complex else 0, SLICE):
+        raw = torch.empty(min(SLICE, spec.nbytes - start), dtype=torch.uint8)
+        checkpoint.read_into(name, raw, start)
+        values = raw.view(dtype)
+        if not bool(torch.isfinite(values.float() if values.element_size() == 1 else values).all()):
+            return False
+    return True
+
+
+def _replayable(
+    path: Path, record: Mapping[str, Any] | None, experts: Sequence[str | Path], allow_pickle: bool
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Experts and keywords of the merge that is to be done again, on the kind of device that it was done on."""
+    try:
+        found, keywords = replayed(path, experts, allow_pickle=allow_pickle)
+    except UsageError as error:
+        raise UsageError(error.what, where=error.where, hint=UNREPLAYABLE) from None
+    device = str((record or {}).get("device", "cpu"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise NotEnough("it was merged on a GPU, and there is none here", where=str(path), hint=UNREPLAYABLE)
+    return found, {**keywords, "device": device}
+
+
+def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]]:
+    """Whether the whole file came out again, and notes; `BadFile` where a tensor or the record differs."""
+    if len(checkpoint.files) == 1 and filecmp.cmp(checkpoint.files[0], again, shallow=False):
+        return True, ()
+    with open_checkpoint(again) as replay:
+        where = str(checkpoint.path)
+        names = sorted({*checkpoint.specs, *replay.specs})
+        differing = [name for name in names if _digest(checkpoint, name) != _digest(replay, name)]
+        if differing:
+            raise BadFile(
+                f"{len(differing)} of {len(names)} tensors are not what the recipe gives: {_some(differing)}",
+                where=where, hint="the file was changed after the merge, or its recipe was: merge again",
+            )  # fmt: skip
+        said, found = (dict(provenance_of(one) or {}) for one in (checkpoint, replay))
+    old, new = said.pop("version", None), found.pop("version", None)
+    if said != found:
+        keys = [key for key in sorted({*said, *found}) if said.get(key) != found.get(key)]
+        raise BadFile(
+            f"its tensors are what the recipe gives, but its provenance was changed: {_some(keys)}", where=where,
+            hint="merge again to have a true record",
+        )  # fmt: skip
+    if old != new:
+        return False, (f"merged by taskmerge {old}, replayed by {new}: the same tensors, another header",)
+    layout = "in shards" if len(checkpoint.files) > 1 else "written again by another program"
+    return False, (f"the file is {layout}: compared tensor by tensor",)
+
+
+def _digest(checkpoint: Checkpoint, name: str) -> str:
+    return digest_of(checkpoint, [name]) if name in checkpoint.specs else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(f"`{name}`" for name in listed[:SHOWN]) + more

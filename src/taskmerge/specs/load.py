@@ -1,0 +1,223 @@
+"""Reads recipe files: strict YAML, every complaint with line and column and the nearest key."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taskmerge.errors import BadFile, UsageError, nearest, unknown_name
+from taskmerge.methods.registry import methods
+from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
+
+FORMAT = 1
+TEXTS = ("method", "then", "strip_prefix")
+LISTS = ("include", "exclude", "also")
+PATHS = ("base", "output")
+MAPPINGS = ("options", "weights", "experts", "grid")
+KEYS = frozenset({"taskmerge", "dtype", "seed", "lines", *CHOICES, *TEXTS, *LISTS, *PATHS, *MAPPINGS})
+RUNNING = frozenset({
+    "device", "threads", "max_memory", "overwrite", "shard_size", "dry_run", "json", "quiet", "debug", "allow_pickle",
+    "allow_merged", "keep_base", "skip_input", "recipe",
+})  # fmt: skip
+Places = Mapping[str, str]
+"""Where keys stand, as file:line:column; the keys of a nested mapping as `options.rank`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe as written: what shapes the result (`shape`, keywords of `merge`), the method's options, and inputs."""
+
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    experts: Mapping[str, str] | Sequence[str] = ()
+    base: str | None = None
+    output: str | None = None
+    places: Places = field(default_factory=dict)
+
+
+def load_recipe(path: Path) -> Recipe:
+    """A recipe file, checked key by key. Its paths are relative to it, and stay so here."""
+    places: dict[str, str] = {}
+    values = _entries(_document(path, "recipe", "start with `method: cart`"), str(path), places)
+    return parse_recipe(values, str(path), places)
+
+
+def parse_recipe(values: Mapping[str, Any], where: str, places: Places | None = None) -> Recipe:
+    """A recipe from plain values; `where` names it wherever `places` knows nothing better."""
+    at = {key: (places or {}).get(key, where) for key in values}
+    for key in values:
+        if key not in KEYS:
+            raise _unknown_key(key, at[key])
+    if values.get("taskmerge", FORMAT) != FORMAT:
+        raise UsageError(
+            f"format {values['taskmerge']} of recipes is not known",
+            where=at["taskmerge"],
+            hint=f"this version reads {FORMAT}",
+        )
+    shape = {
+        key: _checked(key, value, at[key])
+        for key, value in values.items()
+        if key not in (*MAPPINGS, *PATHS, "taskmerge")
+    }
+    if values.get("grid"):
+        shape["grid"] = _nested("grid", values, at, "for example `grid: {rank: [0.04, 0.08]}`")
+    options = _nested("options", values, at, "for example `options: {rank: 0.08}`")
+    weights = _nested("weights", values, at, "for example `weights: {mnist: 1.5}`")
+    numbers = {
+        task: _number(task, value, (places or {}).get(f"weights.{task}", where)) for task, value in weights.items()
+    }
+    base, output = (None if values.get(key) is None else _text(key, values[key], at[key]) for key in PATHS)
+    return Recipe(shape, options, numbers, _experts(values.get("experts"), at), base, output, dict(places or {}))
+
+
+def load_weights(path: Path) -> dict[str, float]:
+    """A YAML or JSON file of task weights, `NAME: VALUE`."""
+    places: dict[str, str] = {}
+    values = _entries(_document(path, "file of coefficients", "write one `mnist: 0.3` a line"), str(path), places)
+    return {task: _number(task, value, places[task]) for task, value in values.items()}
+
+
+def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """`--set key=value` pairs as keywords of `merge`: a recipe's key, or an option of some method."""
+    found: dict[str, Any] = {}
+    declared = {name for one in methods().values() for name in one.settings}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"`{pair}` is no key=value", where="--set", hint="such as --set rank=0.08")
+        name = key.strip().removeprefix("options.").replace("-", "_")
+        where = f"--set {key.strip()}"
+        if name in declared:
+            found[name] = text
+        elif name in PATHS:
+            found[name] = Path(text)
+        elif name in KEYS - {"taskmerge", *MAPPINGS}:
+            value = text.split(",") if name in LISTS else text if name in TEXTS else yaml.safe_load(text)
+            found[name] = _checked(name, value, where)
+        else:
+            raise unknown_name("recipe key or option", name, declared | KEYS - {"taskmerge", *MAPPINGS}, where=where)
+    return found
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------
+
+
+def _document(path: Path, what: str, hint: str) -> yaml.MappingNode:
+    """The one mapping that a file holds, as nodes that know their places."""
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise BadFile(f"cannot read the {what}: {error.strerror}", where=str(path), hint="check the path") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UsageError(f"this is no YAML: {getattr(error, 'problem', error)}", where=where, hint=hint) from None
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"a {what} is a mapping of keys to values", where=str(path), hint=hint)
+    return node
+
+
+def _entries(node: yaml.MappingNode, path: str, places: dict[str, str], above: str = "") -> dict[str, Any]:
+    """Keys with plain values; `places` takes where each key stands. A repeated key is refused."""
+    found: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        place = f"{path}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
+        key = str(_plain(key_node, path))
+        if key in found:
+            raise UsageError(f"the key `{key}` stands twice", where=place, hint="keep one of them")
+        places[above + key] = place
+        if isinstance(value_node, yaml.MappingNode) and not above:
+            found[key] = _entries(value_node, path, places, f"{key}.")
+        else:
+            found[key] = _plain(value_node, path, as_text=above in ("options.", "grid."))
+    return found
+
+
+def _plain(node: yaml.Node, path: str, as_text: bool = False) -> Any:
+    """A node's value, as the safe loader builds it; `as_text` keeps numbers as they were written (1.0 is not 1)."""
+    if as_text and isinstance(node, yaml.SequenceNode):
+        return [_plain(item, path, as_text) for item in node.value]
+    if as_text and isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":null"):
+        return node.value
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    except yaml.YAMLError as error:
+        mark = node.start_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}"
+        raise UsageError(
+            f"this value cannot be read: {getattr(error, 'problem', error)}", where=where, hint="write plain YAML"
+        ) from None
+    finally:
+        loader.dispose()
+
+
+# --- values ----------------------------------------------------------------------------------------------------
+
+
+def _unknown_key(key: str, where: str) -> UsageError:
+    """The complaint about a key that recipes don't have, with the way out for an option that stands too far left."""
+    if any(key.replace("-", "_") in one.settings for one in methods().values()):
+        hint = f"options of the method stand under `options:`, such as `options: {{{key.replace('-', '_')}: …}}`"
+        return UsageError(f"unknown key `{key}`", where=where, hint=hint)
+    if key.replace("-", "_") in RUNNING:
+        hint = f"a recipe holds what shapes the result: give --{key.replace('_', '-')} on the command line"
+        return UsageError(f"unknown key `{key}`", where=where, hint=hint)
+    close = nearest(key, KEYS)
+    hint = f"did you mean `{close}`?" if close else f"known keys: {', '.join(sorted(KEYS))}"
+    return UsageError(f"unknown key `{key}`", where=where, hint=hint)
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    """One value that shapes the result, in its own type."""
+    if key in LISTS:
+        return tuple(_text(key, item, where) for item in (value if isinstance(value, list | tuple) else [value]))
+    if key == "seed":
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise UsageError(f"`seed` is an integer, not `{value}`", where=where, hint="such as `seed: 0`")
+        return value
+    if key == "lines":
+        if not isinstance(value, bool):
+            raise UsageError(f"`lines` is true or false, not `{value}`", where=where, hint="write `lines: true`")
+        return value
+    text = _text(key, value, where)
+    if key == "dtype":
+        return dtype_code(text, where)
+    return checked_choice(key, text, where) if key in CHOICES else text
+
+
+def _text(key: str, value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise UsageError(
+            f"`{key}` is a text, not `{value}`", where=where, hint="put it in quotes if it looks like a number"
+        )
+    return value
+
+
+def _nested(key: str, values: Mapping[str, Any], at: Places, hint: str) -> dict[str, Any]:
+    value = values.get(key) or {}
+    if not isinstance(value, dict):
+        raise UsageError(f"`{key}` is a mapping", where=at[key], hint=hint)
+    return value
+
+
+def _experts(value: Any, at: Places) -> dict[str, str] | list[str]:
+    """Task names to paths, or a list of paths."""
+    if isinstance(value, dict):
+        return {task: _text(task, path, at["experts"]) for task, path in value.items()}
+    return (
+        [_text("experts", one, at["experts"]) for one in (value if isinstance(value, list) else [value])]
+        if value
+        else []
+    )
+
+
+def _number(task: str, value: Any, where: str) -> float:
+    if not isinstance(value, bool):
+        with suppress(TypeError, ValueError):
+            return float(value)
+    raise UsageError(f"the weight of `{task}` is a number, not `{value}`", where=where, hint="such as 0.3")

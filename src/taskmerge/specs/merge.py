@@ -1,0 +1,180 @@
+"""What a merge is asked to do: the options that shape the result, frozen and checked."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from taskmerge.errors import UsageError, unknown_name
+from taskmerge.methods.contract import Method, Setting, Value
+from taskmerge.methods.registry import find
+from taskmerge.numerics.rank import Rank
+from taskmerge.types import TensorClass
+
+Qkv = Literal["as-is", "split", "fused"]
+OnMissing = Literal["refuse", "base", "skip"]
+OnBuffer = Literal["refuse", "first"]
+WIDENING: tuple[TensorClass, ...] = ("projection", "embedding", "conv")  # classes that --also treats as matrices
+SCALE = "coefficient"
+FINISH = "task_arithmetic"  # merges what DARE and Breadcrumbs leave, unless --then says otherwise
+CHOICES = {
+    "qkv": ("as-is", "split", "fused"),
+    "compute_dtype": ("float32", "float64"),
+    "svd": ("exact", "randomized"),
+    "on_missing": ("refuse", "base", "skip"),
+    "on_buffer": ("refuse", "first"),
+    "heads": ("refuse", "keep"),
+}
+DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
+SHORT = {
+    "fp64": "float64",
+    "fp32": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeSpec:
+    """Everything that shapes a merged checkpoint besides its inputs. `options` hold grids: a tuple of values each.
+
+    `grid` is the grid that a replayed point was part of: what was factored for one point served the next.
+    """
+
+    method: str = "cart"
+    then: str | None = None
+    lines: bool = False
+    options: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+    qkv: Qkv = "as-is"
+    dtype: str | None = None
+    compute_dtype: Literal["float32", "float64"] = "float32"
+    svd: Literal["exact", "randomized"] = "exact"
+    seed: int = 0
+    on_missing: OnMissing = "refuse"
+    on_buffer: OnBuffer = "refuse"
+    heads: Literal["refuse", "keep"] = "refuse"
+    strip_prefix: str = ""
+    grid: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Brings names into their one spelling and refuses values that mean nothing."""
+        plain: dict[str, object] = {"method": find(self.method).name, "then": self.then and find(self.then).name}
+        plain |= {name: checked_choice(name, getattr(self, name)) for name in CHOICES}
+        plain["dtype"] = None if self.dtype is None else dtype_code(self.dtype)
+        for name in ("include", "exclude", "also"):
+            value = getattr(self, name)
+            plain[name] = (value,) if isinstance(value, str) else tuple(value)
+        for name in self.also:
+            if name not in WIDENING:
+                raise unknown_name("class of tensors", name, WIDENING, where="--also")
+        for task, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise UsageError(f"the weight of `{task}` is {weight}", where="--weight", hint="give a finite number")
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
+    def chain(self) -> tuple[Method, ...]:
+        """The methods in the order they act: transforms of the task vectors, then the one that merges."""
+        first = find(self.method)
+        if first.gives == "merged":
+            if self.then:
+                raise UsageError(
+                    f"`{first.name}` merges by itself", where="--then", hint="--then follows dare or breadcrumbs"
+                )
+            return (first,)
+        last = find(self.then or FINISH)
+        if last.gives != "merged" or last.space != "delta":
+            raise UsageError(
+                f"`{last.name}` cannot merge the task vectors that {first.name} leaves", where="--then",
+                hint="name a method on task vectors, such as ties or task_arithmetic",
+            )  # fmt: skip
+        return (first, last)
+
+    def settings(self) -> dict[str, tuple[Method, Setting]]:
+        """Every option that this chain (and --lines) understands; an earlier method wins a shared name."""
+        chain = [*self.chain()]
+        if self.lines:
+            if chain[-1].space != "delta":
+                raise UsageError(
+                    f"--lines scales merged task vectors; `{chain[-1].name}` has none", where="--lines",
+                    hint="use it with a method on task vectors, such as task_arithmetic, ties or tsv_m",
+                )  # fmt: skip
+            chain.append(find("lines"))
+        found: dict[str, tuple[Method, Setting]] = {}
+        for one in chain:
+            for name, setting in one.settings.items():
+                found.setdefault(name, (one, setting))
+        return found
+
+    def points(self) -> Iterator[dict[str, Value]]:
+        """The points of the grid: one value for every option that was given."""
+        names = sorted(self.options)
+        for values in itertools.product(*(self.options[name] for name in names)):
+            yield dict(zip(names, values, strict=True))
+
+    def factored(self) -> dict[str, tuple[Value, ...]]:
+        """The values that one run factors matrices for, where that is more than one point's; scales factor nothing."""
+        (first, *more), given = self.chain(), dict(self.options)
+        if more or first.granularity(first.defaults()) != "matrix":
+            return {}
+        if all(set(given.get(name, ())) <= set(values) for name, values in self.grid.items()):
+            given |= self.grid
+        own = [name for name in sorted(given) if name in first.settings and name != SCALE]
+        return {name: given[name] for name in own if len(given[name]) > 1}
+
+    def recipe(self, point: Mapping[str, Value]) -> dict[str, object]:
+        """The recipe of one output: what differs from the defaults, options of the point written out in full."""
+        said: dict[str, object] = {"taskmerge": 1, "method": self.method}
+        plain = MergeSpec()
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in (*said, "options", "weights", "grid") and value != getattr(plain, one.name):
+                said[one.name] = list(value) if isinstance(value, tuple) else value
+        values = {name: point.get(name, setting.default) for name, (_, setting) in self.settings().items()}
+        said["options"] = {name: plain_value(value) for name, value in sorted(values.items())}
+        if self.weights:
+            said["weights"] = dict(sorted(self.weights.items()))
+        if self.factored():
+            said["grid"] = {name: [plain_value(value) for value in values] for name, values in self.factored().items()}
+        return said
+
+
+def plain_value(value: Value) -> object:
+    """An option's value as YAML and JSON hold it; ranks keep their spelling (0.08, 8, energy:0.95)."""
+    if isinstance(value, Rank):
+        return int(value.value) if value.kind == "count" else value.value if value.kind == "ratio" else str(value)
+    return value
+
+
+def checked_choice(name: str, value: object, where: str | None = None) -> object:
+    """The value if the option `name` allows it; `where` is the option itself unless a recipe says otherwise."""
+    if value not in CHOICES[name]:
+        raise UsageError(
+            f"`{value}` is no value of `{name.replace('_', '-')}`", where=where or f"--{name.replace('_', '-')}",
+            hint=f"one of {', '.join(CHOICES[name])}",
+        )  # fmt: skip
+    return value
+
+
+def dtype_code(said: str, where: str = "--dtype") -> str:
+    """The safetensors code of a type: `float16`, `fp16`, `half` and `F16` mean the same."""
+    if said in DTYPES.values():
+        return said
+    name = SHORT.get(str(said).lower(), str(said).lower().removeprefix("torch."))
+    if name not in DTYPES:
+        raise unknown_name("type", str(said), DTYPES, where=where)
+    return DTYPES[name]
