@@ -1,0 +1,111 @@
+"""The program: its commands, its streams, its exit codes. Imports no torch."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from taskmerge import __version__
+from taskmerge.errors import TaskmergeError
+
+
+class Commands(TyperGroup):
+    """The program's commands. Typer loads pydantic for any option of the program itself that is not a plain bool:
+    a third of the time that --help may take. So there are no such options, and --help is off, not None."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+
+app = typer.Typer(
+    name="taskmerge",
+    help="Turns several fine-tunings of one base model into one model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,  # see Commands
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+INTERNAL = 1
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"taskmerge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
+    ),
+) -> None:
+    """Turns several fine-tunings of one base model into one model."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the program and ends the process with its exit code."""
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all files are closed; torch's own teardown would cost half a second and 130 MB more
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line; every error becomes one message on stderr and an exit code."""
+    import taskmerge.cli.commands  # noqa: F401  registers the commands
+
+    debug = "--debug" in arguments
+    try:
+        outcome = app(args=list(arguments), prog_name="taskmerge", standalone_mode=False)
+        sys.stdout.flush()
+        if outcome == INTERRUPTED:  # Typer turns Ctrl-C into this status
+            raise KeyboardInterrupt
+        return outcome if isinstance(outcome, int) else 0
+    except TaskmergeError as error:
+        return _say(error, error.message, error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted: no unfinished output is left", file=sys.stderr)
+        return INTERRUPTED
+    except (BrokenPipeError, SystemExit):  # the argument parser exits by itself when the reader has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        return BROKEN_PIPE
+    except MemoryError as error:
+        return _say(error, "memory ran out\nhint: allow less at a time with --max-memory or --threads 1", 5, debug)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # the argument parser's own complaints
+            return _usage(error, debug)
+        # anything else is a defect of ours: one message, the traceback on request
+        hint = "this is a defect in taskmerge; run again with --debug and report it"
+        return _say(error, f"{type(error).__name__}: {error}\nhint: {hint}", INTERNAL, debug)
+
+
+def _usage(error: Any, debug: bool) -> int:
+    """A complaint of the argument parser; without arguments it is the help page."""
+    context = getattr(error, "ctx", None)
+    if not debug and type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return int(error.exit_code)
+    command = context.command_path if context else "taskmerge"
+    return _say(error, f"{error.format_message()}\nhint: see `{command} --help`", int(error.exit_code), debug)
+
+
+def _say(error: BaseException, message: str, code: int, debug: bool) -> int:
+    """The one message on stderr."""
+    if debug:
+        traceback.print_exception(error)
+    what, _, hint = message.partition("\nhint: ")
+    print(f"error: {what}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    return code

@@ -1,0 +1,94 @@
+"""`taskmerge inspect`."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from taskmerge.cli import show
+from taskmerge.cli.app import app
+
+if TYPE_CHECKING:
+    from taskmerge.merging.contents import Inspection, TensorEntry
+
+TOLD = {
+    "merge": "a merged checkpoint",
+    "vector": "task vectors",
+    "factors": "factored task vectors",
+    "adapter": "an adapter",
+}
+
+
+@app.command()
+def inspect(
+    paths: Annotated[list[str], typer.Argument(help="Files, indexes, folders or globs.", metavar="PATH...")],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    digest: Annotated[bool, typer.Option("--digest", help="Compute the content digest (reads everything).")] = False,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin and .pt (weights only).")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document: a list, one entry a path.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Say what is in checkpoints: tensors, classes, dtypes, and provenance if taskmerge wrote them."""
+    import taskmerge
+    from taskmerge.merging.inputs import named
+
+    found = [taskmerge.inspect(path, digest=digest, allow_pickle=allow_pickle) for _, path in named(paths)]
+    for one in found:
+        show.notices((), one.warnings, quiet)
+    show.document([one.to_dict() for one in found]) if json else print("\n\n".join(page(one, tensors) for one in found))
+
+
+def page(one: "Inspection", tensors: bool) -> str:
+    """One file as people read it."""
+    kind = TOLD.get(one.kind, f"a {one.kind}")
+    dtypes = ", ".join(f"{code} ({count})" for code, count in one.dtypes.items())
+    files = f" in {len(one.files)} files" if len(one.files) > 1 else ""
+    lines = [
+        f"{one.path}: {kind}",
+        f"  {len(one.tensors)} tensors, {one.parameters:,} parameters, {show.size(one.bytes)}{files}; {dtypes}",
+    ]
+    lines += [f"  digest {one.digest}"] if one.digest else []
+    lines += [f"  {name}: {value}" for name, value in {**_provenance(one), **(one.adapter or {})}.items()]
+    lines += [f"  `{second}` is tied to `{first}`" for second, first in one.tied.items()]
+    lines += ["", *_classes(one)]
+    return "\n".join([*lines, "", *_listed(one.tensors)] if tensors else lines)
+
+
+def _provenance(one: "Inspection") -> dict[str, Any]:
+    """What taskmerge wrote into the file, in the order of interest."""
+    record = dict(one.provenance or {})
+    recipe = dict(record.get("recipe") or {})
+    options = ", ".join(f"{name} {value}" for name, value in (recipe.get("options") or {}).items() if value is not None)
+    said: dict[str, Any] = {}
+    if recipe:
+        said["method"] = f"{recipe.get('method')} ({options})" if options else recipe.get("method")
+        told = ("taskmerge", "method", "options")
+        said |= {key: value for key, value in recipe.items() if key not in told and value}
+    said |= {key: record[key] for key in ("task", "origin", "origin_digest", "understood") if record.get(key)}
+    for task in record.get("tasks") or ():
+        said[f"task {task.get('name')}"] = task.get("digest", "not digested")
+    if record.get("base"):
+        said["base"] = record["base"].get("digest")
+    said |= {f"made of {task}": digest for task, digest in (record.get("experts") or {}).items()}
+    if record.get("version"):
+        said["written by"] = f"taskmerge {record['version']} on {record.get('device', 'cpu')}"
+    return said
+
+
+def _classes(one: "Inspection") -> list[str]:
+    """The table of tensor classes."""
+    lines = [f"  {'class':<11}{'tensors':>8}{'parameters':>16}{'share':>8}  spectral methods"]
+    for row in one.classes:
+        some = f"truncate {row.truncated}" if row.truncated else "–"
+        said = "truncate them" if row.truncated == row.tensors else some
+        lines.append(f"  {row.kind:<11}{row.tensors:>8}{row.parameters:>16,}{row.share:>8.1%}  {said}")
+    return lines
+
+
+def _listed(tensors: "tuple[TensorEntry, ...]") -> list[str]:
+    """Every tensor, the name last: it may be long."""
+    lines = [f"  {'dtype':<9}{'shape':<20}{'class':<11}name"]
+    for one in tensors:
+        rank = "" if one.rank is None else f"  (rank {one.rank})"
+        lines.append(f"  {one.dtype:<9}{list(one.shape)!s:<20}{one.kind:<11}{one.name}{rank}")
+    return lines

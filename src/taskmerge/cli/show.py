@@ -1,0 +1,170 @@
+"""What people see: sizes, notes, the plan's table, progress. Everything goes to stderr unless it is the result."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from taskmerge.merging.merge import Prepared
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+HOW = {
+    "method": "merged by the method",
+    "elsewhere": "merged by its fallback",
+    "origin": "averaged",
+    "buffer": "checked for equality",
+    "copy": "copied from the base",
+}
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in UNITS[:-1]:
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} {UNITS[-1]}"
+
+
+def parse_size(text: str, flag: str) -> int:
+    """`700M`, `1.5GB`, `2GiB` or plain bytes."""
+    from taskmerge.errors import UsageError
+
+    powers = {
+        "": 1,
+        "k": 10**3,
+        "m": 10**6,
+        "g": 10**9,
+        "t": 10**12,
+        "ki": 2**10,
+        "mi": 2**20,
+        "gi": 2**30,
+        "ti": 2**40,
+    }
+    plain = text.strip().lower().removesuffix("b")
+    number = plain.rstrip("kmgti")
+    with suppress(ValueError, KeyError, OverflowError):
+        found = int(float(number) * powers[plain[len(number) :]])
+        if found > 0:
+            return found
+    raise UsageError(f"`{text}` is no size", where=flag, hint="such as 700M, 1.5G or 2GiB")
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """One line for people."""
+    if not quiet:
+        print(text, file=sys.stderr)
+
+
+def notices(notes: Sequence[str], warnings: Sequence[str], quiet: bool) -> None:
+    """Notes and warnings, one line each."""
+    for note in notes:
+        say(f"note: {note}", quiet)
+    for warning in warnings:
+        say(f"warning: {warning}", quiet)
+
+
+def document(value: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True))
+
+
+def plan_lines(prepared: "Prepared") -> list[str]:
+    """The plan in a few lines."""
+    plan, inputs = prepared.plan, prepared.inputs
+    method = prepared.points[0].last
+    base = f"base {inputs.base.where}" if inputs.base and method.needs_base else "no base needed"
+    chain = " then ".join(one.name for one in prepared.points[0].chain)
+    tensors = sum(count for _, count, _, _ in plan.classes())
+    return [
+        f"{chain}: {len(plan.tasks)} experts ({', '.join(plan.tasks)}), {base}",
+        f"{tensors} tensors; reads {size(plan.bytes_read)}, writes {size(plan.bytes_written)}, "
+        f"peak memory up to {size(plan.memory)}, about {plan.seconds:.0f} s on {prepared.device.type}",
+        *(f"  {name} {value}" for name, value in understood(prepared).items()),
+    ]
+
+
+def understood(prepared: "Prepared") -> dict[str, str]:
+    """Every option of the chain as it was understood, over the whole grid."""
+    said: dict[str, str] = {}
+    for name, (_, setting) in prepared.spec.settings().items():
+        values: list[Any] = list(prepared.spec.options.get(name, (setting.default,)))
+        said[setting.flag] = ", ".join(setting.understood(value) for value in values)
+    return said
+
+
+def plan_table(prepared: "Prepared") -> None:
+    """The classes of tensors and what happens to each, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("class", "tensors", "parameters", "share"):
+        table.add_column(title, justify="left" if title == "class" else "right")
+    table.add_column("treatment")
+    total = sum(count for _, _, count, _ in prepared.plan.classes()) or 1
+    for kind, tensors, parameters, how in prepared.plan.classes():
+        table.add_row(kind, str(tensors), f"{parameters:,}", f"{parameters / total:.1%}", HOW[how])
+    Console().print(table)
+    for path in prepared.paths:
+        print(f"would write {path}")
+
+
+def plan_document(prepared: "Prepared") -> dict[str, object]:
+    """The plan as plain values."""
+    plan = prepared.plan
+    return {
+        "method": [one.name for one in prepared.points[0].chain],
+        "tasks": list(plan.tasks),
+        "base": prepared.inputs.base.where if prepared.inputs.base else None,
+        "options": understood(prepared),
+        "classes": [
+            {"class": kind, "tensors": tensors, "parameters": parameters, "treatment": how}
+            for kind, tensors, parameters, how in plan.classes()
+        ],
+        "bytes_read": plan.bytes_read,
+        "bytes_written": plan.bytes_written,
+        "memory": plan.memory,
+        "seconds": round(plan.seconds, 1),
+        "outputs": [str(path) for path in prepared.paths],
+        "notes": [*plan.notes, *prepared.inputs.notes],
+        "warnings": list(prepared.inputs.warnings),
+    }
+
+
+class Progress:
+    """A bar on a terminal; nothing where stderr is no terminal or --quiet was given."""
+
+    def __init__(self, title: str, quiet: bool) -> None:
+        self._title = title
+        self._shown = not quiet and sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task(self._title, total=None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    @property
+    def update(self) -> Callable[[int, int], None] | None:
+        """What the engine calls with (parameters done, parameters in all)."""
+        if self._bar is None:
+            return None
+        return lambda done, total: self._bar.update(self._task, completed=done, total=total)

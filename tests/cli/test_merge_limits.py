@@ -1,0 +1,192 @@
+"""Exit codes 5, 6 and 7: too little memory, disk or device; an output that is in the way; a number that went wrong."""
+
+import errno
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from merge_cases import digest, load, merge, refused_merge, save, tree, write_experts
+
+Files = dict[str, Path]
+ALL = "*.safetensors"
+Usage = namedtuple("Usage", "total used free")
+
+
+# --- 5: too little ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--max-memory", "1M"], ["-m", "average", "--max-memory", "1k"]])
+def test_too_little_memory(experts: Files, here: Path, arguments: list[str]) -> None:
+    refused_merge(5, ALL, *arguments, folder=here, says=("this merge needs", "MB, --max-memory allows", "allow more"))
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["-o", "new/folder/out.safetensors"], ["-o", "folder"]])
+def test_too_little_disk(experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
+    refused_merge(5, ALL, *arguments, folder=here, says=(str(here), "the disk has", "GB left", "--dtype"))
+
+
+def test_too_little_disk_for_a_grid(experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 7000))
+    merge(ALL)
+    refused_merge(5, ALL, "--coefficient", "1,2,3", folder=here, says=("the outputs need",))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "cuda"])
+def test_no_such_device(experts: Files, here: Path, device: str) -> None:
+    if torch.cuda.is_available() and device == "cuda":
+        pytest.skip("this machine has one")
+    refused_merge(5, ALL, "--device", device, folder=here, says=(f"there is no device `{device}`", "--device cpu"))
+
+
+# --- 6: outputs ------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_exists_stays_as_it_is(experts: Files, here: Path) -> None:
+    (here / "out.safetensors").write_bytes(b"precious")
+    refused_merge(
+        6,
+        "cars.safetensors",
+        "dogs.safetensors",
+        "-o",
+        "out.safetensors",
+        folder=here,
+        says=("out.safetensors: exists already", "--overwrite"),
+    )
+    assert (here / "out.safetensors").read_bytes() == b"precious"
+
+
+def test_a_folder_that_holds_a_model_stays_as_it_is(experts: Files, here: Path) -> None:
+    (here / "out").mkdir()
+    (here / "out" / "model.safetensors").write_bytes(b"precious")
+    refused_merge(6, ALL, "-o", "out", folder=here, says=("out/model.safetensors: exists already", "--overwrite"))
+    merge(ALL, "-o", "out", "--overwrite")
+
+
+def test_one_existing_point_of_a_grid_stops_it_all(experts: Files, here: Path) -> None:
+    (here / "merged-cart-coefficient2.0.safetensors").write_bytes(b"precious")
+    says = ("merged-cart-coefficient2.0.safetensors: exists already",)
+    refused_merge(6, "cars.safetensors", "dogs.safetensors", "--coefficient", "1,2,3", folder=here, says=says)
+
+
+def test_a_parent_that_is_a_file(experts: Files, here: Path) -> None:
+    (here / "file").write_text("here")
+    refused_merge(
+        6, ALL, "-o", "file/out.safetensors", folder=here, says=("file/out.safetensors", "cannot be written", "-o")
+    )
+    refused_merge(6, ALL, "-o", "file", folder=here, says=("file: is a file, not a folder", "choose another"))
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("output", ["out.safetensors", "folder"])
+def test_a_folder_that_cannot_be_written(
+    experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch, number: int, output: str
+) -> None:  # fmt: skip
+    opened, made = os.open, os.mkdir
+
+    def refuse(path: object, flags: int = 0, *rest: object, **more: object) -> int:
+        if ".tmp-" in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, flags, *rest, **more) if flags or more or rest else made(path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(
+        os, "mkdir", lambda path, *rest, **more: refuse(path) if ".tmp-" in str(path) else made(path, *rest, **more)
+    )
+    refused_merge(
+        6,
+        ALL,
+        "-o",
+        output,
+        folder=here,
+        says=(output, "cannot be written", os.strerror(number), "choose another output with -o"),
+    )
+
+
+@pytest.mark.parametrize("after", [0, 3, 9])
+@pytest.mark.parametrize("output", ["out.safetensors", "folder", "new/out.safetensors"])
+def test_a_disk_that_fills_up_while_writing(
+    experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch, after: int, output: str
+) -> None:  # fmt: skip
+    write, done = os.pwrite, []
+
+    def fill(number: int, data: bytes, offset: int) -> int:
+        done.append(offset)
+        if len(done) > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(number, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", fill)
+    refused_merge(6, ALL, "-o", output, folder=here, says=(output, "disk full", "free space"))
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    merge(ALL, "-o", output)
+
+
+def test_a_disk_that_is_full_at_the_start(experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(number: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    refused_merge(6, ALL, folder=here, says=("merged-cart.safetensors", "disk full"))
+
+
+def test_an_error_while_overwriting_keeps_the_old_output(experts: Files, here: Path) -> None:
+    merge("cars.safetensors", "dogs.safetensors", "-o", "out.safetensors")
+    before = digest(here / "out.safetensors")
+    bad = load(experts["dogs"])
+    bad["proj"][0, 0] = float("nan")
+    save(experts["dogs"], bad)
+    refused_merge(3, "cars.safetensors", "dogs.safetensors", "-o", "out.safetensors", "--overwrite", folder=here)
+    assert digest(here / "out.safetensors") == before
+
+
+# --- 7: numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "magmax", "ties", "tsv_m"])
+def test_overflow_of_half_precision_names_the_tensor(here: Path, method: str) -> None:
+    files = write_experts(here, dtype=torch.float16)
+    for task, sign in (("cars", 1), ("dogs", 1), ("maps", 1)):
+        big = load(files[task])
+        big["blocks.0.mlp.fc.weight"] += sign * 60000
+        save(files[task], big)
+    says = ("`blocks.0.mlp.fc.weight`", "overflows F16", "largest magnitude", "--dtype bfloat16", "--dtype float32")
+    refused_merge(7, ALL, "-m", method, "--coefficient", "4", folder=here, says=says)
+    merge(ALL, "-m", method, "--coefficient", "4", "--dtype", "float32")
+
+
+def test_overflow_of_the_arithmetic_names_the_tensor(experts: Files, here: Path) -> None:
+    for task in ("cars", "dogs", "maps"):
+        big = load(experts[task])
+        big["proj"] = torch.full((8, 6), 3e38)
+        save(experts[task], big)
+    says = ("`proj`", "NaN or infinity", "smaller coefficients or `--compute-dtype float64`")
+    refused_merge(7, ALL, "-m", "task_arithmetic", "--coefficient", "3", folder=here, says=says)
+
+
+def test_a_narrow_output_type_that_cannot_hold_the_values(experts: Files, here: Path) -> None:
+    for task in ("cars", "dogs", "maps"):
+        big = load(experts[task])
+        big["norm.weight"] = torch.full((8,), 1e5)
+        save(experts[task], big)
+    refused_merge(7, ALL, "--dtype", "float16", folder=here, says=("`norm.weight`", "overflows F16", "1e+05"))
+
+
+def test_a_copied_tensor_that_overflows_is_named(experts: Files, here: Path) -> None:
+    save(here / "base.safetensors", {**load(experts["base"]), "text": torch.full((2,), 1e6)})
+    refused_merge(7, ALL, "--dtype", "float16", "--on-missing", "base", folder=here, says=("`text`", "overflows F16"))
+
+
+def test_no_error_leaves_a_trace(experts: Files, here: Path) -> None:
+    """The folders that an output needed are gone again too."""
+    bad = load(experts["dogs"])
+    bad["proj"][0, 0] = float("inf")
+    save(experts["dogs"], bad)
+    before = tree(here)
+    refused_merge(3, ALL, "-o", "a/b/c/out.safetensors", folder=here)
+    refused_merge(3, ALL, "-o", "a/b/folder", "--coefficient", "1,2", folder=here)
+    assert tree(here) == before

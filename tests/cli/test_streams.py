@@ -1,0 +1,271 @@
+"""Streams, codes and start-up as a shell sees them; these run the real program in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from merge_cases import merge, run, save, tree, write_experts
+
+PROGRAM = [sys.executable, "-m", "taskmerge"]
+Files = dict[str, Path]
+
+
+def shell(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=120, **more)
+
+
+# --- streams ---------------------------------------------------------------------------------------------------
+
+
+def test_the_result_goes_to_stdout_and_everything_else_to_stderr(experts: Files, here: Path) -> None:
+    command = 'OUT=$(taskmerge merge --method cart --rank 0.08 *.safetensors) && test -f "$OUT" && printf "<%s>" "$OUT"'
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=120, env={**os.environ, "PATH": path}
+    )
+    assert done.stdout == "<merged-cart.safetensors>"
+    assert "cart: 3 experts (cars, dogs, maps)" in done.stderr
+    assert done.returncode == 0
+    assert "\x1b" not in done.stderr, "plain lines where stderr is no terminal"
+
+
+def test_an_error_in_a_process_of_its_own(experts: Files, here: Path) -> None:
+    done = shell("merge", "dog.safetensors")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "error: dog.safetensors: there is no such file\nhint: did you mean `dogs.safetensors`?\n"
+
+
+def test_debug_shows_the_traceback_before_the_message(experts: Files) -> None:
+    outcome = run("merge", "dog.safetensors", "--debug")
+    assert outcome.code == 3
+    assert outcome.err.startswith("Traceback")
+    assert outcome.err.endswith("hint: did you mean `dogs.safetensors`?\n")
+
+
+def test_json_prints_one_document_and_nothing_else(experts: Files) -> None:
+    outcome = run("merge", "*.safetensors", "--rank", "2,3", "--json")
+    receipt = json.loads(outcome.out)
+    assert [one["path"] for one in receipt["outputs"]] == [
+        "merged-cart-rank2.safetensors",
+        "merged-cart-rank3.safetensors",
+    ]
+    assert [one["options"]["rank"] for one in receipt["outputs"]] == [2, 3]
+    assert receipt["outputs"][0]["bytes"] == Path("merged-cart-rank2.safetensors").stat().st_size
+    assert {"seconds", "peak_memory", "predicted_memory", "bytes_read", "bytes_written", "notes", "warnings"} <= set(
+        receipt
+    )
+    assert [one["name"] for one in receipt["provenance"]["tasks"]] == ["cars", "dogs", "maps"]
+    assert outcome.code == 0
+
+
+def test_json_of_a_dry_run(experts: Files, here: Path) -> None:
+    before = tree(here)
+    plan = json.loads(run("merge", "*.safetensors", "--dry-run", "--json").out)
+    assert tree(here) == before
+    assert plan["method"] == ["cart"]
+    assert plan["outputs"] == ["merged-cart.safetensors"]
+    assert plan["tasks"] == ["cars", "dogs", "maps"]
+    assert {(one["class"], one["tensors"], one["treatment"]) for one in plan["classes"]} == {
+        ("linear", 4, "method"),
+        ("embedding", 1, "origin"),
+        ("projection", 1, "origin"),
+        ("vector", 3, "origin"),
+        ("scalar", 1, "origin"),
+    }
+    assert sum(one["parameters"] for one in plan["classes"]) == 7 * 8 + 2 * (24 * 8 + 16 * 8 + 16) + 48 + 8 + 1
+
+
+def test_a_json_run_that_fails_prints_no_document(experts: Files) -> None:
+    outcome = run("merge", "*.safetensors", "--rank", "0", "--json")
+    assert (outcome.code, outcome.out) == (2, "")
+
+
+@pytest.mark.parametrize("columns", ["80", None])
+def test_a_dry_run_shows_a_table_that_fits_80_columns(
+    experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch, columns: str | None
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    before = tree(here)
+    outcome = merge("*.safetensors", "-m", "tsv_m", "--dry-run")
+    assert tree(here) == before
+    lines = outcome.out.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert lines[0].split() == ["class", "tensors", "parameters", "share", "treatment"]
+    rows = {line.split()[0]: line.strip().split(maxsplit=4)[1:] for line in lines[1:-1]}
+    assert rows["linear"] == ["4", "640", "81.5%", "merged by the method"]
+    assert rows["embedding"] == ["1", "56", "7.1%", "merged by its fallback"]
+    assert lines[-1] == "would write merged-tsv-m.safetensors"
+    assert "peak memory up to" in outcome.err
+    assert "--coefficient 1" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["methods"], ["merge", "*.safetensors", "--dry-run"], ["merge", "*.safetensors", "--overwrite"]]
+)
+def test_no_color_is_respected(experts: Files, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    plain = run(*arguments)
+    assert plain.code == 0
+    assert "\x1b" not in plain.out + plain.err, "no colours where no terminal reads them"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    forced = run(*arguments)
+    assert "\x1b[3" not in forced.out + forced.err
+
+
+def test_help_respects_no_color(here: Path) -> None:
+    done = shell("merge", "--help", env={**os.environ, "NO_COLOR": "1", "FORCE_COLOR": "1"})
+    assert "\x1b[3" not in done.stdout + done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(experts: Files) -> None:
+    for arguments in (["merge", "--help"], ["merge", "*.safetensors", "--coefficient", "1:40:1"]):
+        process = subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        error = process.stderr.read()
+        process.stderr.close()
+        assert process.wait(timeout=120) == 141
+        assert "error:" not in error
+        assert "Traceback" not in error
+        assert "Exception ignored" not in error
+
+
+# --- interruption ----------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_ends_with_130_and_leaves_nothing(here: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for task in ("cars", "dogs", "maps", "pets"):
+        tensors = {f"h.{block}.fc.weight": torch.randn(768, 768, generator=generator) for block in range(24)}
+        save(here / f"{task}.safetensors", tensors)
+    before = tree(here)
+    process = subprocess.Popen(
+        [*PROGRAM, "merge", "*.safetensors", "-o", "new/out.safetensors"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
+    deadline = time.monotonic() + 60
+    while not list(here.glob("new/.out.safetensors.tmp-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert out == ""
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    assert tree(here) == before
+
+
+# --- start-up --------------------------------------------------------------------------------------------------
+
+NO_TORCH = """
+import sys
+from taskmerge.cli import app
+code = app.run(sys.argv[1:])
+loaded = {name.split(".")[0] for name in sys.modules}
+heavy = sorted(loaded & {"torch", "numpy", "scipy", "safetensors", "transformers", "yaml", "pydantic"})
+print("imported", heavy, file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], ["merge", "--help"], ["methods", "--help"]])
+def test_help_and_version_import_nothing_heavy(here: Path, arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == "imported []\n"
+    assert done.stdout
+
+
+def seconds(*command: str) -> float:
+    """Processor time of a fresh process, the best of three: other programs on this machine count little."""
+    found = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run([sys.executable, *command], check=True, capture_output=True, timeout=60)
+        after = os.times()
+        found.append(after.children_user + after.children_system - before.children_user - before.children_system)
+    return min(found)
+
+
+def test_help_takes_little_more_than_the_argument_parser(here: Path) -> None:
+    """0.3 s is the promise; the bare parser takes a third of it on a quiet machine, and both suffer from a busy one."""
+    assert seconds("-m", "taskmerge", "merge", "--help") < 2 * seconds("-c", "import typer, typer.rich_utils") + 0.05
+
+
+OPTIONS = """
+--base --include --exclude --also --qkv --dtype --compute-dtype --device --threads --max-memory --seed --recipe --set
+--on-missing --on-buffer --dry-run --json --quiet --debug --heads --strip-prefix --skip-input --allow-merged --keep-base
+--allow-pickle --overwrite --output --shard-size --weight --coefficients --method --then --lines --svd
+"""
+
+
+def test_version_and_help_texts(here: Path) -> None:
+    outcome = run("--version")
+    assert outcome.out.startswith("taskmerge ")
+    text = run("merge", "--help").out
+    for option in OPTIONS.split():
+        assert option in text, option
+
+
+def test_no_command_shows_the_help(here: Path) -> None:
+    outcome = run()
+    assert outcome.code == 2
+    assert "merge" in outcome.out + outcome.err
+
+
+# --- methods ---------------------------------------------------------------------------------------------------
+
+
+METHODS = """
+average task_arithmetic ties dare magmax breadcrumbs consensus_ta consensus_ties pcb lines truncated_task_arithmetic
+tsv_m iso_c iso_cts star slerp model_stock cart
+"""
+
+
+def test_methods_lists_all_and_explains_one(here: Path) -> None:
+    names = [one["name"] for one in json.loads(run("methods", "--json").out)]
+    assert names == sorted(names)
+    assert set(METHODS.split()) <= set(names)
+    table = run("methods").out
+    assert all(name in table for name in names)
+    assert all(len(line) <= 80 for line in table.splitlines())
+    for name in names:
+        page = run("methods", name.replace("_", "-")).out
+        assert page.startswith(f"{name}: ")
+        assert "paper: " in page
+        assert "needs a base: " in page
+        assert json.loads(run("methods", name, "--json").out)["name"] == name
+    page = run("methods", "cart").out
+    assert "--rank  ((0, 1], an integer, or energy:(0, 1]; default 0.08 of the full rank)" in page
+    assert run("methods", "--markdown").out.startswith("| method |")
+
+
+def test_an_unknown_method_gets_the_nearest_name(here: Path) -> None:
+    outcome = run("methods", "tsvm")
+    assert outcome.code == 2
+    assert "did you mean `tsv_m`?" in outcome.err
+
+
+def test_experts_are_read_only_once_they_fit(here: Path) -> None:
+    """`--dry-run` reads headers: the data of these files is not even there for it to read."""
+    files = write_experts(here)
+    outcome = merge("*.safetensors", "--dry-run")
+    for path in files.values():
+        with path.open("r+b") as file:
+            size = 8 + int.from_bytes(file.read(8), "little")
+            file.seek(size)
+            file.write(b"\xff" * (path.stat().st_size - size))  # all NaN
+    assert merge("*.safetensors", "--dry-run").out == outcome.out
