@@ -45,7 +45,7 @@ def draw(fixed: dict[str, float], cart: list[float]) -> None:
         axes.axhline(fixed[name], color=colour, linestyle="--", linewidth=1)
         axes.annotate(
             f"{name.replace('_', ' ')} {fixed[name]:.1f}", (1.02, fixed[name]), xycoords=("axes fraction", "data"),
-            color=colour, va="center", fontsize=10,
+            color=colour, va={"base": "top", "task_arithmetic": "bottom"}.get(name, "center"), fontsize=10,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks(RANKS, [f"{rank:.0%}" for rank in RANKS])
