@@ -41,7 +41,7 @@ def cart(
     matrices: TaskMatrices,
     weights: Weights,
     *,
-    rank: Annotated[Rank, Option("components kept of every centred task matrix")] = Rank("ratio", 0.08),  # noqa: B008
+    rank: Annotated[Rank, Option("components kept of every centred task matrix")] = Rank("ratio", 0.08),
     coefficient: Annotated[float, Option("scales the sum of truncated centred task vectors")] = 1.0,
 ) -> Matrix:
     """The average plus the truncated differences from it.

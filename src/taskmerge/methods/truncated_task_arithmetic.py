@@ -22,7 +22,7 @@ def truncated_task_arithmetic(
     matrices: TaskMatrices,
     weights: Weights,
     *,
-    rank: Annotated[Rank, Option("components kept of every task matrix")] = Rank("ratio", 0.08),  # noqa: B008
+    rank: Annotated[Rank, Option("components kept of every task matrix")] = Rank("ratio", 0.08),
     coefficient: Annotated[
         float | None, Option("scales the sum of truncated task vectors", auto="0.3; 0.1 from 14 tasks on")
     ] = None,

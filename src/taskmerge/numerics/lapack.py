@@ -123,7 +123,7 @@ def _all_eigenpairs(symmetric: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The same by torch's divide and conquer, which computes all n pairs (and lets the lock go by itself)."""
     try:
         values, vectors = torch.linalg.eigh(symmetric)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # torch does not annotate it
         raise LapackError(str(error)) from error
     start = len(symmetric) - k
     return values[start:].flip(0), vectors[:, start:].flip(1).mT.contiguous()

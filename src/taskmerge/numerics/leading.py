@@ -125,7 +125,7 @@ def _batched(stack: Tensor, k: int) -> list[Leading]:
     tall = tall.mT if stack.shape[-2] >= stack.shape[-1] else tall  # [T, r, R]
     try:
         squares, vectors = torch.linalg.eigh(tall @ tall.mT)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not annotate it
         return [by_svd(matrix, k) for matrix in stack]
     squares, vectors = squares.flip(-1).clamp(min=0), vectors.flip(-1).mT
     beyond = squares[:, k].sqrt().tolist() if k < squares.shape[-1] else [0.0] * len(stack)

@@ -43,7 +43,7 @@ def polar_decomposition(matrix: Tensor, *, parity: bool = False) -> Polar:
     scaled = times_power(matrix, -exponent)
     try:
         squares, vectors = torch.linalg.eigh(precise_gram(scaled))
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not annotate it
         return _by_svd(matrix, parity)
     if parity and squares[0] < DEEPEST * squares[-1]:
         return _by_svd(matrix, parity)
