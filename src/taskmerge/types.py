@@ -1,6 +1,7 @@
 """Tensor aliases with shapes, and the few names that every layer shares."""
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,3 +19,19 @@ Matrix = Float[Tensor, "m n"]
 
 TensorClass = Literal["linear", "projection", "embedding", "conv", "vector", "scalar", "buffer"]
 Space = Literal["weight", "delta", "centred"]
+
+Inputs = Mapping[str, Tensor]
+"""A batch for a backbone: `pixels` uint8 [N, 3, H, W], or `input_ids` and `attention_mask` int64 [N, L]."""
+
+
+class Prepare(Protocol):
+    """A backbone's deterministic preprocessing, applied once to raw items."""
+
+    @property
+    def key(self) -> str:
+        """Tells one preprocessing from another: part of the cache's key."""
+        ...
+
+    def __call__(self, raw: Sequence[Any]) -> Inputs:
+        """Raw items (PIL pictures, uint8 arrays [H, W, 3], texts, or pairs of texts) as inputs."""
+        ...

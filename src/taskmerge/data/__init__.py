@@ -1,0 +1,1 @@
+"""Decoded items of every kind of data source."""

@@ -1,0 +1,1 @@
+"""Metrics, and models run over data."""

@@ -1,0 +1,1 @@
+"""What needs merging and evaluation together."""
