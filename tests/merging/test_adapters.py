@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 import taskmerge
 from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.cli.app import run
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError
 from taskmerge.merging import execute
 from taskmerge.merging.adapters import AdapterSource, is_adapter
-from taskmerge.merging.lora import CONFIG, adapter_digest
+from taskmerge.merging.lora import CONFIG, open_adapter
 from taskmerge.merging.sources import CheckpointSource
 from taskmerge.numerics import leading
 
@@ -671,12 +673,12 @@ def test_the_digest_names_factors_and_scaling(tmp_path: Path) -> None:
     one = written(tmp_path / "one", {"base_model_name_or_path": "here"}, pair("fc", 4, 6))
     moved = written(tmp_path / "moved", {"base_model_name_or_path": "there", "inference_mode": True}, pair("fc", 4, 6))
     louder = written(tmp_path / "louder", {"lora_alpha": 4}, pair("fc", 4, 6))
-    assert adapter_digest(one) == adapter_digest(moved) != adapter_digest(louder)
+    assert open_adapter(one).digest == open_adapter(moved).digest != open_adapter(louder).digest
     for method in ("average", "cart"):  # dense slices, common subspace
         merged(tmp_path, {"one": one, "two": louder}, method, also=("projection",))
         with safe_open(tmp_path / "merged.safetensors", "pt") as file:
             record = json.loads(file.metadata()["taskmerge"])
-        assert [task["digest"] for task in record["tasks"]] == [adapter_digest(one), adapter_digest(louder)]
+        assert [task["digest"] for task in record["tasks"]] == [open_adapter(one).digest, open_adapter(louder).digest]
         assert not any("partial" in task for task in record["tasks"])
 
 
@@ -687,6 +689,35 @@ def test_the_same_adapter_twice_is_a_warning(berts: Any, tmp_path: Path) -> None
         output=tmp_path / "merged.safetensors",
     )  # fmt: skip
     assert any("a and again are the same" in warning for warning in receipt.warnings)
+
+
+def test_an_earlier_merge_of_the_same_adapters_is_left_out_by_content(berts: Any, tmp_path: Path) -> None:
+    tmp = berts[0]
+    shutil.copytree(tmp / "adapters", tmp_path / "adapters")
+    first, second = (tmp_path / "adapters" / f"{name}.safetensors" for name in ("first", "second"))
+    inputs = [tmp_path / "adapters" / "*"]
+    for output in (first, second):
+        receipt = taskmerge.merge(inputs, base=tmp / "base.safetensors", output=output)
+        assert [task["name"] for task in receipt.provenance["tasks"]] == ["a", "b", "c"]
+    assert any("first.safetensors: it is an earlier merge of a, b, c" in one for one in receipt.warnings)
+    assert first.read_bytes() == second.read_bytes()
+    taskmerge.merge(inputs, base=tmp / "base.safetensors", output=second, overwrite=True)
+    assert first.read_bytes() == second.read_bytes()
+    shutil.rmtree(tmp_path / "adapters" / "b")
+    with pytest.raises(Mismatch, match="the result of an earlier merge"):
+        taskmerge.merge(inputs, base=tmp / "base.safetensors", output=tmp_path / "third.safetensors")
+
+
+def test_the_plan_names_the_base_that_adapters_need(
+    berts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CART of checkpoints needs none; CART of adapters does."""
+    tmp, adapters, checkpoints = berts
+    base = str(tmp / "base.safetensors")
+    for inputs, said in ((adapters, f"base {base}"), (checkpoints, "no base needed")):
+        command = ["merge", *map(str, inputs.values()), "--base", base, "-o", str(tmp_path / "x.safetensors")]
+        assert run([*command, "--dry-run"]) == 0
+        assert f"3 experts (a, b, c), {said}\n" in capsys.readouterr().err
 
 
 def test_the_plan_counts_the_adapter_s_own_bytes(berts: Any, tmp_path: Path) -> None:

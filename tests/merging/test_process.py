@@ -51,9 +51,7 @@ def receipt(arguments: list[str]) -> dict[str, int]:
 @pytest.mark.parametrize("method", ["cart", "ties", "task_arithmetic", "tsv_m", "model_stock"])
 def test_peak_memory_does_not_depend_on_the_number_of_layers(method: str, tmp_path: Path) -> None:
     few, many = write(tmp_path / "few", 8), write(tmp_path / "many", 32)
-    peaks = [
-        receipt(command(inputs, method, tmp_path / "out.safetensors"))["peak_memory"] for inputs in (few, many)
-    ]
+    peaks = [receipt(command(inputs, method, tmp_path / "out.safetensors"))["peak_memory"] for inputs in (few, many)]
     size = sum(Path(path).stat().st_size for path in many)
     assert peaks[1] - peaks[0] < 24e6 < 0.2 * size
 

@@ -28,7 +28,7 @@ import taskmerge
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.errors import BadFile, BadNumber, BadOutput, Mismatch, NotEnough, UsageError
-from taskmerge.merging.lora import adapter_digest
+from taskmerge.merging.lora import open_adapter
 from taskmerge.numerics.spectral import TaskMatrices
 
 MATRICES = ("blocks.0.attn.weight", "blocks.1.mlp.weight")
@@ -580,7 +580,7 @@ def test_vectors_of_adapters(rank: int | None, models: dict[str, Path], tmp_path
         got = (held[name + ".U"] * held[name + ".s"]) @ held[name + ".Vt"] if rank else held[name]
         assert relative(got, 1.5 * (b @ a if a.shape[0] == 2 else a @ b)) < 1e-5
         assert not held["proj"].any()
-        assert receipt.experts[output.task or ""] == adapter_digest(folder)
+        assert receipt.experts[output.task or ""] == open_adapter(folder).digest
     common = {"method": "truncated_task_arithmetic", "base": models["base"], "rank": 1}
     wanted = merged(folders, tmp_path / "a.safetensors", **common)
     assert agrees(merged(list(receipt.paths), tmp_path / "m.safetensors", **common), wanted, 1e-5)

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from taskmerge.checkpoint.ahead import Stamp, stamp
 from taskmerge.checkpoint.buffers import bytes_of
 from taskmerge.checkpoint.descriptors import Descriptor
 from taskmerge.checkpoint.dtypes import DTYPES
@@ -121,7 +122,7 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     weights = find_weights(path)
     if weights.pickled:
         return _open_pickled(path, weights, allow_pickle)
-    stamps = {file: _stamp(file) for file in weights.files}
+    stamps = {file: stamp(file) for file in weights.files}
     headers = [read_header(file) for file in weights.files]
     specs = _joined(weights, [header.specs for header in headers])
     source = _FileSource(stamps)
@@ -183,22 +184,10 @@ def _renamed(spec: TensorSpec, name: str) -> TensorSpec:
     return TensorSpec(name, spec.dtype, spec.shape, spec.file, spec.start, spec.nbytes)
 
 
-_Stamp = tuple[int, int, int, int]
-
-
-def _stamp(file: Path | int) -> _Stamp | None:
-    """What tells one version of a file from another; None when there is no such file."""
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 class _FileSource:
     """Bytes of safetensors files: each opened at its first read and shared between threads."""
 
-    def __init__(self, stamps: Mapping[Path, _Stamp | None]) -> None:
+    def __init__(self, stamps: Mapping[Path, Stamp | None]) -> None:
         self._stamps = stamps
         self._open: dict[Path, Descriptor] = {}
         self._closed = False
@@ -223,7 +212,7 @@ class _FileSource:
             if file not in self._open:
                 number = open_regular(file)
                 self._open[file] = Descriptor(number)
-                if _stamp(number) != self._stamps[file]:
+                if stamp(number) != self._stamps[file]:
                     raise BadFile("changed while it was being read", where=str(file), hint="run again")
             return self._open[file]
 

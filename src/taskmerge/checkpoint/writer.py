@@ -20,10 +20,31 @@ from taskmerge.checkpoint.staging import create_staging_file, create_staging_fol
 from taskmerge.checkpoint.writeback import Writeback
 from taskmerge.errors import BadOutput
 
-__all__ = ["OutputSpec", "Sink", "stage"]
+__all__ = ["OutputSpec", "Sink", "lay_out", "stage"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_PREALLOCATION = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def lay_out(
+    path: Path,
+    specs: Sequence[OutputSpec],
+    *,
+    overwrite: bool = False,
+    shard_size: int | None = None,
+    reserve: int = 4096,
+    sidecars: Mapping[str, bytes | Path] | None = None,
+    folder: bool = False,
+) -> Layout:
+    """The files that `stage` would write with these arguments; touches nothing.
+
+    Raises BadOutput when one of them, or a part of an earlier output of that name, exists (without `overwrite`) or
+    cannot be replaced.
+    """
+    with _explained(path, 0):
+        layout = plan_layout(path, specs, shard_size=shard_size, reserve=reserve, sidecars=sidecars, folder=folder)
+        check_target(layout, overwrite=overwrite)
+    return layout
 
 
 @contextmanager
@@ -45,9 +66,9 @@ def stage(
     here, so a full disk is found at the start. Raises BadOutput when the output exists (without `overwrite`) or
     cannot be written.
     """
-    with _explained(path, 0):
-        layout = plan_layout(path, specs, shard_size=shard_size, reserve=reserve, sidecars=sidecars, folder=folder)
-        check_target(layout, overwrite=overwrite)
+    layout = lay_out(
+        path, specs, overwrite=overwrite, shard_size=shard_size, reserve=reserve, sidecars=sidecars, folder=folder
+    )
     with ExitStack() as cleanup:
         with _explained(layout.path, layout.size):
             work = _working_folder(layout, cleanup)

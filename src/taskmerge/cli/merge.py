@@ -77,9 +77,12 @@ def merge(
     Options of the method follow the same way (`--rank 0.08`): `taskmerge methods NAME` lists them. Commas and
     start:stop:step write one output per grid point.
     """
-    from taskmerge.cli import merging
+    from taskmerge.checkpoint.ahead import Ahead, files_among
 
     said = dict(context.params)
     words = [*(said.pop("inputs") or []), *context.args]
     flags = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-    merging.run(words, flags, said)
+    with Ahead([] if no_digest or dry_run else files_among(words)) as ahead:
+        from taskmerge.cli import merging  # imports torch: a second or two
+
+        merging.run(words, flags, said, ahead)

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.cli import show, tokens
 from taskmerge.errors import UsageError
-from taskmerge.merging.merge import Prepared, carry_out, grid, prepare, split_options
+from taskmerge.merging.merge import Prepared, carry_out, prepare
+from taskmerge.merging.options import grid, split_options
 from taskmerge.merging.replay import replayed
-from taskmerge.methods.registry import methods
 from taskmerge.specs.load import Recipe, load_overrides, load_recipe, load_weights
 from taskmerge.specs.merge import CHOICES, MergeSpec
 
@@ -19,9 +20,9 @@ SWITCHES = ("lines", "keep_base", "allow_merged", "allow_pickle", "overwrite")
 Inputs = Sequence[str] | Mapping[str, str | Path]
 
 
-def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any]) -> None:
+def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], ahead: Ahead) -> None:
     """Carries out one `merge` command."""
-    arguments, options = tokens.split(words, methods(), flags)
+    arguments, options = tokens.split(words, flags)
     inputs, keywords = _with_recipe(arguments, {**_keywords(said), **options}, said)
     spec, opening, running = split_options(
         keywords.pop("method", "cart"), keywords.pop("base", None), keywords.pop("output", None),
@@ -35,7 +36,7 @@ def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any]) -> 
         return
     _announce(prepared, said["quiet"])
     with show.Progress("merging", said["quiet"]) as progress:
-        receipt = carry_out(prepared, replace(running, progress=progress.update))
+        receipt = carry_out(prepared, replace(running, progress=progress.update), ahead)
     told = (*prepared.inputs.notes, *prepared.plan.notes, *prepared.inputs.warnings)
     notes, warnings = ([one for one in many if one not in told] for many in (receipt.notes, receipt.warnings))
     show.notices(notes, warnings, said["quiet"])

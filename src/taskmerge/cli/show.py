@@ -75,8 +75,7 @@ def document(value: object) -> None:
 def plan_lines(prepared: "Prepared") -> list[str]:
     """The plan in a few lines."""
     plan, inputs = prepared.plan, prepared.inputs
-    method = prepared.points[0].last
-    base = f"base {inputs.base.where}" if inputs.base and method.needs_base else "no base needed"
+    base = f"base {inputs.base.where}" if inputs.base and prepared.reads_base else "no base needed"
     chain = " then ".join(one.name for one in prepared.points[0].chain)
     tensors = sum(count for _, count, _, _ in plan.classes())
     return [

@@ -13,9 +13,9 @@ from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.errors import BadFile
 from taskmerge.merging.classes import CLASSES, classify
 from taskmerge.merging.factors import PARTS
-from taskmerge.merging.inputs import provenance_of
 from taskmerge.merging.lora import CONFIG, is_adapter
 from taskmerge.merging.plan import TensorJob
+from taskmerge.merging.record import provenance_of
 from taskmerge.types import TensorClass
 
 SHOWN_OF_ADAPTER = ("peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path")

@@ -71,7 +71,7 @@ class Run:
 def execute(run: Run) -> None:
     """Carries the plan out: first passes, then every tensor into the sinks."""
     return_large_blocks()
-    with single_threaded():
+    with single_threaded(factoring=any(job.reads == "matrix" for job in run.plan.jobs)):
         known: dict[str, object] = {}
         for point in run.points:
             point.first_pass(lambda bound, index: _scan(run, bound, index), run.weights(), known)

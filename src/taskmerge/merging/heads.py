@@ -1,6 +1,6 @@
 """Task heads that are not merged: every task's own tensors, byte for byte, in `heads/` beside the output."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,14 +20,10 @@ def heads_folder(output: Path, is_folder: bool) -> Path:
     return (output if is_folder else output.parent) / FOLDER
 
 
-def stage_heads(
-    names: Sequence[str], experts: Sequence[Source], folder: Path, stack: ExitStack, *, version: str, overwrite: bool
-) -> list[tuple[Sink, dict[str, str]]]:
-    """Stages `TASK.safetensors` of every expert that has such tensors; each sink with the metadata to commit it with.
-
-    Raises BadOutput where a file exists (without `overwrite`), BadFile for NaN in a head.
-    """
-    staged = []
+def head_files(
+    names: Sequence[str], experts: Sequence[Source], folder: Path
+) -> Iterator[tuple[CheckpointSource, Path, list[OutputSpec]]]:
+    """`TASK.safetensors` of every expert that has such tensors, and what it will hold."""
     for expert in experts:
         own = [name for name in names if name in expert.specs]
         if not own:
@@ -37,11 +33,22 @@ def stage_heads(
                 "only checkpoints have heads of their own", where=expert.where, hint="leave out `--heads keep`"
             )
         specs = [OutputSpec(name, expert.specs[name].dtype, expert.specs[name].shape) for name in own]
-        said = metadata({"kind": "head", "task": expert.task, "version": version})
-        sink = stack.enter_context(stage(folder / f"{expert.task}.safetensors", specs, overwrite=overwrite))
-        for name in own:
-            _copy(expert, name, sink)
-        staged.append((sink, said))
+        yield expert, folder / f"{expert.task}.safetensors", specs
+
+
+def stage_heads(
+    names: Sequence[str], experts: Sequence[Source], folder: Path, stack: ExitStack, *, version: str, overwrite: bool
+) -> list[tuple[Sink, dict[str, str]]]:
+    """Stages all heads; each sink with the metadata to commit it with.
+
+    Raises BadOutput where a file exists (without `overwrite`), BadFile for NaN in a head.
+    """
+    staged = []
+    for expert, path, specs in head_files(names, experts, folder):
+        sink = stack.enter_context(stage(path, specs, overwrite=overwrite))
+        for one in specs:
+            _copy(expert, one.name, sink)
+        staged.append((sink, metadata({"kind": "head", "task": expert.task, "version": version})))
     return staged
 
 

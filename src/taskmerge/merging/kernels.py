@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from taskmerge.methods.contract import Kernel, Method, Scan, Value, accepted, bind
-from taskmerge.methods.registry import find
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.specs.merge import MergeSpec
 
@@ -100,23 +99,16 @@ def _call(kernel: Kernel, data: object, handed: Handed) -> Tensor:
 
 def bind_points(spec: MergeSpec) -> list[BoundPoint]:
     """All points of the grid, bound; under --lines a method's own coefficient is 1 unless it was given."""
-    chain = spec.chain()
-    settings = spec.settings()
+    chain, members = spec.chain(), spec.members()
     bound = []
     for point in spec.points():
-        options = []
-        for one in chain:
-            own = {
-                name: value for name, value in point.items() if name in settings and settings[name][0].name == one.name
-            }
-            if spec.lines and "coefficient" in one.settings:
-                own.setdefault("coefficient", 1.0)
-            options.append(bind(one, own))
-        lines = None
-        if spec.lines:
-            declared = find("lines")
-            lines = bind(declared, {name: value for name, value in point.items() if name in declared.settings})
-        bound.append(BoundPoint(chain, tuple(options), lines, point, alone=False))
+        given = [{name: point[said] for said, name in names.items() if said in point} for _, names in members]
+        lines = bind(members[-1][0], given.pop()) if spec.lines else None
+        if lines is not None:
+            for one, own in zip(chain, given, strict=True):
+                own.update({"coefficient": 1.0, **own} if "coefficient" in one.settings else {})
+        options = tuple(bind(one, own) for one, own in zip(chain, given, strict=True))
+        bound.append(BoundPoint(chain, options, lines, point, alone=False))
     bound[0].alone = len(bound) == 1
     return bound
 

@@ -85,6 +85,13 @@ class Adapter:
         said = {"fan_in_fan_out": self.fan_in_fan_out, "scaling": {one.module: one.scaling for one in self.pairs}}
         return json.dumps(said, sort_keys=True).encode()
 
+    @cached_property
+    def digest(self) -> str:
+        """The content digest by which a provenance names an adapter: its tensors and their scalings."""
+        tally = Tally()
+        self.account(tally)
+        return tally.finish(self.stored)[0]
+
     def account(self, tally: Tally) -> None:
         """Adds the whole adapter to a digest: its tensors, and what its configuration makes of them."""
         tally.update(CONFIG, torch.frombuffer(bytearray(self._meaning), dtype=torch.uint8))
@@ -100,13 +107,6 @@ def is_adapter(path: Path) -> bool:
     if path.is_dir():
         return any((path / name).is_file() for name in (CONFIG, *WEIGHTS))
     return path.name in WEIGHTS
-
-
-def adapter_digest(path: Path, *, allow_pickle: bool = False) -> str:
-    """The content digest by which a provenance names an adapter: its tensors and their scalings."""
-    adapter, tally = open_adapter(path, allow_pickle=allow_pickle), Tally()
-    adapter.account(tally)
-    return tally.finish(adapter.stored)[0]
 
 
 # --- opening ---------------------------------------------------------------------------------------------------

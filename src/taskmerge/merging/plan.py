@@ -23,7 +23,7 @@ from taskmerge.types import TensorClass
 
 CHUNK = 1 << 18  # elements of one slice: larger ones leave the caches, smaller ones pay for Python
 ALLOWANCE = 697_000_000  # bytes of the promise "700 MB + (T + 4) largest tensors" that the plan may fill
-GROWTH = 40 << 20  # bytes of library code that the first factorisations page in
+GROWTH = 120 << 20  # bytes of library code that the first factorisations page in, and of kept heaps
 COUNTER = "num_batches_tracked"  # of BatchNorm: the experts' differ by how long they were trained
 Treatment = Literal["method", "elsewhere", "origin"]
 
@@ -97,10 +97,12 @@ def make_plan(
     points: Sequence[Mapping[str, Value]] = ({},),
     max_memory: int | None = None,
     resident: int = 0,
+    peak: int = 0,
 ) -> Plan:
     """Compares headers and lays out all work, or raises what stands in the way. Reads nothing.
 
-    `resident` is the memory in bytes that the process holds before the first tensor is read.
+    `resident` is the memory in bytes that the process holds before the first tensor is read, `peak` the most that it
+    held so far.
     """
     chain = spec.chain()
     _check_tasks(spec, chain, experts)
@@ -126,6 +128,7 @@ def make_plan(
         workers,
         max_memory,
         resident + GROWTH,
+        peak,
         double=spec.compute_dtype == "float64",
     )
 
@@ -305,7 +308,7 @@ def _components(last: Method, jobs: Sequence[TensorJob], points: Sequence[Mappin
 
 def costed(
     jobs: Sequence[TensorJob], outputs: int, experts: Sequence[Source], base: Source | None, agreed: Agreed,
-    notes: tuple[str, ...], workers: int, max_memory: int | None, resident: int, *, double: bool = False,
+    notes: tuple[str, ...], workers: int, max_memory: int | None, resident: int, peak: int, *, double: bool = False,
 ) -> Plan:  # fmt: skip
     """The plan with memory, traffic and time; `NotEnough` where the promise of --max-memory cannot be kept."""
     item = 8 if double else 4
@@ -320,17 +323,18 @@ def costed(
         sum(sorted((job.memory for job in jobs), reverse=True)[:workers]), max(largest, promised - resident)
     )  # fmt: skip
     if max_memory is not None:
-        if resident + largest > max_memory:
+        needed = max(peak, resident + largest)
+        if needed > max_memory:
             heaviest = max(jobs, key=lambda job: job.memory)
             raise NotEnough(
-                f"this merge needs {(resident + largest) / 1e6:.0f} MB, --max-memory allows {max_memory / 1e6:.0f} MB",
+                f"this merge needs {needed / 1e6:.0f} MB, --max-memory allows {max_memory / 1e6:.0f} MB",
                 where=f"`{heaviest.name}`", hint="allow more, or merge fewer experts at a time",
             )  # fmt: skip
         in_flight = min(in_flight, max_memory - resident)
     seconds = 2.0 + read / 2.5e9 + written / 1e9 + sum(_solving(job) for job in jobs) * len(experts) / workers
     return Plan(
         jobs, tuple(expert.task for expert in experts), agreed.heads, agreed.left_out, notes, workers, read, written,
-        in_flight, resident + in_flight, seconds,
+        in_flight, max(peak, resident + in_flight), seconds,
     )  # fmt: skip
 
 
@@ -338,9 +342,9 @@ def _with_memory(job: TensorJob, tasks: int, item: int) -> TensorJob:
     """The job with the bytes it holds at its peak, for arithmetic with `item` bytes a number."""
     factored = job.treatment == "method" and job.reads == "matrix"
     slice_ = min(job.numel, 2 * CHUNK) if job.reads == "elements" else job.numel
-    memory = (tasks + (3 if factored else 4)) * item * slice_
+    memory = (tasks + (6 if factored else 4)) * item * slice_  # factors and their orthonormal forms are two more
     if factored:
-        memory += 12 * min(job.matrix_shape()) ** 2  # Gram matrix, eigenvectors, workspace
+        memory += 48 * min(job.matrix_shape()) ** 2  # float64 Gram matrix, eigenvectors, workspace, root
     return replace(job, memory=memory)
 
 

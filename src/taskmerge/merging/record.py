@@ -1,11 +1,11 @@
 """What was done: the provenance inside every output, and the receipt that the caller gets."""
 
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.errors import BadFile
 from taskmerge.merging.plan import Plan
 from taskmerge.merging.sources import Source, Tally
 
@@ -105,25 +105,17 @@ def reserve(record: Mapping[str, object], inputs: int) -> int:
     return len(canonical(record).encode()) * 2 + 512 + 400 * inputs
 
 
-def peak_memory() -> int:
-    """The process's peak resident memory in bytes, 0 where the system does not say."""
-    try:  # getrusage's figure starts from that of the process which started this one
-        with open("/proc/self/status", encoding="ascii") as status:
-            return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-    except (OSError, ValueError, StopIteration):
-        pass
+def provenance_of(checkpoint: Checkpoint) -> dict[str, object] | None:
+    """The provenance that taskmerge wrote into a file's metadata."""
+    text = checkpoint.metadata.get(KEY)
+    if text is None:
+        return None
     try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident_memory() -> int:
-    """The process's resident memory now in bytes, 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return peak_memory()
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadFile(
+            "its metadata `taskmerge` is no JSON object", where=str(checkpoint.path), hint="write the file again"
+        )
+    return found

@@ -11,8 +11,9 @@ from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.errors import BadFile, TaskmergeError, UsageError
 from taskmerge.merging.factors import dense_names, stored_names
-from taskmerge.merging.inputs import named, provenance_of
-from taskmerge.merging.lora import adapter_digest, is_adapter
+from taskmerge.merging.inputs import named
+from taskmerge.merging.lora import is_adapter, open_adapter
+from taskmerge.merging.record import provenance_of
 from taskmerge.specs.load import parse_recipe
 
 BASE = "\0base"  # among the tasks that are looked for; no task is called so
@@ -116,7 +117,7 @@ class _Search:
     ) -> Iterator[str]:
         """Content digests of a file; what has another number of tensors than any that is wanted is not read."""
         if is_adapter(path):
-            yield adapter_digest(path, allow_pickle=self.allow_pickle)
+            yield open_adapter(path, allow_pickle=self.allow_pickle).digest
             return
         with open_checkpoint(path, allow_pickle=self.allow_pickle) as checkpoint:
             yield from (digest_of(checkpoint, names) for names in read(checkpoint) if len(names) in sizes)

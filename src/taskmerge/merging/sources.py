@@ -20,19 +20,30 @@ LowRank = tuple[Tensor, Tensor]
 
 
 class Tally:
-    """Collects the content digest of one source while its tensors are read, each from front to back."""
+    """Collects the content digest of one source while its tensors are read, each from front to back.
 
-    def __init__(self) -> None:
-        self._running: dict[str, hashlib._Hash] = {}
+    `known` are the SHA-256 of tensors whose bytes need no second look, by their names in the file.
+    """
+
+    def __init__(self, known: Mapping[str, str] | None = None) -> None:
+        self._known = known or {}
+        self._running: dict[str, hashlib._Hash | None] = {}
 
     def update(self, name: str, raw: Tensor) -> None:
         """Adds the next bytes of a tensor."""
-        self._running.setdefault(name, hashlib.sha256()).update(raw.numpy().data)
+        if name in self._known:
+            self._running[name] = None
+            return
+        running = self._running.get(name) or self._running.setdefault(name, hashlib.sha256())
+        if running is not None:
+            running.update(raw.numpy().data)
 
     def finish(self, specs: Mapping[str, TensorSpec], names: Container[str] | None = None) -> tuple[str, int]:
         """The digest over all tensors read (or those of them that `names` holds), and how many there were."""
         lines = [
-            tensor_line(name, specs[name].dtype, specs[name].shape, running.hexdigest())
+            tensor_line(
+                name, specs[name].dtype, specs[name].shape, running.hexdigest() if running else self._known[name]
+            )
             for name, running in self._running.items()
             if names is None or name in names
         ]

@@ -15,7 +15,7 @@ from taskmerge.merging import record
 from taskmerge.merging.execute import Run
 from taskmerge.merging.factors import PARTS, VectorSource
 from taskmerge.merging.inputs import Inputs
-from taskmerge.merging.merge import RunOptions
+from taskmerge.merging.options import RunOptions
 from taskmerge.merging.plan import TensorJob
 from taskmerge.merging.sources import CheckpointSource, Source, Tally
 from taskmerge.numerics.rank import Rank

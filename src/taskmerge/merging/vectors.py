@@ -11,14 +11,15 @@ from typing import Any, Literal
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.writer import OutputSpec
 from taskmerge.errors import BadOutput, Mismatch, UsageError, unknown_name
-from taskmerge.merging import record
+from taskmerge.merging import memory
 from taskmerge.merging.classes import classify
 from taskmerge.merging.compare import Agreed, agree
 from taskmerge.merging.execute import Run, account_adapters, parallel
 from taskmerge.merging.inputs import InputOptions, Inputs, named, resolve
 from taskmerge.merging.kernels import bind_points
-from taskmerge.merging.memory import return_large_blocks
-from taskmerge.merging.merge import Arguments, RunOptions, check_disk, device_for, progress_of, split_options
+from taskmerge.merging.merge import device_for, progress_of
+from taskmerge.merging.options import Arguments, RunOptions, split_options
+from taskmerge.merging.outputs import check_disk, check_free
 from taskmerge.merging.plan import GROWTH, TensorJob, costed
 from taskmerge.merging.sources import Tally
 from taskmerge.merging.subtract import energy_counts, subtract
@@ -106,13 +107,14 @@ def _prepare(inputs: Arguments, wanted: Wanted, spec: MergeSpec, opening: InputO
     own += [folder / f"{CENTRE}.safetensors"] if wanted.writes_centre else []
     found = resolve(inputs, replace(opening, outputs=tuple(own), earlier=("vector", "factors", "centre")))
     _check(found, wanted, folder)
+    check_free([folder / f"{one.task}{ENDINGS[wanted.kind]}" for one in found.experts], overwrite=running.overwrite)
     agreed = agree(spec, found.base, found.experts, not wanted.centre or found.experts[0].kind != "weight")
     jobs = _jobs(spec, wanted, found, agreed)
     reading = found.base if not wanted.centre or any(one.kind != "weight" for one in found.experts) else None
     workers = running.threads or len(os.sched_getaffinity(0))
     plan = costed(
         jobs, len(found.experts) + wanted.centre, found.experts, reading, agreed, agreed.notes, workers,
-        running.max_memory, record.resident_memory() + GROWTH,
+        running.max_memory, memory.settled_memory() + GROWTH, memory.peak_memory(),
     )  # fmt: skip
     check_disk(plan, [folder / "any"])
     tallies = {id(one): Tally() for one in (*found.experts, *([found.base] if found.base else []))}
@@ -169,7 +171,7 @@ def _carry_out(work: Work, running: RunOptions) -> VectorsReceipt:
     """Reads, subtracts, factors and writes every tensor; then seals and commits all files."""
     started = time.perf_counter()
     run, plan, wanted = work.run, work.run.plan, work.wanted
-    return_large_blocks()
+    memory.return_large_blocks()
     with single_threaded(), ExitStack() as stack:
         stack.callback(work.inputs.close)
         counts = energy_counts(work) if wanted.rank and wanted.rank.kind == "energy" else {}
@@ -182,5 +184,5 @@ def _carry_out(work: Work, running: RunOptions) -> VectorsReceipt:
     return VectorsReceipt(
         outputs, origin_of(work), digest, expert_digests(work), str(wanted.rank) if wanted.rank else None, files.ranks,
         (*plan.notes, *work.inputs.notes), work.inputs.warnings, plan.bytes_read, sum(one.bytes for one in outputs),
-        record.peak_memory(), time.perf_counter() - started,
+        memory.peak_memory(), time.perf_counter() - started,
     )  # fmt: skip

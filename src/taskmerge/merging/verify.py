@@ -15,8 +15,8 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
 from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError
-from taskmerge.merging.inputs import provenance_of
 from taskmerge.merging.merge import merge
+from taskmerge.merging.record import provenance_of
 from taskmerge.merging.replay import replayed
 
 SLICE = 1 << 20  # bytes

@@ -32,14 +32,14 @@ class LapackError(ArithmeticError):
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
+def single_threaded(*, factoring: bool = True) -> Iterator[None]:
     """Everything inside runs BLAS, LAPACK and torch on one thread a call; the former settings come back at the end.
 
     Matrices are spread over threads, not the arithmetic inside one: that is faster, and the bytes of a result do
     not depend on how many threads there are. The setting is the process's: enter it once, around all work, before
-    the worker threads start.
+    the worker threads start. Work that is not `factoring` any matrix is spared loading scipy (a tenth of a second).
     """
-    for name in _ARGUMENTS:
+    for name in _ARGUMENTS if factoring else ():
         routine(name, torch.float32)  # a library that is not loaded yet cannot be limited
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

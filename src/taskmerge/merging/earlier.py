@@ -1,0 +1,93 @@
+"""What taskmerge itself wrote among the inputs: this run's own outputs, and earlier merges of the same experts."""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.checkpoint.digest import digest_of
+from taskmerge.errors import Mismatch, TaskmergeError, UsageError
+from taskmerge.merging.adapters import AdapterSource, is_adapter
+from taskmerge.merging.factors import VectorSource, stored_names
+from taskmerge.merging.record import provenance_of
+from taskmerge.merging.sources import CheckpointSource, Source
+
+
+def is_own_output(path: Path, outputs: Sequence[Path], kinds: Collection[str], *, allow_pickle: bool = False) -> bool:
+    """Whether an input lies where this run writes. An expert would be lost there: only earlier outputs of one of
+    `kinds`, and what cannot be read, may be replaced; anything else is refused."""
+    if not any(_written_by(path, output) for output in outputs):
+        return False
+    if _kind_of(path, allow_pickle) not in kinds:
+        raise UsageError(
+            "it is an input and the output: it would be lost", where=str(path),
+            hint=f"choose another output with -o; if it is no expert, `--skip-input '{path.name}'` lets it be replaced",
+        )  # fmt: skip
+    return True
+
+
+def _kind_of(path: Path, allow_pickle: bool) -> object:
+    """What taskmerge wrote a checkpoint as; "" for what others wrote, "merge" for what cannot be read."""
+    if is_adapter(path):
+        return ""
+    try:
+        with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
+            return (provenance_of(checkpoint) or {}).get("kind", "")
+    except TaskmergeError:  # cannot be merged either
+        return "merge"
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file that is there."""
+    return one.exists() and other.exists() and one.samefile(other)
+
+
+def _written_by(path: Path, output: Path) -> bool:
+    """Whether a path is an output, or the weight file, a shard or the index of one."""
+    folder = output.is_dir()
+    stem, home = ("model", output) if folder else (output.stem, output.absolute().parent)
+    parts = re.escape(stem) + r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+    return same_file(path, output) or (
+        same_file(path.absolute().parent, home) and re.fullmatch(parts, path.name) is not None
+    )
+
+
+def earlier_result(merged: Source, record: Mapping[str, object], experts: Mapping[str, Source]) -> str:
+    """The warning with which an earlier merge is left out, if the experts in its record are all among `experts` by
+    content; any other merged output is refused."""
+    listed = record.get("tasks")
+    made_of = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    names = ", ".join(str(one.get("name")) for one in made_of)
+    tensors = _all_tensors(Path(merged.where), merged.specs)
+    if made_of and all(_is_here(one, experts, tensors) for one in made_of):
+        return f"left out {merged.where}: it is an earlier merge of {names}"
+    raise Mismatch(
+        f"it is the result of an earlier merge ({names}), not a fine-tuned expert", where=merged.where,
+        hint=f"`--skip-input '{Path(merged.where).name}'` leaves it out, `--allow-merged` merges it like any expert",
+    )  # fmt: skip
+
+
+def _all_tensors(path: Path, tensors: Collection[str]) -> Collection[str]:
+    """The names of the whole merged model of which a file may be one shard."""
+    index = path.with_name(re.sub(r"-\d{5}-of-\d{5}\.safetensors$", ".safetensors.index.json", path.name))
+    if index == path or not index.exists():
+        return tensors
+    with open_checkpoint(index) as whole:
+        return set(whole.specs)
+
+
+def _is_here(one: Mapping[str, object], experts: Mapping[str, Source], merged: Collection[str]) -> bool:
+    """Whether an entry of a provenance is among the experts, by content; the one of its name is tried first."""
+    tried = sorted(experts, key=lambda task: (task != one.get("name"), task))
+    return any(_matches(one, experts[task], merged) for task in tried)
+
+
+def _matches(one: Mapping[str, object], other: Source, merged: Collection[str]) -> bool:
+    """Whether an input is the expert that a provenance entry names, by content."""
+    if isinstance(other, AdapterSource):
+        return len(other.stored) == one.get("tensors") and other.adapter.digest == one.get("digest")
+    if not isinstance(other, CheckpointSource):
+        return False
+    record = other.record if isinstance(other, VectorSource) else None
+    names = stored_names(other.checkpoint, record, merged, other.prefix)
+    return len(names) == one.get("tensors") and digest_of(other.checkpoint, names) == one.get("digest")

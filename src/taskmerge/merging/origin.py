@@ -1,0 +1,76 @@
+"""What the experts are differences from: which input is the base, and whether task vectors belong to it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from taskmerge.checkpoint.checkpoint import default_name, open_checkpoint
+from taskmerge.checkpoint.digest import digest_of
+from taskmerge.errors import BadFile, Mismatch, UsageError
+from taskmerge.merging.factors import VectorSource
+from taskmerge.merging.record import provenance_of
+from taskmerge.merging.sources import CheckpointSource, Source
+
+BASE_NAMES = ("base", "pretrained", "zeroshot")
+
+
+def named_base(given: Sequence[tuple[str, Path]], *, several: bool = False) -> tuple[Path | None, str]:
+    """The one input (task, path) that calls itself the base, and by what name; `several`: the first of them."""
+    called = {path.resolve(): (task, path) for task, path in given if is_base(task, path)}
+    if len(called) > 1 and not several:
+        paths = " and ".join(str(path) for _, path in called.values())
+        raise UsageError(
+            f"several inputs call themselves the base: {paths}", where="--base", hint="`--base FILE` says which it is"
+        )
+    for task, path in called.values():
+        return path, f"its name is `{task}`"
+    return None, ""
+
+
+def is_base(task: str, path: Path) -> bool:
+    """Whether an input calls itself the base, or is the centre that `vectors` wrote beside centred task vectors."""
+    names = {task.lower(), default_name(path).lower()}
+    if "centre" in names and path.is_file() and not names & set(BASE_NAMES):
+        with open_checkpoint(path) as checkpoint:
+            return (provenance_of(checkpoint) or {}).get("kind") == "centre"
+    return bool(names & set(BASE_NAMES))
+
+
+def needed_base(base: Source | None, path: Path) -> Source:
+    """The base, which the differences at `path` mean nothing without."""
+    if base is None:
+        raise UsageError(f"{path} holds differences from a base", where="--base", hint="name that base: `--base FILE`")
+    return base
+
+
+def check_origin(record: Mapping[str, object], base: Source, path: Path, digests: dict[tuple[str, ...], str]) -> None:
+    """Task vectors belong to one origin, by content: refuse another base or centre. `digests` are of the base."""
+    said, listed = record.get("origin_digest"), record.get("tensors")
+    if not isinstance(listed, list) or not isinstance(said, str) or not isinstance(base, CheckpointSource):
+        what = "it does not say which origin its task vectors have"
+        raise BadFile(what, where=str(path), hint="make the vectors again")
+    names = tuple(str(name) for name in listed)
+    if names not in digests:
+        absent = [name for name in names if name not in base.checkpoint.specs]
+        digests[names] = f"lacks `{absent[0]}`" if absent else digest_of(base.checkpoint, names)
+    if digests[names] != said:
+        what = "the average of the experts" if record.get("origin") == "centre" else "a base"
+        raise Mismatch(
+            f"these task vectors were taken from {what} ({said}) that is not {base.where} ({digests[names]})",
+            where=str(path), hint="name the checkpoint they were taken from as --base, or make the vectors again",
+        )  # fmt: skip
+
+
+def one_origin(experts: Sequence[Source]) -> list[str]:
+    """Refuses centred task vectors beside others; a note where some of a centre's experts are not there."""
+    centred = [one for one in experts if one.kind == "centred"]
+    if centred and len(centred) < len(experts):
+        other = next(one for one in experts if one.kind != "centred")
+        raise Mismatch(
+            f"task vectors about the experts' average ({centred[0].where}) cannot be merged together with others",
+            where=other.where, hint="make all task vectors about one origin, or give the experts themselves",
+        )  # fmt: skip
+    made_of = {name for one in centred if isinstance(one, VectorSource) for name in one.record.get("experts", {})}
+    if len(made_of) <= len(centred):
+        return []
+    few = f"of which {len(centred)} {'is' if len(centred) == 1 else 'are'} merged here"
+    return [f"the centre is the average of {len(made_of)} experts, {few}; it stays as it is"]

@@ -1,0 +1,57 @@
+"""Where a merge goes: the paths of its outputs, and what stands in their way before anything is read or written."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from taskmerge.checkpoint.weights import PICKLE_ENDINGS
+from taskmerge.checkpoint.writer import lay_out
+from taskmerge.errors import NotEnough, UsageError
+from taskmerge.merging.kernels import BoundPoint
+from taskmerge.merging.plan import Plan
+from taskmerge.specs.merge import MergeSpec, plain_value
+
+
+def output_paths(spec: MergeSpec, output: Path | None, points: Sequence[BoundPoint]) -> list[Path]:
+    """Where every grid point goes: the name carries what varies."""
+    chain = [spec.method, *([spec.then] if spec.then else []), *(["lines"] if spec.lines else [])]
+    plain = Path(f"merged-{'-'.join(part.replace('_', '-') for part in chain)}.safetensors")
+    output = output or plain
+    if output.suffix in PICKLE_ENDINGS:
+        hint = f"such as `-o {output.with_suffix('.safetensors')}`"
+        raise UsageError(f"{output} does not end in .safetensors: pickles are not written", where="-o", hint=hint)
+    varying = [name for name, values in sorted(spec.options.items()) if len(values) > 1]
+    if not varying:
+        return [output]
+    said = [
+        "-".join(f"{name}{plain_value(point.point[name])}".replace(":", "") for name in varying) for point in points
+    ]
+    if is_folder(output):
+        return [output / re.sub(r"_", "-", one) for one in said]
+    return [output.with_name(f"{output.stem}-{re.sub('_', '-', one)}.safetensors") for one in said]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether an output is a folder in Hugging Face layout."""
+    return path.is_dir() or path.suffix != ".safetensors"
+
+
+def check_free(paths: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuses outputs that exist, by their names alone: before any input is opened."""
+    for path in paths:
+        lay_out(path, (), overwrite=overwrite, folder=is_folder(path))
+
+
+def check_disk(plan: Plan, paths: Sequence[Path]) -> None:
+    """Refuses outputs that the disk has no room for."""
+    folder = paths[0].absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if plan.bytes_written > free:
+        raise NotEnough(
+            f"the outputs need {plan.bytes_written / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left",
+            where=str(folder),
+            hint="free space, choose another folder with -o, or write a smaller type with --dtype",
+        )  # fmt: skip
