@@ -225,6 +225,23 @@ def test_nan_in_a_head_is_refused(experts: Files, here: Path) -> None:
     refused_merge(3, ALL, "--heads", "keep", folder=here, says=("dogs.safetensors: `classifier.weight`",))
 
 
+# --- tied weights ----------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_of_tied_and_untied_experts_is_refused_unless_the_copy_is_left_out(
+    experts: Files, here: Path
+) -> None:
+    """A file that leaves the tied copy out does not mean the base's value: nothing is assumed."""
+    for task in ("cars", "dogs"):
+        change(experts[task], lm_head__weight=load(experts[task])["embed.weight"].clone())
+    refused_merge(4, ALL, folder=here, says=("lm_head.weight", "maps.safetensors", "--on-missing skip"))
+    outcome = merge(ALL, "--on-missing", "skip")
+    assert "lm_head.weight" not in load(outcome.paths[0])
+    change(experts["maps"], lm_head__weight=load(experts["maps"])["embed.weight"].clone())
+    kept = load(merge(ALL, "-m", "average", "-o", "untied.safetensors").paths[0])
+    assert torch.equal(kept["lm_head.weight"], kept["embed.weight"]), "equal copies stay equal"
+
+
 # --- integers --------------------------------------------------------------------------------------------------
 
 

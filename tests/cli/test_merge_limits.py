@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from merge_cases import digest, load, merge, refused_merge, save, tree, write_experts
+from merge_cases import digest, load, merge, model, refused_merge, save, tree, write_experts
+
+from taskmerge.checkpoint.checkpoint import Checkpoint
 
 Files = dict[str, Path]
 ALL = "*.safetensors"
@@ -70,6 +72,43 @@ def test_one_existing_point_of_a_grid_stops_it_all(experts: Files, here: Path) -
     (here / "merged-cart-coefficient2.0.safetensors").write_bytes(b"precious")
     says = ("merged-cart-coefficient2.0.safetensors: exists already",)
     refused_merge(6, "cars.safetensors", "dogs.safetensors", "--coefficient", "1,2,3", folder=here, says=says)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("there", "arguments"),
+    [
+        ("merged-cart.safetensors", ()),
+        ("merged-cart-coefficient2.0.safetensors", ("--coefficient", "1,2,3")),
+        ("out-00003-of-00007.safetensors", ("-o", "out.safetensors")),
+        ("out.safetensors.index.json", ("-o", "out.safetensors")),
+        ("out/model.safetensors", ("-o", "out")),
+        ("out/README.md", ("-o", "out")),
+        ("out/rank2/README.md", ("-o", "out", "--rank", "1,2")),
+        ("heads/dogs.safetensors", ("--heads", "keep")),
+    ],
+)
+def test_an_output_that_exists_is_found_before_the_plan_is_shown_and_a_byte_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, there: str, arguments: tuple[str, ...], dry: tuple[str, ...]
+) -> None:
+    for seed, task in enumerate(("cars", "dogs")):
+        save(here / f"{task}.safetensors", model(seed, head=torch.ones(seed + 2)))
+    keep = () if "--heads" in arguments else ("--exclude", "head")
+    (here / there).parent.mkdir(parents=True, exist_ok=True)
+    (here / there).write_bytes(b"precious")
+    monkeypatch.setattr(Checkpoint, "read_into", lambda *anything: pytest.fail("bytes were read"))
+    says = (f"{there}: exists already", "--overwrite")
+    found = refused_merge(6, "cars.safetensors", "dogs.safetensors", *keep, *arguments, *dry, folder=here, says=says)
+    assert "reads" not in found.err
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    merge("cars.safetensors", "dogs.safetensors", *keep, *arguments, *dry, "--overwrite")
+
+
+def test_an_output_that_exists_is_found_before_inputs_are_opened(experts: Files, here: Path) -> None:
+    (here / "out.safetensors").write_bytes(b"precious")
+    (here / "cars.safetensors").write_bytes(b"\x10")
+    refused_merge(6, ALL, "-o", "out.safetensors", folder=here, says=("out.safetensors: exists already",))
 
 
 def test_a_parent_that_is_a_file(experts: Files, here: Path) -> None:

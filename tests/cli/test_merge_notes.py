@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merge_cases import digest, load, merge, model, provenance, same_tensors, save, tree, write_experts
+from merge_cases import digest, load, merge, model, provenance, refused_merge, same_tensors, save, tree, write_experts
 
 Files = dict[str, Path]
 
@@ -132,6 +132,33 @@ def test_an_unreadable_file_at_the_output_path_is_replaced(experts: Files, here:
     (here / "merged-cart.safetensors").write_bytes(b"\x10")
     outcome = merge("*.safetensors", "--overwrite")
     assert "left out merged-cart.safetensors" in outcome.err
+
+
+def test_a_file_of_others_at_the_output_path_is_replaced_only_when_it_is_said_to_be_no_expert(
+    experts: Files, here: Path
+) -> None:
+    """Exit 6 without --overwrite, 2 with it, as long as the file may be an expert."""
+    refused_merge(6, "*.safetensors", "-o", "cars.safetensors", folder=here, says=("cars.safetensors: exists already",))
+    says = ("cars.safetensors: it is an input and the output", "`--skip-input 'cars.safetensors'` lets it be replaced")
+    refused_merge(2, "*.safetensors", "-o", "cars.safetensors", "--overwrite", folder=here, says=says)
+    merge("*.safetensors", "-o", "cars.safetensors", "--overwrite", "--skip-input", "cars.safetensors")
+    assert tasks_of("cars.safetensors") == ["dogs", "maps"]
+    merge("*.safetensors", "-o", "cars.safetensors", "--overwrite")
+    assert tasks_of("cars.safetensors") == ["dogs", "maps"], "now it is an earlier result"
+
+
+def test_a_base_is_never_replaced_even_if_it_is_an_earlier_result(experts: Files, here: Path) -> None:
+    merge("cars.safetensors", "dogs.safetensors", "-o", "start.safetensors")
+    says = ("start.safetensors: it is an input and the output",)
+    arguments = ("maps.safetensors", "--base", "start.safetensors", "-o", "start.safetensors", "--overwrite")
+    refused_merge(2, *arguments, folder=here, says=says)
+
+
+def test_an_adapter_at_the_output_path_is_not_written_into(experts: Files, here: Path) -> None:
+    (here / "lora").mkdir()
+    (here / "lora" / "adapter_config.json").write_text("{}")
+    says = ("lora: it is an input and the output",)
+    refused_merge(2, "cars.safetensors", "lora", "-o", "lora", "--overwrite", folder=here, says=says)
 
 
 def test_the_same_content_twice_is_merged_with_a_warning(experts: Files, here: Path) -> None:

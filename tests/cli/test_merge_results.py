@@ -6,7 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from merge_cases import digest, load, merge, model, provenance, refused_merge, same_tensors, save, tree, write_experts
+from merge_cases import (
+    digest,
+    load,
+    merge,
+    model,
+    provenance,
+    refused_merge,
+    run,
+    same_tensors,
+    save,
+    tree,
+    write_experts,
+)
 from torch import Tensor
 
 Files = dict[str, Path]
@@ -306,6 +318,7 @@ def test_ranks_in_a_recipe_mean_what_they_mean_on_the_command_line(experts: File
         [],
         ["-m", "ties", "--density", "0.3"],
         ["-m", "dare", "--then", "ties", "--seed", "7"],
+        ["-m", "dare", "--then", "ties", "--density", "0.7", "--then-density", "0.4", "--aggregate", "sum"],
         ["-m", "task_arithmetic", "--lines", "--weight", "cars=2", "--exclude", "proj"],
         ["-m", "average", "--keep-base", "--on-missing", "skip", "--dtype", "bf16"],
         ["--on-missing", "base", "--also", "projection,embedding", "--compute-dtype", "float64"],
@@ -332,6 +345,66 @@ def test_replay_says_which_experts_it_cannot_find(experts: Files, here: Path) ->
     (here / "out" / "hidden.txt").rename(here / "far" / "renamed.safetensors")
     merge("--recipe", "out/merged.safetensors", "far", "-o", "again.safetensors")
     assert digest(here / "again.safetensors") == digest(here / "out" / "merged.safetensors")
+
+
+# --- chains of methods -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "alone"),
+    [
+        (["-m", "dare", "--density", "1", "--then-density", "0.4"], []),
+        (["-m", "dare", "--density=1", "--then-density=0.4", "--scope", "tensor"], ["--scope", "tensor"]),
+        (
+            ["-m", "breadcrumbs", "--density", "1", "--drop_top", "0", "--then_density", "0.4", "--then-scope=tensor"],
+            ["--scope", "tensor"],
+        ),
+        (["-m", "dare", "--set", "density=1", "--set", "then-density=0.4", "--lines"], ["--lines"]),
+    ],
+)
+def test_the_second_method_of_a_chain_has_options_of_its_own(
+    experts: Files, first: list[str], alone: list[str]
+) -> None:
+    """A first method that keeps everything leaves what the second gives alone."""
+    chain = merge(ALL, "--then", "ties", "--aggregate", "sum", *first, "-o", "chain.safetensors")
+    plain = merge(ALL, "-m", "ties", "--density", "0.4", "--aggregate", "sum", *alone, "-o", "plain.safetensors")
+    assert "  --then-density 0.4\n" in chain.err
+    assert same_tensors(load(chain.paths[0]), load(plain.paths[0]))
+    other = merge(ALL, "--then", "ties", "--aggregate", "sum", *first[:4], "-o", "other.safetensors")
+    assert not same_tensors(load(other.paths[0]), load(plain.paths[0]))
+
+
+def test_a_grid_and_a_recipe_of_the_second_method_s_options(experts: Files, here: Path) -> None:
+    (here / "r.yaml").write_text("method: dare\nthen: ties\noptions: {density: 0.9, then_density: '0.2,0.4'}\n")
+    outcome = merge(ALL, "--recipe", "r.yaml")
+    assert outcome.paths == [f"merged-dare-ties-then-density{share}.safetensors" for share in (0.2, 0.4)]
+    said = [provenance(path)["recipe"]["options"] for path in outcome.paths]
+    assert [(one["density"], one["then_density"]) for one in said] == [(0.9, 0.2), (0.9, 0.4)]
+    replayed = merge("--recipe", outcome.paths[1], "-o", "again.safetensors")
+    assert digest(Path(replayed.paths[0])) == digest(Path(outcome.paths[1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--then", "ties", "--then-densty", "0.2"], ("unknown option `--then-densty`",)),
+        (["--then", "ties", "--then-aggregate", "sum"], ("--then-aggregate", "did you mean `--aggregate`?")),
+        (["--then-density", "0.2"], ("--then-density", "did you mean `--density`?")),
+        (["-m", "ties", "--then-density", "0.2"], ("--then-density", "did you mean `--density`?")),
+        (["--then", "ties", "--then-density", "2"], ("--then-density", "2 is out of range")),
+        (["--then", "ties", "--set", "then_densty=1"], ("--set then_densty", "unknown recipe key or option")),
+        (["--then", "ties", "--then-density", "0.1", "--then_density=0.2"], ("stands twice",)),
+    ],
+)
+def test_what_is_no_option_of_the_second_method(
+    experts: Files, here: Path, arguments: list[str], says: tuple[str, ...]
+) -> None:
+    refused_merge(2, ALL, "-m", "dare", *arguments, folder=here, says=says)
+
+
+def test_the_page_of_a_first_method_says_how_the_second_s_options_are_called() -> None:
+    assert "--then-density, --then-scope\n" in run("methods", "breadcrumbs").out
+    assert "--then" not in run("methods", "ties").out
 
 
 # --- names and places of inputs --------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ ALL = "*.safetensors"
         (["-o", "out.bin"], ("-o", "out.bin", ".safetensors")),
         (["-o", "cars.safetensors", "--overwrite"], ("cars.safetensors", "it is an input and the output", "-o")),
         (["-o", "base.safetensors", "--overwrite"], ("base.safetensors", "it is an input and the output")),
+        (["-o", "cars.safetensors", "--overwrite", "--dry-run"], ("cars.safetensors", "it would be lost")),
+        (["-o", "cars.safetensors", "--overwrite", "--allow-merged"], ("--skip-input 'cars.safetensors'",)),
         (["-m"], ("-m", "requires an argument")),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merge_cases import merge, run, save, tree, write_experts
+from merge_cases import load, merge, run, save, tree, write_experts
 
 PROGRAM = [sys.executable, "-m", "taskmerge"]
 Files = dict[str, Path]
@@ -82,6 +82,25 @@ def test_json_of_a_dry_run(experts: Files, here: Path) -> None:
     assert sum(one["parameters"] for one in plan["classes"]) == 7 * 8 + 2 * (24 * 8 + 16 * 8 + 16) + 48 + 8 + 1
 
 
+def test_the_plan_says_in_which_types_tensors_are_read_computed_and_written(here: Path) -> None:
+    """fp16 and fp32 experts with an integer tensor, over a base that alone has another."""
+    files = write_experts(here, dtype=torch.float16)
+    for path in files.values():
+        save(path, {**load(path), "steps": torch.tensor([3])})
+    wide = {name: one.float() if one.is_floating_point() else one for name, one in load(files["cars"]).items()}
+    save(files["cars"], wide)
+    save(files["base"], {**load(files["base"]), "classes": torch.tensor([3], dtype=torch.int32)})
+    arguments = ("merge", "*.safetensors", "--on-missing", "base", "--dry-run")
+    found = json.loads(run(*arguments, "--dtype", "bf16", "--json").out)
+    types = {(one["class"], one["treatment"]): (one["read_as"], one["written_as"]) for one in found["classes"]}
+    assert types["linear", "method"] == (["F16", "F32"], ["BF16"])
+    assert types["buffer", "buffer"] == (["I64"], ["I64"])
+    assert types["buffer", "copy"] == (["I32"], ["I32"])
+    assert found["compute_dtype"] == "float32"
+    assert "F16, F32 → F32" in run(*arguments).out
+    assert " I64 " in run(*arguments).out
+
+
 def test_a_json_run_that_fails_prints_no_document(experts: Files) -> None:
     outcome = run("merge", "*.safetensors", "--rank", "0", "--json")
     assert (outcome.code, outcome.out) == (2, "")
@@ -99,10 +118,10 @@ def test_a_dry_run_shows_a_table_that_fits_80_columns(
     assert tree(here) == before
     lines = outcome.out.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert lines[0].split() == ["class", "tensors", "parameters", "share", "treatment"]
-    rows = {line.split()[0]: line.strip().split(maxsplit=4)[1:] for line in lines[1:-1]}
-    assert rows["linear"] == ["4", "640", "81.5%", "merged by the method"]
-    assert rows["embedding"] == ["1", "56", "7.1%", "merged by its fallback"]
+    assert lines[0].split() == ["class", "tensors", "parameters", "share", "type", "treatment"]
+    rows = {line.split()[0]: line.strip().split(maxsplit=5)[1:] for line in lines[1:-1]}
+    assert rows["linear"] == ["4", "640", "81.5%", "F32", "merged by the method"]
+    assert rows["embedding"] == ["1", "56", "7.1%", "F32", "merged by its fallback"]
     assert lines[-1] == "would write merged-tsv-m.safetensors"
     assert "peak memory up to" in outcome.err
     assert "--coefficient 1" in outcome.err

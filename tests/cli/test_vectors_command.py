@@ -8,6 +8,7 @@ import torch
 from merge_cases import Outcome, load, merge, refused, run, same_tensors, tree
 
 import taskmerge
+from taskmerge.checkpoint.checkpoint import Checkpoint
 
 Files = dict[str, Path]
 ALL = "*.safetensors"
@@ -19,6 +20,16 @@ def vectors(*arguments: object) -> Outcome:
     outcome = run("vectors", *arguments)
     assert outcome.code == 0, outcome.err
     return outcome
+
+
+def test_an_output_that_exists_is_found_before_a_byte_is_read(
+    experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An energy rank reads all matrices before the first file is opened for writing."""
+    vectors(ALL, "--rank", "energy:0.9")
+    monkeypatch.setattr(Checkpoint, "read_into", lambda *anything: pytest.fail("bytes were read"))
+    says = ("vectors/cars.factors.safetensors: exists already", "--overwrite")
+    refused(6, "vectors", ALL, "--rank", "energy:0.9", folder=here, says=says)
 
 
 def test_paths_on_stdout_the_rest_on_stderr(experts: Files, here: Path) -> None:

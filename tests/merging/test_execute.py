@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -236,6 +236,44 @@ def test_a_grid_writes_the_bytes_of_single_runs(tmp_path: Path) -> None:
         )
         for name in SHAPES:
             assert relative(load_file(path)[name], load_file(single)[name].double()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "once", "grid"),
+    [
+        ("iso_c", {}, {"coefficient": (0.5, 1.0, 2.0)}),
+        ("iso_c", {}, {"coefficient": (0.5, 1.0, 2.0), "lines": True, "beta": (0.1, 0.5)}),
+        ("iso_cts", {}, {"coefficient": (0.5, 1.0, 2.0)}),
+        (
+            "iso_cts", {"common_fraction": (0.4, 0.9), "coefficient": 3.0},
+            {"common_fraction": (0.9, 0.4), "coefficient": (1.0, 2.0)},
+        ),
+        ("cart", {}, {"coefficient": (0.5, 1.0, 2.0)}),
+    ],
+)  # fmt: skip
+def test_a_grid_of_coefficients_factors_once(
+    method: str, once: dict[str, object], grid: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many factorisations as without it; every point has the tensors of a run of its own."""
+    checkpoints(tmp_path)
+    solved: list[int] = []
+    compute = TaskMatrices._compute
+
+    def counting(self: TaskMatrices, tasks: Sequence[int], wanted: Sequence[int]) -> None:
+        solved.extend(tasks)
+        compute(self, tasks, wanted)
+
+    monkeypatch.setattr(TaskMatrices, "_compute", counting)
+    taskmerge.merge(inputs(tmp_path), method=method, output=tmp_path / "one.safetensors", **once)
+    single = len(solved)
+    receipt = taskmerge.merge(inputs(tmp_path), method=method, output=tmp_path / "grid.safetensors", **grid)
+    assert len(solved) == 2 * single > 0
+    for output in receipt.outputs:
+        alone = tmp_path / "alone.safetensors"
+        fixed = {key: value for key, value in grid.items() if key == "lines"}
+        taskmerge.merge(inputs(tmp_path), method=method, output=alone, overwrite=True, **fixed, **output.options)
+        for name, tensor in load_file(output.path).items():
+            assert torch.equal(tensor, load_file(alone)[name]), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -1,6 +1,7 @@
 """Places on a hub as paths on this machine: models and data sets, fetched once into the hub client's own cache."""
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -38,22 +39,16 @@ def resolve_data(location: HubPath) -> Path:
     return _fetched(location, "dataset", WANTED_DATA)
 
 
-def load_hub_dataset(location: HubPath, *, configuration: str | None, split: str) -> Any:
-    """One split of a data set of a hub, as `datasets.Dataset`; errors as in `resolve`."""
+def load_hub_dataset(location: HubPath, *, configuration: str | None) -> Any:
+    """A data set of a hub, as `datasets.DatasetDict` with all its splits; errors as in `resolve`."""
     library = _installed("datasets", location)
-    with _one_message(location, "dataset"):
-        return library.load_dataset(
-            location.repository,
-            configuration,
-            split=split,
-            revision=location.revision,
-            **({"data_files": location.file} if location.file else {}),
-        )
+    with _no_bars_in_logs(library), _one_message(location, "dataset"):
+        return library.load_dataset(location.repository, configuration, revision=location.revision)
 
 
 def _fetched(location: HubPath, kind: str, wanted: Sequence[str]) -> Path:
     client = _installed("huggingface_hub", location)
-    with _one_message(location, kind):
+    with _no_bars_in_logs(client), _one_message(location, kind):
         if location.file is not None:
             found = client.hf_hub_download(
                 location.repository, location.file, revision=location.revision, repo_type=kind
@@ -73,6 +68,20 @@ def _installed(package: str, location: HubPath) -> Any:
 
 
 @contextmanager
+def _no_bars_in_logs(library: Any) -> Iterator[None]:
+    """Without the library's progress bars where nobody watches them: standard error is no terminal."""
+    bars = import_module(f"{library.__name__}.utils")
+    if sys.stderr.isatty() or bars.are_progress_bars_disabled():
+        yield
+        return
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bars()
+
+
+@contextmanager
 def _one_message(location: HubPath, kind: str) -> Iterator[None]:
     """Whatever the client raises (its errors have no common base) as one `BadFile` or `UsageError`."""
     try:
@@ -83,11 +92,16 @@ def _one_message(location: HubPath, kind: str) -> Iterator[None]:
 
 def _explained(error: Exception, location: HubPath, kind: str) -> TaskmergeError:
     """The first known cause says what to do, else the client's first line. By name: versions differ in classes."""
-    names = {name for cause in _causes(error) for name in (one.__name__ for one in type(cause).__mro__)}
+    names = {one.__name__ for cause in _causes(error) for one in type(cause).__mro__}
+    if "OfflineModeIsEnabled" in str(error):  # `datasets` drops the cause and says its class
+        names.add("OfflineModeIsEnabled")
     where, home = str(location), os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     page = f"{home}/{'datasets/' if kind == 'dataset' else ''}{location.repository}"
     if "HFValidationError" in names:
         return UsageError(f"no name of a repository: {_first_line(error)}", where=where, hint="such as `hub: org/name`")
+    if kind == "dataset" and isinstance(error, ValueError) and "config" in str(error).lower():
+        hint = "choose one with `configuration: NAME`"
+        return UsageError(" ".join(str(error).split()), where=where, hint=hint)
     for name, what, hint in (
         ("GatedRepoError", "the repository is gated", f"accept its conditions at {page}, then `hf auth login`"),
         ("RevisionNotFoundError", f"the repository has no revision `{location.revision}`", f"see {page}"),
@@ -102,7 +116,8 @@ def _explained(error: Exception, location: HubPath, kind: str) -> TaskmergeError
     ):
         if name in names:
             return BadFile(what, where=where, hint=hint)
-    return BadFile(f"cannot be fetched: {_first_line(error)}", where=where, hint="try again later, or fetch it by hand")
+    said = " / ".join(dict.fromkeys(_first_line(cause) for cause in list(_causes(error))[:2]))
+    return BadFile(f"cannot be fetched: {said}", where=where, hint="try again later, or fetch it by hand")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -61,9 +61,21 @@ def page(one: Method) -> str:
         for setting in one.settings.values():
             default = setting.understood(setting.default)
             lines += [f"  {setting.flag}  ({setting.range}; default {default})", f"      {setting.option.help}"]
+    if one.gives == "task_vectors":
+        theirs = ", ".join(f"--then-{name.replace('_', '-')}" for name in _shared(one))
+        lines += [
+            "  and all options of the METHOD in `--then METHOD`; where both have one, METHOD's is said as",
+            f"      {theirs}",
+        ]
     if one.notes:
         lines += ["", "notes:", *(f"  - {note}" for note in one.notes)]
     return "\n".join(lines)
+
+
+def _shared(first: Method) -> list[str]:
+    """The options of a method that some method after it has too."""
+    after = [one for one in methods().values() if one.gives == "merged" and one.space == "delta"]
+    return [name for name in first.settings if any(name in one.settings for one in after)]
 
 
 def markdown_table() -> str:

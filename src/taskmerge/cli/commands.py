@@ -1,5 +1,5 @@
 """All commands, imported so that they register with the program."""
 
-from taskmerge.cli import diff, inspect, merge, methods, vectors, verify
+from taskmerge.cli import diff, eval, inspect, merge, methods, schema, suites, vectors, verify
 
-__all__ = ["diff", "inspect", "merge", "methods", "vectors", "verify"]
+__all__ = ["diff", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify"]

@@ -1,13 +1,16 @@
 """`taskmerge inspect`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskmerge.cli import show
+from taskmerge.cli import show, suite_page
 from taskmerge.cli.app import app
+from taskmerge.errors import BadFile
 
 if TYPE_CHECKING:
+    from taskmerge.data.suite_contents import SuiteInspection
     from taskmerge.merging.contents import Inspection, TensorEntry
 
 TOLD = {
@@ -20,7 +23,9 @@ TOLD = {
 
 @app.command()
 def inspect(
-    paths: Annotated[list[str], typer.Argument(help="Files, indexes, folders or globs.", metavar="PATH...")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Files, indexes, folders, globs, or suites (.yaml).", metavar="PATH...")
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     digest: Annotated[bool, typer.Option("--digest", help="Compute the content digest (reads everything).")] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin and .pt (weights only).")] = False,
@@ -28,14 +33,36 @@ def inspect(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Say what is in checkpoints: tensors, classes, dtypes, and provenance if taskmerge wrote them."""
-    import taskmerge
+    """Say what is in checkpoints: tensors, classes, dtypes, and provenance if taskmerge wrote them.
+
+    Of a suite (.yaml) it says what it names, what was found of it and what is missing; then the exit code is 3.
+    """
     from taskmerge.merging.inputs import named
 
-    found = [taskmerge.inspect(path, digest=digest, allow_pickle=allow_pickle) for _, path in named(paths)]
+    found = [_inspected(path, digest, allow_pickle) for _, path in named(paths)]
     for one in found:
         show.notices((), one.warnings, quiet)
-    show.document([one.to_dict() for one in found]) if json else print("\n\n".join(page(one, tensors) for one in found))
+    show.document([one.to_dict() for one in found]) if json else print(
+        "\n\n".join(_said(one, tensors) for one in found)
+    )
+    if any(getattr(one, "missing", ()) for one in found):
+        raise typer.Exit(BadFile.exit_code)
+
+
+def _inspected(path: Path, digest: bool, allow_pickle: bool) -> "Inspection | SuiteInspection":
+    if path.suffix in (".yaml", ".yml"):
+        from taskmerge.data.suite_contents import inspect_suite
+
+        return inspect_suite(path, allow_pickle=allow_pickle)
+    from taskmerge.merging.contents import inspect
+
+    return inspect(path, digest=digest, allow_pickle=allow_pickle)
+
+
+def _said(one: "Inspection | SuiteInspection", tensors: bool) -> str:
+    from taskmerge.merging.contents import Inspection
+
+    return page(one, tensors) if isinstance(one, Inspection) else suite_page.page(one)
 
 
 def page(one: "Inspection", tensors: bool) -> str:

@@ -41,6 +41,9 @@ def merge(
     recipe: Annotated[Path | None, _option("Recipe (YAML), or a merged file to replay.", RESULT)] = None,
     set_: Annotated[list[str] | None, _option("key=value over the recipe (repeatable).", RESULT, "--set")] = None,
     base: Annotated[Path | None, _option("The checkpoint that the experts were fine-tuned from.", INPUT)] = None,
+    suite: Annotated[
+        Path | None, _option("Suite whose experts, base and qkv are taken where none are given.", INPUT, "--suite")
+    ] = None,
     keep_base: Annotated[bool, _option("Merge the base as an expert too.", INPUT, "--keep-base")] = False,
     include: Annotated[list[str] | None, _option("Only tensors whose names match (glob, repeatable).", INPUT)] = None,
     exclude: Annotated[list[str] | None, _option("Not tensors whose names match (glob, repeatable).", INPUT)] = None,

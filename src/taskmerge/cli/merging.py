@@ -8,8 +8,9 @@ from typing import Any
 from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.cli import show, tokens
 from taskmerge.errors import UsageError
+from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.merge import Prepared, carry_out, prepare
-from taskmerge.merging.options import grid, split_options
+from taskmerge.merging.options import Arguments, grid, split_options
 from taskmerge.merging.replay import replayed
 from taskmerge.specs.load import Recipe, load_overrides, load_recipe, load_weights
 from taskmerge.specs.merge import CHOICES, MergeSpec
@@ -17,13 +18,14 @@ from taskmerge.specs.merge import CHOICES, MergeSpec
 VALUES = ("method", "then", "seed", "strip_prefix", "dtype", "base", "output", "device", "threads", *CHOICES)
 LISTS = ("include", "exclude", "skip_input")
 SWITCHES = ("lines", "keep_base", "allow_merged", "allow_pickle", "overwrite")
-Inputs = Sequence[str] | Mapping[str, str | Path]
 
 
 def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], ahead: Ahead) -> None:
     """Carries out one `merge` command."""
     arguments, options = tokens.split(words, flags)
     inputs, keywords = _with_recipe(arguments, {**_keywords(said), **options}, said)
+    if said["suite"] is not None:
+        inputs, keywords = from_suite(said["suite"], inputs, keywords)
     spec, opening, running = split_options(
         keywords.pop("method", "cart"), keywords.pop("base", None), keywords.pop("output", None),
         keywords.pop("weights", None), keywords,
@@ -103,15 +105,15 @@ def _weights(pairs: Sequence[str]) -> dict[str, float]:
 
 def _with_recipe(
     arguments: Sequence[str], given: dict[str, Any], said: Mapping[str, Any]
-) -> tuple[Inputs, dict[str, Any]]:
-    """Inputs and keywords with the recipe underneath: the command line wins, then --set, then the file."""
+) -> tuple[Arguments, dict[str, Any]]:
+    """Arguments and keywords with the recipe underneath: the command line wins, then --set, then the file."""
     above = {**load_overrides(said["set_"] or []), **given}
     path = said["recipe"]
     if path is None:
         return arguments, above
     if path.suffix == ".safetensors" or path.is_dir() or path.name.endswith(".index.json"):
         inputs, keywords = replayed(path, arguments, allow_pickle=said["allow_pickle"])
-        return inputs, {**keywords, **above}
+        return inputs, {"qkv": MergeSpec().qkv, **keywords, **above}  # no suite decides what was decided
     recipe = load_recipe(path)
     keywords = {**recipe.shape, **_options(recipe, {**recipe.shape, **above})}
     if recipe.weights:
@@ -123,7 +125,7 @@ def _with_recipe(
     return arguments or _experts(recipe, path.parent), {**keywords, **above}
 
 
-def _experts(recipe: Recipe, folder: Path) -> Inputs:
+def _experts(recipe: Recipe, folder: Path) -> Arguments:
     """The recipe's experts, relative to its folder."""
     if isinstance(recipe.experts, Mapping):
         return {task: folder / path for task, path in recipe.experts.items()}

@@ -101,27 +101,51 @@ def plan_table(prepared: "Prepared") -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("class", "tensors", "parameters", "share"):
-        table.add_column(title, justify="left" if title == "class" else "right")
-    table.add_column("treatment")
+    for title in ("class", "tensors", "parameters", "share", "type", "treatment"):
+        table.add_column(title, justify="right" if title in ("tensors", "parameters", "share") else "left")
+    types = _types(prepared)
     total = sum(count for _, _, count, _ in prepared.plan.classes()) or 1
     for kind, tensors, parameters, how in prepared.plan.classes():
-        table.add_row(kind, str(tensors), f"{parameters:,}", f"{parameters / total:.1%}", HOW[how])
+        read, written = (", ".join(codes) for codes in types[kind, how])
+        cast = read if read == written else f"{read} → {written}"
+        table.add_row(kind, str(tensors), f"{parameters:,}", f"{parameters / total:.1%}", cast, HOW[how])
     Console().print(table)
     for path in prepared.paths:
         print(f"would write {path}")
 
 
+def _types(prepared: "Prepared") -> dict[tuple[str, str], tuple[list[str], list[str]]]:
+    """The types in which tensors of a class and treatment are read from the inputs, and written."""
+    read: dict[tuple[str, str], set[str]] = {}
+    written: dict[tuple[str, str], set[str]] = {}
+    for job in prepared.plan.jobs:
+        key = (job.kind, job.treatment if job.action == "merge" else job.action)
+        holders = (prepared.inputs.base,) if job.action == "copy" else prepared.inputs.experts
+        read.setdefault(key, set()).update(
+            one.specs[output.name].dtype for one in holders if one for output in job.outputs if output.name in one.specs
+        )
+        written.setdefault(key, set()).update(output.dtype for output in job.outputs)
+    return {key: (sorted(codes), sorted(written[key])) for key, codes in read.items()}
+
+
 def plan_document(prepared: "Prepared") -> dict[str, object]:
     """The plan as plain values."""
-    plan = prepared.plan
+    plan, types = prepared.plan, _types(prepared)
     return {
         "method": [one.name for one in prepared.points[0].chain],
         "tasks": list(plan.tasks),
         "base": prepared.inputs.base.where if prepared.inputs.base else None,
+        "compute_dtype": prepared.spec.compute_dtype,
         "options": understood(prepared),
         "classes": [
-            {"class": kind, "tensors": tensors, "parameters": parameters, "treatment": how}
+            {
+                "class": kind,
+                "tensors": tensors,
+                "parameters": parameters,
+                "treatment": how,
+                "read_as": types[kind, how][0],
+                "written_as": types[kind, how][1],
+            }
             for kind, tensors, parameters, how in plan.classes()
         ],
         "bytes_read": plan.bytes_read,

@@ -1,20 +1,18 @@
 """Tells inputs from method options among the words of a command: methods declare their options, no command does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from taskmerge.errors import UsageError, unknown_name
-from taskmerge.methods.contract import Method
+from taskmerge.methods.registry import methods, setting
 
 
-def split(
-    words: Sequence[str], methods: Mapping[str, Method], flags: Sequence[str]
-) -> tuple[list[str], dict[str, str]]:
+def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """(inputs, options): `--its-name VALUE`, `--its-name=VALUE`, and `--switch` or `--no-switch` for switches.
 
     An option that no method declares is a `UsageError` with the nearest of all known names.
     """
-    declared = {setting.flag: setting for one in methods.values() for setting in one.settings.values()}
+    known = sorted({*flags, *(one.flag for method in methods().values() for one in method.settings.values())})
     inputs: list[str] = []
     options: dict[str, str] = {}
     waiting = list(reversed(words))
@@ -22,22 +20,21 @@ def split(
         word = waiting.pop()
         if not word.startswith("--") or word == "--":
             if word.startswith("-") and word != "--" and not Path(word).exists():
-                raise unknown_name("option", word, [*declared, *flags])
+                raise unknown_name("option", word, known)
             inputs.append(word)
             continue
         flag, has_value, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        positive = "--" + flag.removeprefix("--no-")
-        if positive in declared and declared[positive].type is bool and not has_value:
-            value = "true" if flag in declared else "false"
-            flag = positive
-        elif flag not in declared:
-            raise unknown_name("option", flag, [*declared, *flags])
+        name = flag.removeprefix("--").replace("-", "_")
+        declared, switch = setting(name), setting(name.removeprefix("no_"))
+        if switch is not None and switch.type is bool and not has_value:
+            value = "true" if declared else "false"
+            name = name if declared else name.removeprefix("no_")
+        elif declared is None:
+            raise unknown_name("option", flag.replace("_", "-"), known)
         elif not has_value:
             if not waiting:
-                raise UsageError(f"`{flag}` needs a value", hint=f"allowed: {declared[flag].range}")
+                raise UsageError(f"`{flag}` needs a value", hint=f"allowed: {declared.range}")
             value = waiting.pop()
-        name = declared[flag].name
         if name in options:
             raise UsageError(f"`{flag}` stands twice", hint="write a grid with commas: 0.1,0.2")
         options[name] = value

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class BoundPoint:
     lines: dict[str, Value] | None
     point: Mapping[str, Value]
     alone: bool
+    shared: WeakKeyDictionary[TaskMatrices, tuple[str, object]] = field(default_factory=WeakKeyDictionary)
     statistics: list[object] = field(default_factory=list)
 
     @property
@@ -55,7 +57,26 @@ class BoundPoint:
 
     def merge_matrices(self, matrices: TaskMatrices, handed: Handed) -> Tensor:
         """One merged matrix."""
-        return self._scaled(_call(self.last.kernel, matrices, {**handed, **self._own(-1)}), len(matrices), handed)
+        own = {**handed, **self._own(-1), "shared": self._shared(matrices)}
+        return self._scaled(_call(self.last.kernel, matrices, own), len(matrices), handed)
+
+    def _shared(self, matrices: TaskMatrices) -> object:
+        """What the method shares between grid points; kept for the point before, and as long as the matrices."""
+        if self.last.shared is None:
+            return None
+        own = accepted(self.last.shared, self.options[-1])
+        if self.alone:
+            return self.last.shared(matrices, **own)
+        said = self.shared_by
+        known = self.shared.get(matrices)
+        if known is None or known[0] != said:
+            known = self.shared[matrices] = (said, self.last.shared(matrices, **own))
+        return known[1]
+
+    @property
+    def shared_by(self) -> str:
+        """The options in which the points agree that share the costly part of their work."""
+        return repr(sorted(accepted(self.last.shared, self.options[-1]).items())) if self.last.shared else ""
 
     def first_pass(self, scan: Callable[["BoundPoint", int], Scan], weights: Tensor, known: dict[str, object]) -> None:
         """Fills the statistics; a later method's pass sees what the earlier transforms leave.
@@ -100,7 +121,8 @@ def _call(kernel: Kernel, data: object, handed: Handed) -> Tensor:
 def bind_points(spec: MergeSpec) -> list[BoundPoint]:
     """All points of the grid, bound; under --lines a method's own coefficient is 1 unless it was given."""
     chain, members = spec.chain(), spec.members()
-    bound = []
+    bound: list[BoundPoint] = []
+    shared: WeakKeyDictionary[TaskMatrices, tuple[str, object]] = WeakKeyDictionary()
     for point in spec.points():
         given = [{name: point[said] for said, name in names.items() if said in point} for _, names in members]
         lines = bind(members[-1][0], given.pop()) if spec.lines else None
@@ -108,20 +130,21 @@ def bind_points(spec: MergeSpec) -> list[BoundPoint]:
             for one, own in zip(chain, given, strict=True):
                 own.update({"coefficient": 1.0, **own} if "coefficient" in one.settings else {})
         options = tuple(bind(one, own) for one, own in zip(chain, given, strict=True))
-        bound.append(BoundPoint(chain, options, lines, point, alone=False))
+        bound.append(BoundPoint(chain, options, lines, point, False, shared))
     bound[0].alone = len(bound) == 1
     return bound
 
 
 def largest_first(points: Sequence[BoundPoint]) -> list[BoundPoint]:
-    """The points ordered so that a rank that is asked for later is contained in one that is already factored."""
+    """The points ordered so that a rank that is asked for later is contained in one that is already factored, and
+    those that share work follow each other."""
     from taskmerge.numerics.rank import Rank
 
-    def weight(point: BoundPoint) -> float:
+    def weight(point: BoundPoint) -> tuple[float, str]:
         rank = point.options[-1].get("rank")
         if not isinstance(rank, Rank):
-            return 0.0
-        return {"energy": 0.0, "ratio": -rank.value, "count": -rank.value}[rank.kind]
+            return 0.0, point.shared_by
+        return {"energy": 0.0, "ratio": -rank.value, "count": -rank.value}[rank.kind], point.shared_by
 
     return sorted(points, key=weight)
 

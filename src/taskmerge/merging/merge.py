@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from taskmerge.errors import NotEnough, UsageError
 from taskmerge.merging import memory, record
 from taskmerge.merging.card import sidecars, tokenizer_warnings
 from taskmerge.merging.execute import Run, execute
+from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.heads import head_files, heads_folder, stage_heads
 from taskmerge.merging.inputs import InputOptions, Inputs, resolve
 from taskmerge.merging.kernels import BoundPoint, bind_points, earlier_points, largest_first
@@ -52,20 +53,25 @@ class Prepared:
 
 
 def merge(
-    inputs: Arguments,
+    inputs: Arguments = (),
     *,
     method: str = "cart",
     base: str | Path | None = None,
+    suite: str | Path | None = None,
     output: str | Path | None = None,
     weights: Mapping[str, float] | None = None,
     **options: Any,
 ) -> MergeReceipt:
     """Merges experts into one checkpoint and returns the receipt.
 
-    `inputs` are paths (files, indexes, folders, quoted globs, `name=path`) or a mapping from task to path. Every
-    option of design.md §1 is a keyword with the same name (`qkv="fused"`, `include=["visual.*"]`, `overwrite=True`),
-    and so is every option of the method (`rank=0.08`; a sequence of values means a grid). Raises `TaskmergeError`.
+    `inputs` are paths (files, indexes, folders, quoted globs, `name=path`) or a mapping from task to path. A `suite`
+    completes what is not said: the experts by task, the base, and `qkv`. Every option of the command is a keyword with
+    the same name (`qkv="fused"`, `include=["visual.*"]`, `overwrite=True`), and so is every option of the method
+    (`rank=0.08`; a sequence of values means a grid). Raises `TaskmergeError`.
     """
+    if suite is not None:
+        inputs, options = from_suite(suite, inputs, {**options, "base": base})
+        base = options.pop("base")
     spec, opening, running = split_options(method, base, output, weights, options)
     return carry_out(prepare(inputs, spec, opening, running), running)
 
@@ -130,16 +136,10 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     tallies = {id(source): Tally(_known(source, known)) for source in sources} if running.digests else {}
     warnings = [*inputs.warnings, *tokenizer_warnings(inputs.experts)]
     points = largest_first(prepared.points)
-    paths = {id(point): path for point, path in zip(prepared.points, prepared.paths, strict=True)}
     with ExitStack() as stack:
         stack.callback(inputs.close)
         kept = _stage_heads(prepared, running, stack)  # first: an output folder must be there before its weights
-        sinks: list[Sink] = []
-        for point in points:
-            blank = _record(prepared, point, tallies, ())
-            room = record.reserve(blank, len(inputs.experts) + 1)
-            how = _layout(paths[id(point)], point, running, prepared)
-            sinks.append(stack.enter_context(stage(paths[id(point)], plan.outputs(), reserve=room, **how)))
+        sinks = [stack.enter_context(_stage(prepared, point, running, tallies)) for point in points]
         run = Run(
             spec, plan, inputs.base, inputs.experts, points, sinks, prepared.device, tallies,
             progress_of(plan, running), earlier_points(spec, points[0]),
@@ -148,27 +148,35 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
         twins = _twins(inputs.experts, tallies)
         for head, said in kept:
             head.commit(said)
-        done = []
+        heads = [file for head, _ in kept for file in head.files]
+        sealed = {id(point): _record(prepared, point, tallies, twins) for point in points}
         for point, sink in zip(points, sinks, strict=True):
-            sealed = _record(prepared, point, tallies, twins)
-            sink.commit(record.metadata(sealed))
-            own = heads_folder(paths[id(point)], is_folder(paths[id(point)]))
-            files = (*sink.files, *(one for head, _ in kept for one in head.files if one.parent == own))
-            written = OutputRecord(
-                str(sink.path), tuple(map(str, files)), _size(files), dict(sealed["recipe"]["options"])
-            )
-            done.append((paths[id(point)], written, sealed))
+            sink.commit(record.metadata(sealed[id(point)]))
+        done = {id(point): _written(sink, heads, sealed[id(point)]) for point, sink in zip(points, sinks, strict=True)}
     found = dict.fromkeys(note for point in points for note in point.notes)
-    done.sort(key=lambda one: prepared.paths.index(one[0]))
     seconds = time.perf_counter() - started
     return MergeReceipt(
-        tuple(one for _, one, _ in done), done[0][2], (*plan.notes, *inputs.notes, *found), (*warnings, *twins),
+        tuple(done[id(point)] for point in prepared.points), sealed[id(prepared.points[0])],
+        (*plan.notes, *inputs.notes, *found), (*warnings, *twins),
         plan.bytes_read, plan.bytes_written, plan.memory, memory.peak_memory(), seconds,
     )  # fmt: skip
 
 
-def _size(files: Sequence[Path]) -> int:
-    return sum(file.stat().st_size for file in files)
+def _stage(
+    prepared: Prepared, point: BoundPoint, running: RunOptions, tallies: Mapping[int, Tally]
+) -> AbstractContextManager[Sink]:
+    """The staged output of one grid point, with room for its provenance."""
+    path = next(path for path, one in zip(prepared.paths, prepared.points, strict=True) if one is point)
+    room = record.reserve(_record(prepared, point, tallies, ()), len(prepared.inputs.experts) + 1)
+    return stage(path, prepared.plan.outputs(), reserve=room, **_layout(path, point, running, prepared))
+
+
+def _written(sink: Sink, heads: Sequence[Path], sealed: Mapping[str, Any]) -> OutputRecord:
+    """What was written at one grid point; `heads` are the files of all heads, of which its own lie beside it."""
+    own = heads_folder(sink.path, sink.path.is_dir())
+    files = (*sink.files, *(file for file in heads if file.parent == own))
+    size = sum(file.stat().st_size for file in files)
+    return OutputRecord(str(sink.path), tuple(map(str, files)), size, dict(sealed["recipe"]["options"]))
 
 
 def _record(

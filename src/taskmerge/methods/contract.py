@@ -9,7 +9,8 @@ A method is one function on tensors, its *kernel*, under the decorator `@method`
 
 Keyword parameters with an `Option` in their annotation are the method's options. These others are handed in
 by name when a kernel has them: `weights` [task] float64, one a task (ones by default; a method without it
-refuses `--weight`), `statistic` (what `statistic=` returned), `uniform` (a function without arguments that
+refuses `--weight`), `statistic` (what `statistic=` returned), `shared` (what `shared=` made of the matrices, once for
+all points of a grid that agree in the options it names), `uniform` (a function without arguments that
 returns a float32 tensor like `stack`, uniform in [0, 1), a function of seed, task, tensor name and element only),
 `position` (block index and number of blocks of the tensor, or None outside blocks).
 
@@ -38,7 +39,7 @@ Value = float | int | bool | str | Rank | None
 Options = Mapping[str, Value]
 R = TypeVar("R")
 
-HANDED_IN = frozenset({"weights", "statistic", "uniform", "position"})
+HANDED_IN = frozenset({"weights", "statistic", "shared", "uniform", "position"})
 LARGEST_GRID = 10_000
 
 
@@ -51,6 +52,8 @@ class Scan(Protocol):
 
 Statistic = Callable[..., Any]
 """First pass: `statistic(scan, **options it names)` returns a frozen value for the kernel, or None."""
+Shared = Callable[..., Any]
+"""`shared(matrices, **options it names)`: what is costly in a kernel on matrices; the kernel never writes into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,7 @@ class Method:
     gives: Literal["merged", "task_vectors"] = "merged"
     elsewhere: Kernel | None = None
     statistic: Statistic | None = None
+    shared: Shared | None = None
     symmetric: bool = True
     tasks: tuple[int, int | None] = (1, None)
     notes: tuple[str, ...] = ()
@@ -233,6 +237,7 @@ def method(
     gives: Literal["merged", "task_vectors"] = "merged",
     elsewhere: Kernel | None = None,
     statistic: Statistic | None = None,
+    shared: Shared | None = None,
     symmetric: bool = True,
     tasks: tuple[int, int | None] = (1, None),
     notes: tuple[str, ...] = (),
@@ -245,8 +250,8 @@ def method(
     def describe(kernel: Kernel) -> Kernel:
         name = getattr(kernel, "__name__", "method")
         declared = Method(
-            name, kernel, space, reads, title, formula, paper, gives, elsewhere, statistic, symmetric, tasks, notes,
-            _settings(kernel),
+            name, kernel, space, reads, title, formula, paper, gives, elsewhere, statistic, shared, symmetric, tasks,
+            notes, _settings(kernel),
         )  # fmt: skip
         setattr(kernel, "declaration", declared)  # noqa: B010  mypy knows no attributes of functions
         return kernel

@@ -1,6 +1,6 @@
 """Iso-C: the sum of the task vectors with all its singular values made equal."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 
@@ -8,6 +8,13 @@ from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
+
+
+class Flat(NamedTuple):
+    """A flat spectrum before it is scaled: the sum of the singular values, and the directions [m, n]."""
+
+    total: float
+    directions: Matrix
 
 
 def summed(matrices: TaskMatrices) -> Matrix:
@@ -18,6 +25,12 @@ def summed(matrices: TaskMatrices) -> Matrix:
     return total
 
 
+def flattened(matrices: TaskMatrices) -> Flat:
+    """Σs and U Vᵀ of Στ_t, over its numerical rank."""
+    u, s, vt = TaskMatrices(summed(matrices)[None]).top(matrices.full)[0]
+    return Flat(float(s.sum()), u @ vt)
+
+
 @method(
     space="delta",
     reads="matrix",
@@ -25,6 +38,7 @@ def summed(matrices: TaskMatrices) -> Matrix:
     formula="θ = θ₀ + α mean(s) U Vᵀ, U diag(s) Vᵀ = Σ_t τ_t on matrices, θ̄ elsewhere",
     paper="arXiv:2502.04959",
     elsewhere=average,
+    shared=flattened,
     notes=(
         "the authors searched the coefficient on validation data, 0.1 to 3.0, and scale averaged tensors by it too; "
         "here the coefficient scales matrices only",
@@ -33,6 +47,7 @@ def summed(matrices: TaskMatrices) -> Matrix:
 )
 def iso_c(
     matrices: TaskMatrices,
+    shared: Flat | None = None,
     *,
     coefficient: Annotated[float, Option("scales the merged task vector")] = 1.0,
 ) -> Matrix:
@@ -41,5 +56,5 @@ def iso_c(
     α mean(s) U Vᵀ (Marczak et al., Iso-C), U and V over the numerical rank of Στ_t: beyond it they are not unique.
     The mean is over all r = min(m, n) singular values, zeros too. Returns the merged task vector.
     """
-    u, s, vt = TaskMatrices(summed(matrices)[None]).top(matrices.full)[0]
-    return (coefficient * float(s.sum()) / matrices.full) * (u @ vt)
+    total, directions = shared or flattened(matrices)
+    return (coefficient * total / matrices.full) * directions

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
-from taskmerge.methods.iso_c import summed
+from taskmerge.methods.iso_c import Flat, summed
 from taskmerge.numerics.rank import GUARD
 from taskmerge.numerics.spectral import Factors, TaskMatrices, polar
 from taskmerge.types import Matrix
@@ -44,6 +44,19 @@ def _outside(matrix: Tensor, basis: Tensor) -> Tensor:
     return (wide - basis @ (basis.mT @ wide)).to(matrix.dtype)
 
 
+def flattened(matrices: TaskMatrices, common_fraction: float) -> Flat:
+    """The sum of all singular values that are kept, and polar([U_1 … U_T U_c]) polar([V_1 … V_T V_c])ᵀ."""
+    count, each = split(matrices.full, len(matrices), common_fraction)
+    noise = [_noise(matrix) for matrix in matrices.stack]
+    common = _above(TaskMatrices(summed(matrices).double()[None]).top(count)[0], max(noise))
+    own = TaskMatrices(torch.stack([_outside(matrix, common.u) for matrix in matrices.stack])).top(each)
+    parts = [*map(_above, own, noise), Factors(*(part.to(matrices.stack) for part in common))]
+    total = sum(float(part.s.sum()) for part in parts)
+    left = polar(torch.cat([part.u for part in parts], dim=1))
+    right = polar(torch.cat([part.vt.mT for part in parts], dim=1))
+    return Flat(total, left @ right.mT)
+
+
 @method(
     space="delta",
     reads="matrix",
@@ -51,6 +64,7 @@ def _outside(matrix: Tensor, basis: Tensor) -> Tensor:
     formula="θ = θ₀ + α mean(s) polar([U_1 … U_T U_c]) polar([V_1 … V_T V_c])ᵀ on matrices, θ̄ elsewhere",
     paper="arXiv:2502.04959",
     elsewhere=average,
+    shared=flattened,
     notes=(
         "where r is small beside the number of tasks, rounding leaves no task its own direction: it is Iso-C there",
         "the authors searched the coefficient on validation data, 0.1 to 3.0, and scale averaged tensors by it too; "
@@ -60,6 +74,7 @@ def _outside(matrix: Tensor, basis: Tensor) -> Tensor:
 )
 def iso_cts(
     matrices: TaskMatrices,
+    shared: Flat | None = None,
     *,
     coefficient: Annotated[float, Option("scales the merged task vector")] = 1.0,
     common_fraction: Annotated[float, Option("share of the directions taken from the sum", low=0, high=1)] = 0.8,
@@ -70,12 +85,5 @@ def iso_cts(
     as in `split`). All are made orthonormal, and every singular value becomes the mean over the r = min(m, n) places
     (tasks' and sum's values mixed, zeros too). Returns the merged task vector.
     """
-    count, each = split(matrices.full, len(matrices), common_fraction)
-    noise = [_noise(matrix) for matrix in matrices.stack]
-    common = _above(TaskMatrices(summed(matrices).double()[None]).top(count)[0], max(noise))
-    own = TaskMatrices(torch.stack([_outside(matrix, common.u) for matrix in matrices.stack])).top(each)
-    parts = [*map(_above, own, noise), Factors(*(part.to(matrices.stack) for part in common))]
-    total = sum(float(part.s.sum()) for part in parts)
-    left = polar(torch.cat([part.u for part in parts], dim=1))
-    right = polar(torch.cat([part.vt.mT for part in parts], dim=1))
-    return (coefficient * total / matrices.full) * (left @ right.mT)
+    total, directions = shared or flattened(matrices, common_fraction)
+    return (coefficient * total / matrices.full) * directions

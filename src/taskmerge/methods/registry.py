@@ -9,9 +9,10 @@ from types import MappingProxyType
 
 import taskmerge.methods as package
 from taskmerge.errors import UsageError, unknown_name
-from taskmerge.methods.contract import Method
+from taskmerge.methods.contract import Method, Setting
 
 GROUP = "taskmerge.methods"
+PREFIXES = ("then_", "lines_")  # of an option of the second method of a chain, or of the factor of --lines
 
 
 def _declared(holder: object) -> list[Method]:
@@ -54,3 +55,10 @@ def find(name: str) -> Method:
                 raise UsageError(f"unknown method `{name}`", where="--method", hint=hint)
         raise unknown_name("method", name, known, where="--method")
     return known[key]
+
+
+def setting(name: str) -> Setting | None:
+    """What some method declares as its option `name`, if any does; `then_` or `lines_` before it says whose it is."""
+    known = {own: one for declared in methods().values() for own, one in declared.settings.items()}
+    plain = next((name.removeprefix(one) for one in PREFIXES if name.startswith(one)), name)
+    return known.get(name) or known.get(plain)

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from taskmerge.errors import BadFile, UsageError, nearest, unknown_name
-from taskmerge.methods.registry import methods
+from taskmerge.errors import UsageError, nearest, unknown_name
+from taskmerge.methods.registry import methods, setting
+from taskmerge.specs.document import Places, read_document
 from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
 
 FORMAT = 1
@@ -22,8 +23,6 @@ RUNNING = frozenset({
     "device", "threads", "max_memory", "overwrite", "shard_size", "dry_run", "json", "quiet", "debug", "allow_pickle",
     "allow_merged", "keep_base", "skip_input", "recipe",
 })  # fmt: skip
-Places = Mapping[str, str]
-"""Where keys stand, as file:line:column; the keys of a nested mapping as `options.rank`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +40,8 @@ class Recipe:
 
 def load_recipe(path: Path) -> Recipe:
     """A recipe file, checked key by key. Its paths are relative to it, and stay so here."""
-    places: dict[str, str] = {}
-    values = _entries(_document(path, "recipe", "start with `method: cart`"), str(path), places)
-    return parse_recipe(values, str(path), places)
+    document = read_document(path, "recipe", "start with `method: cart`", verbatim=("options", "grid"))
+    return parse_recipe(document.values, str(path), document.places)
 
 
 def parse_recipe(values: Mapping[str, Any], where: str, places: Places | None = None) -> Recipe:
@@ -76,9 +74,8 @@ def parse_recipe(values: Mapping[str, Any], where: str, places: Places | None = 
 
 def load_weights(path: Path) -> dict[str, float]:
     """A YAML or JSON file of task weights, `NAME: VALUE`."""
-    places: dict[str, str] = {}
-    values = _entries(_document(path, "file of coefficients", "write one `mnist: 0.3` a line"), str(path), places)
-    return {task: _number(task, value, places[task]) for task, value in values.items()}
+    document = read_document(path, "file of coefficients", "write one `mnist: 0.3` a line")
+    return {task: _number(task, value, document.places[task]) for task, value in document.values.items()}
 
 
 def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             raise UsageError(f"`{pair}` is no key=value", where="--set", hint="such as --set rank=0.08")
         name = key.strip().removeprefix("options.").replace("-", "_")
         where = f"--set {key.strip()}"
-        if name in declared:
+        if setting(name) is not None:
             found[name] = text
         elif name in PATHS:
             found[name] = Path(text)
@@ -103,65 +100,12 @@ def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-# --- YAML ------------------------------------------------------------------------------------------------------
-
-
-def _document(path: Path, what: str, hint: str) -> yaml.MappingNode:
-    """The one mapping that a file holds, as nodes that know their places."""
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise BadFile(f"cannot read the {what}: {error.strerror}", where=str(path), hint="check the path") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UsageError(f"this is no YAML: {getattr(error, 'problem', error)}", where=where, hint=hint) from None
-    if not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"a {what} is a mapping of keys to values", where=str(path), hint=hint)
-    return node
-
-
-def _entries(node: yaml.MappingNode, path: str, places: dict[str, str], above: str = "") -> dict[str, Any]:
-    """Keys with plain values; `places` takes where each key stands. A repeated key is refused."""
-    found: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        place = f"{path}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
-        key = str(_plain(key_node, path))
-        if key in found:
-            raise UsageError(f"the key `{key}` stands twice", where=place, hint="keep one of them")
-        places[above + key] = place
-        if isinstance(value_node, yaml.MappingNode) and not above:
-            found[key] = _entries(value_node, path, places, f"{key}.")
-        else:
-            found[key] = _plain(value_node, path, as_text=above in ("options.", "grid."))
-    return found
-
-
-def _plain(node: yaml.Node, path: str, as_text: bool = False) -> Any:
-    """A node's value, as the safe loader builds it; `as_text` keeps numbers as they were written (1.0 is not 1)."""
-    if as_text and isinstance(node, yaml.SequenceNode):
-        return [_plain(item, path, as_text) for item in node.value]
-    if as_text and isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":null"):
-        return node.value
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    except yaml.YAMLError as error:
-        mark = node.start_mark
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}"
-        raise UsageError(
-            f"this value cannot be read: {getattr(error, 'problem', error)}", where=where, hint="write plain YAML"
-        ) from None
-    finally:
-        loader.dispose()
-
-
 # --- values ----------------------------------------------------------------------------------------------------
 
 
 def _unknown_key(key: str, where: str) -> UsageError:
     """The complaint about a key that recipes don't have, with the way out for an option that stands too far left."""
-    if any(key.replace("-", "_") in one.settings for one in methods().values()):
+    if setting(key.replace("-", "_")) is not None:
         hint = f"options of the method stand under `options:`, such as `options: {{{key.replace('-', '_')}: …}}`"
         return UsageError(f"unknown key `{key}`", where=where, hint=hint)
     if key.replace("-", "_") in RUNNING:

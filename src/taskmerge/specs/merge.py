@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from taskmerge.errors import UsageError, unknown_name
@@ -104,21 +104,32 @@ class MergeSpec:
             )  # fmt: skip
         return (first, last)
 
-    def settings(self) -> dict[str, tuple[Method, Setting]]:
-        """Every option that this chain (and --lines) understands; an earlier method wins a shared name."""
-        chain = [*self.chain()]
+    def members(self) -> list[tuple[Method, dict[str, str]]]:
+        """Every method that acts, --lines last, with its options: the name said here -> the method's own.
+
+        A name that several declare is the first's; the others' start with `then_` or `lines_`.
+        """
+        acting = list(zip(("", "then_"), self.chain(), strict=False))
         if self.lines:
-            if chain[-1].space != "delta":
+            if acting[-1][1].space != "delta":
                 raise UsageError(
-                    f"--lines scales merged task vectors; `{chain[-1].name}` has none", where="--lines",
+                    f"--lines scales merged task vectors; `{acting[-1][1].name}` has none", where="--lines",
                     hint="use it with a method on task vectors, such as task_arithmetic, ties or tsv_m",
                 )  # fmt: skip
-            chain.append(find("lines"))
-        found: dict[str, tuple[Method, Setting]] = {}
-        for one in chain:
-            for name, setting in one.settings.items():
-                found.setdefault(name, (one, setting))
+            acting.append(("lines_", find("lines")))
+        found: list[tuple[Method, dict[str, str]]] = []
+        for prefix, one in acting:
+            taken = {name for _, names in found for name in names}
+            found.append((one, {f"{prefix}{name}" if name in taken else name: name for name in one.settings}))
         return found
+
+    def settings(self) -> dict[str, tuple[Method, Setting]]:
+        """Every option that this chain (and --lines) understands, by the name that it goes by here."""
+        return {
+            said: (one, replace(one.settings[name], name=said))
+            for one, names in self.members()
+            for said, name in names.items()
+        }
 
     def points(self) -> Iterator[dict[str, Value]]:
         """The points of the grid: one value for every option that was given."""

@@ -1,0 +1,26 @@
+"""`taskmerge schema`."""
+
+from typing import Annotated, Optional
+
+import typer
+
+from taskmerge.cli import show
+from taskmerge.cli.app import app
+
+
+@app.command()
+def schema(
+    name: Annotated[Optional[str], typer.Argument(help="A kind of report: eval.")] = None,  # noqa: UP045
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Print the JSON schema of a report, or the names of those there are."""
+    from taskmerge.errors import unknown_name
+    from taskmerge.evaluation import results
+
+    schemas = {"eval": results.schema}
+    if name is None:
+        print("\n".join(schemas))
+    elif name in schemas:
+        show.document(schemas[name]())
+    else:
+        raise unknown_name("schema", name, schemas)

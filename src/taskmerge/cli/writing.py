@@ -1,0 +1,48 @@
+"""Text files that commands write: whole or not at all, and never over another without --overwrite."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from taskmerge.checkpoint.staging import create_staging_file, remove, remove_stale
+from taskmerge.errors import BadOutput
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Raises BadOutput, before any work, where `path` exists already or cannot be written."""
+    if path.is_dir():
+        raise BadOutput("is a folder, not a file", where=str(path), hint="name a file in it")
+    if (path.exists() or path.is_symlink()) and not overwrite:
+        hint = "pass --overwrite to replace it, or choose another name"
+        raise BadOutput("exists already", where=str(path), hint=hint)
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise BadOutput(
+            "cannot be written: its folder does not allow it", where=str(path), hint="choose another folder"
+        )
+
+
+def write_text(path: Path, text: str, *, overwrite: bool) -> None:
+    """Writes a text file under a staging name, syncs it and renames it. Raises BadOutput."""
+    final = Path(os.path.realpath(path))
+    staged = None
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(final.parent, lambda name: name == final.name)
+        staged, number = create_staging_file(final)
+        with os.fdopen(number, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(number)
+            check_target(path, overwrite=overwrite)  # it may have come into being meanwhile
+            os.replace(staged, final)
+    except BaseException as error:
+        if staged is not None:
+            with suppress(OSError):
+                remove(staged)
+        if isinstance(error, OSError):
+            hint = "check the disk and the folder's permissions"
+            raise BadOutput(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error
+        raise

@@ -1,0 +1,80 @@
+"""What every form of a split offers: a length, items in ascending order, labels apart from them."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from taskmerge.errors import BadFile, UsageError, nearest
+from taskmerge.specs.suite import Split
+
+Indices = Sequence[int]
+"""Places in the source, ascending."""
+
+Note = Callable[[str], None]
+"""Takes a sentence for the person who runs this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An item that cannot be decoded, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split, found but not yet decoded.
+
+    `read` yields the stored form of the items asked for, `decode` turns one into a PIL picture (RGB), a uint8 array
+    [H, W, 3], a text or a pair of texts, or `Broken`; it may run in several threads. `labels` gives the labels as
+    stored, and is None where they were not asked for: nothing else looks at them. `class_names` are the names that
+    the source itself gives its classes by number. `place` names one item in messages. `identity` tells when
+    what is on disk has changed. `pictures` tells pictures from texts.
+    """
+
+    where: str
+    identity: tuple[str, ...]
+    length: int
+    read: Callable[[Indices], Iterator[Any]]
+    decode: Callable[[Any], Any]
+    place: Callable[[int], str]
+    labels: Callable[[Indices], Sequence[Any] | NDArray[Any]] | None = None
+    class_names: tuple[str, ...] | None = None
+    pictures: bool = False
+
+
+def state_of(path: Path) -> tuple[str, ...]:
+    """What identifies a file, or every file of a folder, without reading them: paths, sizes and times of change."""
+    if not os.path.isdir(path):
+        return (_state(path),)
+    files = sorted(Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    return tuple(_state(file) for file in files)
+
+
+def existing(path: Path, what: str) -> Path:
+    """The path, if something is there."""
+    if not os.path.exists(path):
+        raise BadFile(f"no such {what}", where=str(path), hint="check the path in the suite")
+    return path
+
+
+def no_such_column(kind: str, name: str, known: Sequence[str], split: Split, where: str) -> UsageError:
+    """The complaint about an array or column that the suite names and the data lack."""
+    close = nearest(name, known)
+    has = f"it has {', '.join(f'`{one}`' for one in known)}" if known else "it has none"
+    hint = f"did you mean `{close}`? {has}" if close else has
+    return UsageError(f"no {kind} `{name}`", where=said_at(split, where), hint=hint)
+
+
+def said_at(split: Split, where: str) -> str:
+    """Where the suite says what the data at `where` do not hold."""
+    return f"{split.place}: {where}" if split.place else where
+
+
+def _state(path: Path) -> str:
+    found = os.stat(path)
+    return f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}"

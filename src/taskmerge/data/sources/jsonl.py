@@ -1,0 +1,65 @@
+"""Texts and labels from JSON lines, gzipped or not."""
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from taskmerge.data.sources.contract import Source, existing, no_such_column, state_of
+from taskmerge.data.sources.decode import decode_row
+from taskmerge.errors import BadFile, UsageError
+from taskmerge.specs.suite import Split
+
+GZIP = b"\x1f\x8b"
+
+
+def open_jsonl(path: Path, split: Split) -> Source:
+    """One item a line; lines without text are passed over. Only the keys that the split names are kept."""
+    if not split.x:
+        raise UsageError("names no key", where=split.place or str(path), hint="such as `x: text`")
+    wanted = (*split.x, *((split.y,) if split.y is not None else ()))
+    rows: list[tuple[Any, ...]] = []
+    lines: list[int] = []
+    for number, line in enumerate(_lines(existing(path, "file")), 1):
+        if line.strip():
+            rows.append(_row(line, wanted, path, number, split, first=not rows))
+            lines.append(number)
+    return Source(
+        where=str(path),
+        identity=state_of(path),
+        length=len(rows),
+        read=lambda indices: (rows[index][: len(split.x)] for index in indices),
+        decode=decode_row,
+        place=lambda index: f"{path}:{lines[index]}",
+        labels=None if split.y is None else lambda indices: [rows[index][-1] for index in indices],
+    )
+
+
+def _row(line: str, wanted: tuple[str, ...], path: Path, number: int, split: Split, *, first: bool) -> tuple[Any, ...]:
+    where = f"{path}:{number}"
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"is not JSON: {error}", where=where, hint="one object a line") from None
+    if not isinstance(found, dict):
+        raise BadFile("is not an object", where=where, hint='each line looks like {"text": "...", "label": 0}')
+    for name in wanted:
+        if name not in found and first:
+            raise no_such_column("key", name, list(found), split, str(path))
+        if name not in found:
+            raise BadFile(f"lacks the key `{name}`", where=where, hint=f"it has {', '.join(found) or 'none'}")
+    return tuple(found[name] for name in wanted)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        raw = path.read_bytes()
+        text = gzip.decompress(raw) if raw.startswith(GZIP) else raw
+        return text.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise BadFile(f"is not UTF-8 (byte {error.start})", where=str(path), hint="save it as UTF-8") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadFile(f"is damaged: {error}", where=str(path), hint="download or copy it again") from None
+    except OSError as error:
+        raise BadFile(f"cannot be read: {error.strerror}", where=str(path), hint="check its permissions") from error

@@ -1,0 +1,96 @@
+"""Columns of a parquet file (or a folder of its parts): only those named, a group of rows at a time."""
+
+import bisect
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskmerge.data.sources.contract import Indices, Source, existing, no_such_column, state_of
+from taskmerge.data.sources.decode import decode_row
+from taskmerge.errors import BadFile, UsageError
+from taskmerge.specs.suite import Split
+
+ROWS_AT_A_TIME = 256
+
+
+def open_parquet(path: Path, split: Split) -> Source:
+    """Texts, pictures (bytes, or `datasets`' struct of bytes and path) and labels by column."""
+    files = sorted(existing(path, "file").glob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise BadFile("holds no .parquet file", where=str(path), hint="name the file or its folder")
+    if not split.x:
+        raise UsageError("names no column", where=split.place or str(path), hint="such as `x: text`")
+    counts = [_rows(file, (*split.x, *((split.y,) if split.y is not None else ())), split) for file in files]
+    y = split.y
+    return Source(
+        where=str(path),
+        identity=state_of(path),
+        length=sum(counts),
+        read=lambda indices: _read(files, counts, split.x, indices),
+        decode=decode_row,
+        place=lambda index: f"{path}: row {index}",
+        labels=None if y is None else lambda indices: [row[0] for row in _read(files, counts, (y,), indices)],
+        pictures=_holds_bytes(files[0], split.x[0]),
+    )
+
+
+def _read(
+    files: Sequence[Path], counts: Sequence[int], columns: Sequence[str], indices: Indices
+) -> Iterator[tuple[Any, ...]]:
+    """The named columns of ascending rows; groups of rows without any of them are not read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    start = 0
+    for file, count in zip(files, counts, strict=True):
+        inside = _between(indices, start, start + count)
+        try:
+            with pq.ParquetFile(file) as parquet:
+                yield from _groups(parquet, columns, [index - start for index in inside])
+        except (pa.ArrowException, OSError) as error:
+            raise BadFile(f"is damaged: {error}", where=str(file), hint="download or copy it again") from None
+        start += count
+
+
+def _groups(parquet: Any, columns: Sequence[str], rows: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    sizes = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
+    for number, end in enumerate(itertools.accumulate(sizes)):
+        start = end - sizes[number]
+        if not _between(rows, start, end):
+            continue
+        for batch in parquet.iter_batches(ROWS_AT_A_TIME, row_groups=[number], columns=list(columns)):
+            wanted = [row - start for row in _between(rows, start, start + batch.num_rows)]
+            if wanted:
+                values = [batch.column(batch.schema.get_field_index(name)).take(wanted).to_pylist() for name in columns]
+                yield from zip(*values, strict=True)
+            start += batch.num_rows
+
+
+def _between(sorted_rows: Sequence[int], start: int, end: int) -> Sequence[int]:
+    return sorted_rows[bisect.bisect_left(sorted_rows, start) : bisect.bisect_left(sorted_rows, end)]
+
+
+def _rows(file: Path, columns: Sequence[str], split: Split) -> int:
+    """How many rows a file has, which must have these columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            known = list(parquet.schema_arrow.names)
+            count = int(parquet.metadata.num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise BadFile(f"is no parquet file: {error}", where=str(file), hint="download or copy it again") from None
+    for name in columns:
+        if name not in known:
+            raise no_such_column("column", name, known, split, str(file))
+    return count
+
+
+def _holds_bytes(file: Path, column: str) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pq.read_schema(file).field(column).type
+    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -1,0 +1,91 @@
+"""Data sets in Hugging Face `datasets` form: saved folders, and those of a hub."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskmerge.checkpoint.hub import EXTRA, load_hub_dataset
+from taskmerge.data.sources.contract import Indices, Source, existing, no_such_column, said_at, state_of
+from taskmerge.data.sources.decode import decode_row
+from taskmerge.errors import BadFile, UsageError, unknown_name
+from taskmerge.specs.suite import HubPath, Split
+
+ROWS_AT_A_TIME = 64
+
+
+def open_saved(path: Path, split: Split, name: str) -> Source:
+    """A folder that `save_to_disk` wrote: one data set, or a DatasetDict with split `split.name`, else `name`."""
+    try:
+        import datasets
+    except ImportError:
+        what = "a saved data set needs the package `datasets`"
+        raise UsageError(what, where=said_at(split, str(path)), hint=EXTRA) from None
+    try:
+        found = datasets.load_from_disk(str(existing(path, "folder")))
+    except (OSError, ValueError, KeyError) as error:
+        hint = "a folder that `save_to_disk` wrote"
+        raise BadFile(f"is no saved data set: {error}", where=str(path), hint=hint) from None
+    if isinstance(found, datasets.DatasetDict):
+        found = found[_chosen(list(found), split, name, str(path))]
+    elif split.name is not None and str(found.split) not in ("None", split.name):
+        raise unknown_name("split", split.name, [str(found.split)], where=split.place or str(path))
+    return _source(found, split, str(path), state_of(path))
+
+
+def open_hub(location: HubPath, split: Split, name: str) -> Source:
+    """A data set of a hub, downloaded once by `datasets` into its own cache."""
+    where = str(location)
+    known = load_hub_dataset(location, configuration=split.configuration)
+    found = known[_chosen(list(known), split, name, where)]
+    files = [file["filename"] for file in found.cache_files]
+    states = (state for file in files if os.path.exists(file) for state in state_of(Path(file)))
+    return _source(found, split, where, (where, str(location.revision), *states))
+
+
+def _source(found: Any, split: Split, where: str, identity: tuple[str, ...]) -> Source:
+    """A data set's columns as a source; pictures are decoded by us, so that a bad one can be named."""
+    import datasets
+
+    if not split.x:
+        hint = f"such as `x: {found.column_names[0]}`; it has {', '.join(found.column_names)}"
+        raise UsageError("names no column", where=split.place or where, hint=hint)
+    for column in (*split.x, *((split.y,) if split.y is not None else ())):
+        if column not in found.column_names:
+            raise no_such_column("column", column, found.column_names, split, where)
+    kinds = found.features
+    for column, kind in kinds.items():
+        if isinstance(kind, datasets.Image):
+            found = found.cast_column(column, datasets.Image(decode=False))
+    items = found.select_columns(list(split.x)).with_format(None)
+    labels = None if split.y is None else found.select_columns([split.y]).with_format(None)
+    names = getattr(kinds[split.y], "names", None) if split.y is not None else None
+    return Source(
+        where=where,
+        identity=identity,
+        length=len(found),
+        read=lambda indices: _read(items, split.x, indices),
+        decode=decode_row,
+        place=lambda index: f"{where}: item {index}",
+        labels=None if labels is None else lambda indices: labels.select(indices)[:][split.y],
+        class_names=tuple(names) if names else None,
+        pictures=isinstance(kinds[split.x[0]], datasets.Image),
+    )
+
+
+def _read(items: Any, columns: Sequence[str], indices: Indices) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, len(indices), ROWS_AT_A_TIME):
+        rows = items[list(indices[start : start + ROWS_AT_A_TIME])]
+        yield from zip(*(rows[column] for column in columns), strict=True)
+
+
+def _chosen(known: list[str], split: Split, name: str, where: str) -> str:
+    """The split that the suite names, else the one called as the task's split, else the only one."""
+    if split.name is not None:
+        if split.name not in known:
+            raise unknown_name("split", split.name, known, where=said_at(split, where))
+        return split.name
+    if name in known or len(known) == 1:
+        return name if name in known else known[0]
+    hint = f"say which with `split: NAME`; it has {', '.join(known)}"
+    raise UsageError(f"has no split `{name}`", where=said_at(split, where), hint=hint)

@@ -1,0 +1,118 @@
+"""A report against an earlier one: the difference of every score, with its paired interval. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from taskmerge.errors import Mismatch, UsageError
+from taskmerge.evaluation.intervals import paired
+from taskmerge.evaluation.metrics import METRICS
+from taskmerge.evaluation.scores import Report, Row
+from taskmerge.evaluation.selection import checkpoints_of, is_reference
+from taskmerge.evaluation.thresholds import SLACK, Record
+
+
+def against_baseline(
+    report: Report, baseline: Report, tolerance: float = 0.0
+) -> tuple[tuple[Record, ...], tuple[str, ...]]:
+    """(records, warnings): every score of the baseline that the report has too, and the difference between them.
+
+    A score passes unless it is worse by more than `tolerance`. The interval is that of the difference, from the stored
+    bits of each item, where the metric is a share of items; None for other metrics. Checkpoints are matched by name; if
+    each report has one besides `base` and the experts, those two are matched.
+
+    Raises UsageError for a negative tolerance, Mismatch for another suite, split, metric or other data, and where
+    nothing can be compared.
+    """
+    if not tolerance >= 0:
+        raise UsageError(f"{tolerance} is no tolerance", where="--tolerance", hint="such as 0.005")
+    pairs = _matched(report, baseline)
+    _check_same(report, baseline)
+    now = {(row.encoder, *_place(row)): row for row in report.rows}
+    then = [row for row in baseline.rows if row.encoder in pairs]
+    records, lost = [], []
+    for row in then:
+        twin = now.get((pairs[row.encoder], *_place(row)))
+        if twin is None:
+            lost.append(f"{row.encoder}: {row.task}{_corrupted(row)}")
+        else:
+            records.append(_baseline_record(twin, row, tolerance))
+    if lost:
+        hint = "evaluate the same tasks and corruptions as the baseline"
+        raise Mismatch(f"the baseline has scores that this run lacks: {', '.join(lost)}", where="--baseline", hint=hint)
+    return tuple(records), _unmatched(report, baseline, pairs)
+
+
+def _baseline_record(row: Row, before: Row, tolerance: float) -> Record:
+    if row.metric != before.metric:
+        what = f"`{row.task}` is scored by {row.metric} here and by {before.metric} in the baseline"
+        raise Mismatch(what, where="--baseline")
+    difference = row.score.value - before.score.value
+    worse = difference if row.score.lower_is_better else -difference
+    low = high = None
+    if METRICS[row.metric].proportion and row.correct is not None and before.correct is not None:
+        _, low, high = paired(row.correct, before.correct)
+    return {
+        "kind": "baseline", "name": f"{row.encoder}/{row.task}", "checkpoint": row.encoder, "task": row.task,
+        "metric": row.metric, "wanted": before.score.value, "found": row.score.value,
+        "passed": worse <= tolerance + SLACK, "difference": difference, "low": low, "high": high,
+        "tolerance": tolerance, "corruption": row.corruption, "severity": row.severity,
+    }  # fmt: skip
+
+
+def _matched(report: Report, baseline: Report) -> dict[str, str]:
+    """Checkpoints of the baseline, and whom each is compared with."""
+    now, then = checkpoints_of(report), checkpoints_of(baseline)
+    pairs = {name: name for name in then if name in now}
+    (own, earlier) = ([name for name in names if not is_reference(name)] for names in (now, then))
+    if len(own) == len(earlier) == 1:
+        pairs[earlier[0]] = own[0]
+    if not any(not is_reference(name) for name in pairs) and (own or not pairs):
+        what = f"no checkpoint of this run ({', '.join(now)}) is in the baseline ({', '.join(then)})"
+        raise Mismatch(what, where="--baseline", hint="name them alike: `name=path`")
+    return pairs
+
+
+def _check_same(report: Report, baseline: Report) -> None:
+    for what in ("suite", "split"):
+        here, there = getattr(report, what), getattr(baseline, what)
+        if here != there:
+            raise Mismatch(f"the baseline's {what} is `{there}`, this run's is `{here}`", where="--baseline")
+    known = {_data_place(one): one for one in baseline.data}
+    changed = [
+        str(one["task"])
+        for one in report.data
+        if _data_place(one) in known and known[_data_place(one)]["fingerprint"] != one["fingerprint"]
+    ]
+    if changed:
+        hint = "scores of other items cannot be compared: evaluate with the same data and --limit"
+        raise Mismatch(f"the data differs from the baseline's: {', '.join(changed)}", where="--baseline", hint=hint)
+
+
+def _unmatched(report: Report, baseline: Report, pairs: Mapping[str, str]) -> tuple[str, ...]:
+    """What is in one of the reports only, for the curious."""
+    said = []
+    gone = [name for name in checkpoints_of(baseline) if name not in pairs and not is_reference(name)]
+    if gone:
+        said.append(f"checkpoints of the baseline that are not compared: {', '.join(gone)}")
+    new = [name for name in checkpoints_of(report) if name not in pairs.values() and not is_reference(name)]
+    if new:
+        said.append(f"checkpoints that the baseline does not have: {', '.join(new)}")
+    tasks = {row.task for row in baseline.rows}
+    fresh = list(dict.fromkeys(row.task for row in report.rows if row.task not in tasks))
+    if fresh:
+        said.append(f"tasks that the baseline does not have: {', '.join(fresh)}")
+    if report.version != baseline.version:
+        said.append(f"the baseline was written by taskmerge {baseline.version}, this is {report.version}")
+    return tuple(said)
+
+
+def _place(row: Row) -> tuple[str, str, str | None, int | None]:
+    return row.task, row.head, row.corruption, row.severity
+
+
+def _data_place(one: Mapping[str, Any]) -> tuple[Any, ...]:
+    return one["task"], one["split"], one.get("corruption"), one.get("severity")
+
+
+def _corrupted(row: Row) -> str:
+    return f" ({row.corruption} {row.severity})" if row.corruption else ""

@@ -1,0 +1,210 @@
+"""What can be evaluated: files, folders, results of `merge` and `adapt`, and the words `base` and `experts`."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.digest import digest_of
+from taskmerge.errors import BadFile, Mismatch, UsageError
+from taskmerge.merging.adapters import is_adapter
+from taskmerge.merging.inputs import named, provenance_of
+from taskmerge.specs.suite import Location, Suite, Task
+
+Resolve = Callable[[Location], Path]
+Kind = Literal["base", "expert", "checkpoint", "merge", "adapted"]
+Arguments = Sequence[str | Path] | Mapping[str, str | Path]
+BASE, EXPERTS = "base", "experts"
+MANIFEST = "folder.json"
+UNUSED_PARTS = {
+    "blocks": "task-specific blocks",
+    "adapters": "adapters of features",
+    "tasks": "per-task parts",
+}
+"""Parts of an `adapt` folder without which its scores would be those of another model."""
+DIFFERENCES = {"vector": "task vectors", "factors": "factored task vectors"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """One set of encoder weights. `row` is its name in the report, `group` the argument it belongs to.
+
+    `tasks` are the only ones it is scored on (None: all); `heads` is a folder of heads of its own; `digest` the content
+    digest of all its tensors; `recipe` what taskmerge made it by; `protocol` what an adapted one has seen.
+    """
+
+    row: str
+    group: str
+    kind: Kind
+    checkpoint: Checkpoint
+    digest: str
+    tasks: tuple[str, ...] | None = None
+    own_task: str | None = None
+    heads: Path | None = None
+    recipe: Mapping[str, Any] | None = None
+    protocol: str | None = None
+
+    def scored_on(self, task: Task) -> bool:
+        """Whether it is scored on a task."""
+        return self.tasks is None or task.name in self.tasks
+
+    def to_dict(self) -> dict[str, Any]:
+        """Identity without paths, for the report."""
+        said = {"task": self.own_task, "recipe": self.recipe, "protocol": self.protocol}
+        known = {key: value for key, value in said.items() if value is not None}
+        return {"name": self.row, "kind": self.kind, "digest": self.digest, **known}
+
+
+def encoders(
+    arguments: Arguments,
+    suite: Suite,
+    *,
+    resolve: Resolve,
+    stack: ExitStack,
+    cross: bool = False,
+    with_experts: bool = False,
+    allow_pickle: bool = False,
+) -> tuple[Encoder, ...]:
+    """Opens what was asked for (headers only), in the order of the arguments.
+
+    `cross` and `with_experts` add the experts if they are not among the arguments; `cross` scores them on every task.
+    Raises UsageError for names given twice and for experts or a base that the suite does not have, BadFile for what
+    cannot be read, Mismatch for what is no model.
+    """
+    opener = _Opener(suite, resolve, stack, allow_pickle)
+    items = _arguments(arguments)
+    if (cross or with_experts) and EXPERTS not in [name for name, path in items if path is None]:
+        items.append((EXPERTS, None))
+    if not items:
+        raise UsageError(
+            "there is nothing to evaluate",
+            hint="give checkpoints, or the words `experts` and `base`: eval experts base",
+        )
+    _check_names([name for name, _ in items], [str(path or name) for name, path in items])
+    found: list[Encoder] = []
+    for name, path in items:
+        if path is not None:
+            found.append(opener.given(name, path))
+        elif name == BASE:
+            found.append(opener.base())
+        else:
+            found += [opener.expert(task, everywhere=cross) for task in suite.tasks]
+    return tuple(found)
+
+
+def argument_names(arguments: Arguments) -> list[str]:
+    """The names under which the arguments appear in the report; `experts` is one of them."""
+    return [name for name, _ in _arguments(arguments)]
+
+
+def _arguments(arguments: Arguments) -> list[tuple[str, Path | None]]:
+    """(name, path) of every argument; no path for the words `base` and `experts`, which win over files called so."""
+    if isinstance(arguments, str | Path):
+        arguments = [arguments]
+    if isinstance(arguments, Mapping):
+        return list(named(arguments))
+    found: list[tuple[str, Path | None]] = []
+    for one in arguments:
+        found += [(str(one), None)] if str(one) in (BASE, EXPERTS) else named([one])
+    return found
+
+
+def _check_names(names: Sequence[str], places: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name, place in zip(names, places, strict=True):
+        if name == EXPERTS and place != EXPERTS:
+            hint = f"name it otherwise: `other={place}`"
+            raise UsageError(f"a checkpoint cannot be called `{EXPERTS}`", where=place, hint=hint)
+        if name in seen:
+            same = (
+                "is given twice" if place == seen[name] else f"is the name of two checkpoints: {seen[name]} and {place}"
+            )
+            raise UsageError(f"`{name}` {same}", where=place, hint=f"name one of them, such as `other={place}`")
+        seen[name] = place
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens checkpoints of one suite; they are closed with `stack`."""
+
+    suite: Suite
+    resolve: Resolve
+    stack: ExitStack
+    allow_pickle: bool
+
+    def base(self) -> Encoder:
+        checkpoint = self._open(self.resolve(base_of(self.suite)))
+        return Encoder(BASE, BASE, "base", checkpoint, digest_of(checkpoint))
+
+    def expert(self, task: Task, *, everywhere: bool) -> Encoder:
+        if task.expert is None:
+            hint = f"give it a line `expert: FILE`, or leave it out with --tasks, or don't ask for `{EXPERTS}`"
+            raise UsageError(f"task `{task.name}` has no expert", where=task.place or self.suite.where, hint=hint)
+        checkpoint = self._open(self.resolve(task.expert))
+        tasks = None if everywhere else (task.name,)
+        name = f"expert:{task.name}"
+        return Encoder(name, EXPERTS, "expert", checkpoint, digest_of(checkpoint), tasks, own_task=task.name)
+
+    def given(self, name: str, path: Path) -> Encoder:
+        """A file or a folder: a checkpoint, a result of `merge`, or a folder that `adapt` wrote."""
+        if (path / MANIFEST).is_file():
+            return self._adapted(name, path)
+        checkpoint = self._open(path)
+        record = provenance_of(checkpoint) or {}
+        kind = record.get("kind", "checkpoint")
+        if kind in DIFFERENCES:
+            hint = "`taskmerge merge` (one input is enough) or `taskmerge vectors --apply` makes a model of them"
+            raise Mismatch(f"holds {DIFFERENCES[kind]}, not a model", where=str(path), hint=hint)
+        recipe = _recipe(record)
+        made: Kind = "merge" if recipe else "checkpoint"
+        return Encoder(name, name, made, checkpoint, digest_of(checkpoint), recipe=recipe)
+
+    def _adapted(self, name: str, folder: Path) -> Encoder:
+        """A folder of `adapt`: its encoder and its heads. Parts that cannot be applied are refused, not ignored."""
+        manifest = _manifest(folder / MANIFEST)
+        for part, what in UNUSED_PARTS.items():
+            if (folder / part).is_dir() and any((folder / part).iterdir()):
+                raise Mismatch(
+                    f"has {what} (`{part}/`), which this version cannot apply", where=str(folder),
+                    hint=f"evaluate {folder / 'model.safetensors'} alone to know what its shared encoder is worth",
+                )  # fmt: skip
+        checkpoint = self._open(folder / "model.safetensors")
+        heads = folder / "heads" if (folder / "heads").is_dir() else None
+        recipe = _recipe(provenance_of(checkpoint) or {})
+        protocol = manifest.get("protocol")
+        said = protocol if isinstance(protocol, str) else None
+        return Encoder(
+            name, name, "adapted", checkpoint, digest_of(checkpoint), heads=heads, recipe=recipe, protocol=said
+        )
+
+    def _open(self, path: Path) -> Checkpoint:
+        if is_adapter(path):
+            hint = "merge it into its base first: `taskmerge merge ADAPTER --base FILE --method average`"
+            raise Mismatch("is an adapter, not a model", where=str(path), hint=hint)
+        return self.stack.enter_context(open_checkpoint(path, allow_pickle=self.allow_pickle))
+
+
+def base_of(suite: Suite) -> Location:
+    """Where the suite's base is."""
+    if suite.base is None:
+        raise UsageError("the suite has no base", where=suite.where, hint="add a line `base: FILE`")
+    return suite.base
+
+
+def _recipe(record: Mapping[str, object]) -> Mapping[str, Any] | None:
+    """What the file was made by, if taskmerge merged it."""
+    found = record.get("recipe")
+    return found if isinstance(found, dict) else None
+
+
+def _manifest(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadFile(f"cannot be read: {error}", where=str(path), hint="run `taskmerge adapt` again") from None
+    if not isinstance(found, dict):
+        raise BadFile("is no JSON object", where=str(path), hint="run `taskmerge adapt` again")
+    return found

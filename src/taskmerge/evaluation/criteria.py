@@ -1,0 +1,84 @@
+"""Criteria that judge a merged model by its outputs and the experts' alone: no labels. Pure functions."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskmerge.specs.suite import Kind
+
+SMALLEST = 1e-12
+"""Share below which an expected agreement leaves no room for chance to be taken out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One criterion: `classes` judges class scores [N, C] of checkpoint and expert, `values` outputs [N] of a
+    regression (None: such tasks don't count). A checkpoint's value is the mean over its tasks."""
+
+    name: str
+    title: str
+    classes: Callable[[Tensor, Tensor], float]
+    values: Callable[[Tensor, Tensor], float] | None
+    lower_is_better: bool = False
+
+    def of(self, kind: Kind, outputs: Tensor, expert: Tensor) -> float | None:
+        """The criterion on one task, or None where it says nothing about tasks of this kind."""
+        if kind == "classification":
+            return self.classes(outputs, expert)
+        return self.values(outputs, expert) if kind == "regression" and self.values else None
+
+
+def agreement(outputs: Tensor, expert: Tensor) -> float:
+    """Share of items on which the checkpoint predicts the expert's class."""
+    return _mean((outputs.argmax(1) == expert.argmax(1)).double())
+
+
+def kappa(outputs: Tensor, expert: Tensor) -> float:
+    """Agreement beyond chance (Cohen): (a - e) / (1 - e), e from how often each of the two predicts each class."""
+    ours, theirs = outputs.argmax(1), expert.argmax(1)
+    classes, count = expert.shape[1], len(expert)
+    shares = [torch.bincount(one, minlength=classes).double() / count for one in (ours, theirs)]
+    chance = float(shares[0] @ shares[1])
+    return (agreement(outputs, expert) - chance) / (1 - chance) if 1 - chance > SMALLEST else 0.0
+
+
+def confident_agreement(outputs: Tensor, expert: Tensor) -> float:
+    """Agreement in which an item counts by the probability that the expert gives its own class."""
+    sure = expert.double().softmax(1).amax(1)
+    return float(((outputs.argmax(1) == expert.argmax(1)) * sure).sum() / sure.sum())
+
+
+def shared_probability(outputs: Tensor, expert: Tensor) -> float:
+    """Probability mass on which the two predictions overlap: 1 - total variation, averaged over items."""
+    return _mean(torch.minimum(outputs.double().softmax(1), expert.double().softmax(1)).sum(1))
+
+
+def entropy(outputs: Tensor, expert: Tensor) -> float:
+    """Mean entropy of the checkpoint's own predictions in nats (AdaMerging's loss); the expert is not looked at."""
+    log_p = outputs.double().log_softmax(1)
+    return _mean(-(log_p.exp() * log_p).sum(1))
+
+
+def correlation(outputs: Tensor, expert: Tensor) -> float:
+    """Pearson's correlation of the checkpoint's values with the expert's; 0 where one of them is constant."""
+    ours, theirs = (one.double() - one.double().mean() for one in (outputs, expert))
+    length = float(ours.norm() * theirs.norm())
+    return float(ours @ theirs) / length if length > SMALLEST else 0.0
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean())
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    one.name: one
+    for one in (
+        Criterion("agreement", "share of items with the expert's class", agreement, correlation),
+        Criterion("kappa", "agreement beyond chance", kappa, correlation),
+        Criterion("confident", "agreement, weighted by the expert's confidence", confident_agreement, correlation),
+        Criterion("overlap", "shared probability mass with the expert", shared_probability, correlation),
+        Criterion("entropy", "entropy of its own predictions", entropy, None, lower_is_better=True),
+    )
+}

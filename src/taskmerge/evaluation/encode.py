@@ -1,0 +1,64 @@
+"""Features of many items by one encoder, at the speed of a bare forward loop."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from taskmerge.types import Inputs
+
+Step = Callable[[int], None]
+"""Called with how many items were encoded since the last call."""
+
+
+def encode(
+    module: nn.Module, inputs: Inputs, *, batch_size: int, device: torch.device, progress: Step | None = None
+) -> Tensor:
+    """Features of N items, float32 on `device`: [N, D], or maps [N, D, h, w]; in the items' order.
+
+    Pictures go to the device as they are stored (uint8). Texts are encoded by length, each batch cut to its longest,
+    so padding costs next to nothing. The same on every run: no autotuning, no TF32.
+    """
+    inputs, order, lengths = _by_length(inputs)
+    count = len(next(iter(inputs.values())))
+    found = []
+    with torch.inference_mode(), _exact(device):
+        for start in range(0, count, batch_size):
+            stop = min(start + batch_size, count)
+            batch = {name: _slice(whole, start, stop, lengths).to(device) for name, whole in inputs.items()}
+            found.append(module(batch).float())
+            if progress is not None:
+                progress(stop - start)
+        features = torch.cat(found)
+        return features if order is None else _restored(features, order.to(device))
+
+
+def _by_length(inputs: Inputs) -> tuple[Inputs, Tensor | None, list[int] | None]:
+    """Texts sorted by length, longest first, with their order and where each one's mask ends; pictures as they are."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return inputs, None, None
+    places = torch.arange(1, mask.shape[1] + 1)
+    ends = (mask.ne(0) * places).amax(dim=1)  # not the sum: left padding is not cut
+    order = ends.argsort(descending=True, stable=True)
+    return {name: whole[order] for name, whole in inputs.items()}, order, ends[order].tolist()
+
+
+def _slice(whole: Tensor, start: int, stop: int, lengths: list[int] | None) -> Tensor:
+    """Items start ... stop as a view; texts cut to the longest, which is the first."""
+    return whole[start:stop] if lengths is None or whole.dim() < 2 else whole[start:stop, : max(lengths[start], 1)]
+
+
+def _restored(features: Tensor, order: Tensor) -> Tensor:
+    """Features in the items' own order."""
+    own = torch.empty_like(features)
+    own[order] = features
+    return own
+
+
+def _exact(device: torch.device) -> AbstractContextManager[None]:
+    """cuDNN without TF32 and autotuning: float32 means float32, and two runs agree."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

@@ -1,0 +1,194 @@
+"""Reports as JSON documents by a published schema, and back."""
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taskmerge.errors import BadFile, BadNumber
+from taskmerge.evaluation.intervals import Bits
+from taskmerge.evaluation.scores import Average, Report, Row, Score
+from taskmerge.evaluation.selection import average_interval, rows_of
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
+
+Document = dict[str, Any]
+
+KIND, SCHEMA_VERSION = "eval", 1
+PARTS = ("comparisons", "correlations", "choices")
+AGAIN = "write it again with `taskmerge eval --json`"
+
+
+@cache
+def schema() -> Document:
+    """The published JSON schema (draft 2020-12) of reports."""
+    found: Document = json.loads((files("taskmerge.evaluation") / "eval.schema.json").read_text(encoding="utf-8"))
+    return found
+
+
+def dumps(report: Report) -> str:
+    """A report as canonical text: sorted keys, floats in their shortest exact form, one newline at the end.
+
+    Two equal runs give the same bytes but for `timing`. Raises BadNumber for NaN or infinity.
+    """
+    try:
+        return json.dumps(to_json(report), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        raise BadNumber("the report holds NaN or infinity", hint="this is a defect in taskmerge; report it") from None
+
+
+def to_json(report: Report) -> Document:
+    """A report as plain values that `schema` describes."""
+    return {
+        "report": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "version": report.version,
+        "suite": report.suite,
+        "split": report.split,
+        "checkpoints": _plain(report.checkpoints),
+        "data": _plain(report.data),
+        "rows": [_row(one) for one in report.rows],
+        "averages": [_average(one, report) for one in report.averages],
+        **{part: [_renamed(one, "encoder", "checkpoint") for one in getattr(report, part)] for part in PARTS},
+        "checks": _plain(report.checks),
+        "notes": list(report.notes),
+        "warnings": list(report.warnings),
+        "timing": _plain(report.timing),
+    }
+
+
+def from_json(document: object, where: str = "report") -> Report:
+    """The report that a document describes. Raises BadFile that names what is wrong, and where in the document."""
+    document = validated(document, where)
+    return Report(
+        version=document["version"],
+        suite=document["suite"],
+        split=document["split"],
+        checkpoints=tuple(document["checkpoints"]),
+        data=tuple(document["data"]),
+        rows=tuple(_read_row(one, f"{where}: rows[{place}]") for place, one in enumerate(document["rows"])),
+        averages=tuple(_read_average(one) for one in document["averages"]),
+        **{part: tuple(_renamed(one, "checkpoint", "encoder") for one in document[part]) for part in PARTS},
+        checks=tuple(document["checks"]),
+        notes=tuple(document["notes"]),
+        warnings=tuple(document["warnings"]),
+        timing=document["timing"],
+    )
+
+
+def read_report(path: Path) -> Report:
+    """The report in a file. Raises BadFile."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        said = error.strerror if isinstance(error, OSError) else f"is no JSON document: {error}"
+        raise BadFile(f"cannot be read: {said}", where=str(path), hint=AGAIN) from None
+    return from_json(document, str(path))
+
+
+def validated(document: object, where: str = "report") -> Document:
+    """The document, if it is a report of this version. BadFile names the first place that breaks the schema."""
+    if not isinstance(document, dict) or document.get("report") != KIND:
+        raise BadFile("is no report of `taskmerge eval`", where=where, hint=AGAIN)
+    if document.get("schema_version") != SCHEMA_VERSION:
+        what = f"has schema version {document.get('schema_version')!r}, this taskmerge reads {SCHEMA_VERSION}"
+        raise BadFile(what, where=where, hint=AGAIN)
+    from jsonschema import Draft202012Validator
+
+    broken = min(Draft202012Validator(schema()).iter_errors(document), key=_place_of, default=None)
+    if broken is not None:
+        raise BadFile(f"`{broken.json_path}` {_told(broken)}", where=where, hint=AGAIN)
+    return document
+
+
+def _row(one: Row) -> Document:
+    found = {key: value for key, value in vars(one).items() if key not in ("encoder", "score", "correct")}
+    return {
+        **_plain(found),
+        "checkpoint": one.encoder,
+        "score": float(one.score.value),
+        "n": int(one.score.n),
+        "low": float(one.score.low),
+        "high": float(one.score.high),
+        "lower_is_better": one.score.lower_is_better,
+        "extra": _plain(one.score.extra),
+        "correct": None if one.correct is None else _packed(one.correct),
+    }
+
+
+def _read_row(found: Document, where: str) -> Row:
+    given = {key: found[key] for key in ("task", "head", "split", "metric", "normalised", "skipped", "protocol")}
+    better, extra = found["lower_is_better"], found["extra"]
+    return Row(
+        encoder=found["checkpoint"],
+        score=Score(found["score"], found["n"], found["low"], found["high"], lower_is_better=better, extra=extra),
+        corruption=found["corruption"],
+        severity=found["severity"],
+        correct=None if found["correct"] is None else _unpacked(found["correct"], where),
+        **given,
+    )
+
+
+def _average(one: Average, report: Report) -> Document:
+    low, high = average_interval(one, report)
+    count = max(len(rows_of(report, one.encoder, one.corruption, one.severity)), 1)
+    return _renamed(_plain(asdict(one)), "encoder", "checkpoint") | {"low": low, "high": high, "tasks": count}
+
+
+def _read_average(found: Document) -> Average:
+    keys = ("average", "normalised", "corruption", "severity")
+    return Average(encoder=found["checkpoint"], **{key: found[key] for key in keys})
+
+
+def _packed(correct: Bits) -> Document:
+    return {"n": len(correct), "bits": base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")}
+
+
+def _unpacked(found: Document, where: str) -> Bits:
+    try:
+        raw = np.frombuffer(base64.b64decode(found["bits"], validate=True), dtype=np.uint8)
+    except binascii.Error:
+        raise BadFile("`correct.bits` is no base64", where=where, hint=AGAIN) from None
+    if len(raw) != math.ceil(found["n"] / 8):
+        raise BadFile(f"`correct.bits` holds {len(raw)} bytes for {found['n']} items", where=where, hint=AGAIN)
+    return np.unpackbits(raw, count=found["n"]).astype(np.bool_)
+
+
+def _renamed(found: Mapping[str, Any], old: str, new: str) -> Document:
+    return {new if key == old else key: _plain(value) for key, value in found.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Mappings, sequences and numbers as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _place_of(error: "ValidationError") -> list[str]:
+    return [f"{part:09}" if isinstance(part, int) else part for part in error.absolute_path]
+
+
+def _told(error: "ValidationError") -> str:
+    """What is wrong, without the whole document in it."""
+    known = {"required": "lacks a key", "additionalProperties": "has a key too many", "type": "is of another type"}
+    detail = error.message if len(error.message) < 160 else ""
+    said = known.get(str(error.validator), "is not allowed")
+    return f"{said}: {detail}" if detail else said

@@ -1,0 +1,154 @@
+"""Thresholds: what a report must hold, as records of what was wanted and found. Pure."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from taskmerge.errors import UsageError, unknown_name
+from taskmerge.evaluation.metrics import METRICS
+from taskmerge.evaluation.scores import Report
+from taskmerge.evaluation.selection import average_interval, is_own, is_reference
+
+AVERAGE, NORMALISED = "average", "normalised"
+Flag = Literal["fail_under", "fail_over"]
+Record = dict[str, Any]
+SLACK = 1e-12
+"""A difference below it is rounding: a score that equals the bound, or differs by just the tolerance, passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """A bound on the mean (`average`, `normalised`) or on one task, of one checkpoint or (None) of all that count."""
+
+    flag: Flag
+    said: str
+    name: str
+    bound: float
+    checkpoint: str | None = None
+
+    @property
+    def option(self) -> str:
+        return "--" + self.flag.replace("_", "-")
+
+    def missed_by(self, value: float) -> bool:
+        beyond = self.bound - value if self.flag == "fail_under" else value - self.bound
+        return beyond > SLACK
+
+
+def thresholds(
+    fail_under: Iterable[str],
+    fail_over: Iterable[str],
+    *,
+    tasks: Mapping[str, str],
+    checkpoints: Sequence[str],
+) -> tuple[Threshold, ...]:
+    """What `NAME=BOUND` and `CHECKPOINT/NAME=BOUND` mean, before anything is evaluated.
+
+    NAME is `average`, `normalised` or a task; `tasks` gives each task's metric, `checkpoints` their names. Raises
+    UsageError for unknown names, bounds that are no fraction, and a bound on the wrong side of a metric.
+    """
+    words = [("fail_under", one) for one in fail_under] + [("fail_over", one) for one in fail_over]
+    flags: dict[str, Flag] = {"fail_under": "fail_under", "fail_over": "fail_over"}
+    return tuple(_threshold(flags[flag], text, tasks, checkpoints) for flag, text in words)
+
+
+def _threshold(flag: Flag, text: str, tasks: Mapping[str, str], checkpoints: Sequence[str]) -> Threshold:
+    option = "--" + flag.replace("_", "-")
+    target, equals, number = text.rpartition("=")
+    try:
+        bound = float(number)
+    except ValueError:
+        bound = math.nan
+    if not equals or not target or not math.isfinite(bound):
+        raise UsageError(f"`{text}` is no threshold", where=option, hint="such as average=0.80 or mnist=0.9")
+    known = [AVERAGE, NORMALISED, *tasks]
+    checkpoint, slash, name = target.rpartition("/")
+    if target in known:
+        checkpoint, name = "", target
+    elif slash and checkpoint not in checkpoints:
+        raise unknown_name("checkpoint", checkpoint, checkpoints, where=f"{option} {text}")
+    if name not in known:
+        raise unknown_name("task or mean", name, known, where=f"{option} {text}")
+    _check_side(flag, text, name, bound, tasks)
+    return Threshold(flag, target, name, bound, checkpoint or None)
+
+
+def _check_side(flag: Flag, text: str, name: str, bound: float, tasks: Mapping[str, str]) -> None:
+    """A bound makes sense for what it bounds."""
+    metrics = [METRICS[tasks[name]]] if name in tasks else [METRICS[one] for one in tasks.values()]
+    lower = all(one.lower_is_better for one in metrics) and name != NORMALISED
+    option = "--" + flag.replace("_", "-")
+    if name in tasks or lower:
+        if lower and flag == "fail_under":
+            hint = f"use --fail-over {text}"
+            raise UsageError(f"lower is better for `{name}` ({metrics[0].name})", where=option, hint=hint)
+        if not lower and flag == "fail_over":
+            hint = f"use --fail-under {text}"
+            raise UsageError(f"higher is better for `{name}` ({metrics[0].name})", where=option, hint=hint)
+    if bound > 1 and name != NORMALISED and all(one.percent for one in metrics):
+        raise UsageError(
+            f"`{text}` can never hold: scores are fractions", where=option, hint=f"did you mean {name}={bound / 100:g}?"
+        )
+
+
+def against_thresholds(report: Report, wanted: Iterable[Threshold]) -> tuple[Record, ...]:
+    """One record for each threshold and each checkpoint that it holds for.
+
+    Without a named checkpoint those are all but `base` and the experts, which are there to compare with; and these
+    too where there is nothing else. Corrupted data is left to the clean, where there is any. Raises UsageError where a
+    score does not exist.
+    """
+    return tuple(_record(one, found) for one in wanted for found in _meant(report, one))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A number that a threshold may be for: a row's score or a mean."""
+
+    checkpoint: str
+    task: str | None
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    corruption: str | None
+    severity: int | None
+
+
+def _meant(report: Report, one: Threshold) -> list[_Found]:
+    """What a threshold is for."""
+    found = [number for number in _numbers(report, one) if one.checkpoint in (None, number.checkpoint)]
+    found = [number for number in found if number.corruption is None] or found
+    if one.checkpoint is None:
+        found = [number for number in found if not is_reference(number.checkpoint)] or found
+    if not found:
+        hint = "add `experts` to the checkpoints" if one.name == NORMALISED else None
+        raise UsageError(f"`{one.said}` has no score", where=one.option, hint=hint)
+    return found
+
+
+def _numbers(report: Report, one: Threshold) -> Iterator[_Found]:
+    """Every number in the report that has the threshold's name."""
+    if one.name not in (AVERAGE, NORMALISED):
+        for row in report.rows:
+            if row.task == one.name and is_own(row):
+                score = row.score
+                where = (row.corruption, row.severity)
+                yield _Found(row.encoder, row.task, row.metric, score.value, score.low, score.high, *where)
+        return
+    for mean in report.averages:
+        where = (mean.corruption, mean.severity)
+        if one.name == AVERAGE:
+            yield _Found(mean.encoder, None, AVERAGE, mean.average, *average_interval(mean, report), *where)
+        elif mean.normalised is not None:
+            yield _Found(mean.encoder, None, NORMALISED, mean.normalised, None, None, *where)
+
+
+def _record(one: Threshold, found: _Found) -> Record:
+    return {
+        "kind": one.flag, "name": one.said, "checkpoint": found.checkpoint, "task": found.task, "metric": found.metric,
+        "wanted": one.bound, "found": found.value, "passed": not one.missed_by(found.value), "difference": None,
+        "low": found.low, "high": found.high, "tolerance": None,
+        "corruption": found.corruption, "severity": found.severity,
+    }  # fmt: skip

@@ -1,0 +1,30 @@
+"""Builds the architecture that a suite names, whatever library it comes from."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from taskmerge.models.naming import LibraryBackbone
+from taskmerge.specs.suite import BackboneSpec, Location
+
+MODULES = {
+    "open_clip": "taskmerge.models.open_clip_models",
+    "transformers": "taskmerge.models.transformers_models",
+    "torchvision": "taskmerge.models.torchvision_models",
+}
+
+
+def build(spec: BackboneSpec, *, resolve: Callable[[Location], Path]) -> LibraryBackbone:
+    """The backbone in evaluation mode, float32 on the CPU, with weights of no meaning until it is filled.
+
+    `resolve` turns a location into a path on this machine. Nothing is downloaded otherwise, only the library that is
+    asked for is imported, and the caller's random numbers stay as they are. Raises `UsageError` for an unknown model,
+    `BadFile` for a configuration or tokenizer that cannot be read, `Mismatch` for settings that do not fit the model.
+    """
+    library = import_module(MODULES[spec.library])
+    with torch.random.fork_rng(devices=[]):
+        backbone: LibraryBackbone = library.build(spec, resolve)
+    backbone.module.eval().requires_grad_(False)
+    return backbone

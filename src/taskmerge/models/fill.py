@@ -1,0 +1,141 @@
+"""Puts a checkpoint into a backbone by name, tensor by tensor, or says everything that does not fit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.checkpoint.dtypes import DTYPES
+from taskmerge.errors import Mismatch
+from taskmerge.models.contract import Backbone
+from taskmerge.models.naming import LibraryBackbone, Naming, naming_of
+
+SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a module's tensor comes from: a checkpoint, and the name that it has there."""
+
+    checkpoint: Checkpoint
+    name: str
+
+    def read(self) -> Tensor:
+        """The tensor as it is stored."""
+        return self.checkpoint.tensor(self.name)
+
+    def read_into(self, target: Tensor) -> None:
+        """Fills `target`: straight from the file where bytes agree, else through one converted copy."""
+        spec = self.checkpoint.specs[self.name]
+        if DTYPES[spec.dtype] != target.dtype or target.device.type != "cpu" or not target.is_contiguous():
+            target.copy_(self.read())
+            return
+        raw = target.reshape(-1).view(torch.uint8)
+        self.checkpoint.read_into(self.name, raw)
+
+
+@dataclass(frozen=True)
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint as a mapping that reads each when it is asked for; `wrapper` stands before names."""
+
+    checkpoint: Checkpoint
+    wrapper: str = ""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.checkpoint.tensor(self.wrapper + name)
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self.wrapper + name in self.checkpoint.specs
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self.wrapper) for name in self.checkpoint.specs)
+
+    def __len__(self) -> int:
+        return len(self.checkpoint.specs)
+
+
+def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
+    """Puts the checkpoint's tensors into the backbone's module, in place and in the module's dtype.
+
+    What the checkpoint lacks comes from `base`. Nothing of an earlier checkpoint stays: every tensor is written, the
+    counters in `backbone.optional` with zeros where no file has them. Raises `Mismatch`, before anything is written,
+    that lists every missing, unexpected and differently shaped tensor.
+    """
+    origins = state_for(backbone, checkpoint, base)
+    for name, target in _tensors(backbone.module).items():
+        if name in origins:
+            origins[name].read_into(target)
+        else:
+            target.zero_()
+
+
+def state_for(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = None) -> dict[str, Origin]:
+    """The module's name of every tensor -> where it comes from, from headers alone. Raises `Mismatch` as `fill`."""
+    label = backbone.label if isinstance(backbone, LibraryBackbone) else "the backbone"
+    return origins_of(_tensors(backbone.module), naming_of(backbone), checkpoint, base, backbone.optional, label)
+
+
+def fill_module(module: nn.Module, naming: Naming, checkpoint: Checkpoint, label: str) -> None:
+    """Puts the checkpoint's tensors into any module, all of them from this one file. Raises `Mismatch` as `fill`."""
+    targets = _tensors(module)
+    for name, origin in origins_of(targets, naming, checkpoint, None, frozenset(), label).items():
+        origin.read_into(targets[name])
+
+
+def origins_of(
+    targets: Mapping[str, Tensor],
+    naming: Naming,
+    checkpoint: Checkpoint,
+    base: Checkpoint | None,
+    optional: frozenset[str],
+    label: str,
+) -> dict[str, Origin]:
+    """The origin of each target: the checkpoint, else the base. Optional ones may have none."""
+    found = naming.found(targets, checkpoint.specs)
+    unexpected = naming.strangers(found, checkpoint.specs)
+    origins = {name: Origin(checkpoint, own) for name, own in found.items()}
+    if base is not None and len(found) < len(targets):
+        origins = {name: Origin(base, own) for name, own in naming.found(targets, base.specs).items()} | origins
+    missing = [name for name in targets if name not in origins and name not in optional]
+    misshapen = [
+        f"{origin.name} {_shape(origin)}, expected {list(targets[name].shape)}"
+        for name, origin in origins.items()
+        if _shape(origin) != list(targets[name].shape)
+    ]
+    if missing or unexpected or misshapen or not found:
+        raise _mismatch(checkpoint, base, label, missing, unexpected, misshapen)
+    return {name: origins[name] for name in targets if name in origins}
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The live parameters and persistent buffers of a module, by its own names."""
+    return {name: tensor.detach() for name, tensor in module.state_dict(keep_vars=True).items()}
+
+
+def _shape(origin: Origin) -> list[int]:
+    return list(origin.checkpoint.specs[origin.name].shape)
+
+
+def _mismatch(
+    checkpoint: Checkpoint,
+    base: Checkpoint | None,
+    label: str,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    misshapen: Sequence[str],
+) -> Mismatch:
+    """The one error that lists all."""
+    lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in lists.items() if names]
+    what = f"does not fit {label}: {'; '.join(parts) or 'it has no tensor'}"
+    hint = "is it of another architecture? `taskmerge inspect` lists its tensors"
+    if missing and not unexpected and not misshapen and base is None:
+        hint = "a base that has them would complete it: name it in the suite (`base:`)"
+    return Mismatch(what, where=str(checkpoint.path), hint=hint)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,231 @@
+"""Heads: a file's, zero-shot from class names, or the expert's own classifier."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.errors import Mismatch, TaskmergeError, UsageError
+from taskmerge.models.contract import Backbone, Head
+from taskmerge.models.fill import Tensors
+from taskmerge.models.naming import LibraryBackbone, naming_of
+from taskmerge.specs.suite import Location, Pooling, Task
+
+DENSE = ("segmentation", "depth", "normals")
+
+
+class LinearHead(nn.Module):
+    """z Hᵀ + b of features z [B, D], which are normalised first where the backbone's heads want that.
+
+    `weight` [C, D], `bias` [C] or None. Values [B] for a regression, else [B, C].
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, normalise: bool, regression: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.float(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.float(), requires_grad=False)
+        self.normalise, self.regression, self.outputs = normalise, regression, len(weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = functional.normalize(features, dim=-1) if self.normalise else features
+        found = functional.linear(features, self.weight, self.bias)
+        return found.squeeze(-1) if self.regression else found
+
+
+class HiddenHead(nn.Module):
+    """A classifier with a hidden layer: `hidden` [H, D], an activation, and the linear head `output` [C, H]."""
+
+    def __init__(self, hidden: nn.Linear, activation: Callable[[Tensor], Tensor], output: LinearHead) -> None:
+        super().__init__()
+        self.hidden, self.activation, self.output, self.outputs = hidden, activation, output, output.outputs
+
+    def forward(self, features: Tensor) -> Tensor:
+        found: Tensor = self.output(self.activation(self.hidden(features)))
+        return found
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Where a family of transformers' models keeps its classifier, and which token it reads."""
+
+    output: str
+    pooling: Pooling
+    hidden: str | None = None
+    activation: Callable[[Tensor], Tensor] = torch.tanh
+
+
+_ROBERTA = Classifier("classifier.out_proj", "cls", "classifier.dense")
+CLASSIFIERS = {
+    "bert": Classifier("classifier", "cls", "bert.pooler.dense"),
+    "camembert": _ROBERTA,
+    "distilbert": Classifier("classifier", "cls", "pre_classifier", functional.relu),
+    "electra": Classifier("classifier.out_proj", "cls", "classifier.dense", functional.gelu),
+    "gpt2": Classifier("score", "last"),
+    "roberta": _ROBERTA,
+    "vit": Classifier("classifier", "cls"),
+    "xlm-roberta": _ROBERTA,
+}
+"""Model type -> its sequence or image classifier, as transformers' AutoModelFor…Classification builds it."""
+
+
+def load_head(
+    task: Task,
+    backbone: Backbone,
+    *,
+    resolve: Callable[[Location], Path],
+    base: Checkpoint | None = None,
+    expert: Checkpoint | None = None,
+) -> Head:
+    """The head that the task names, frozen, on the CPU; `head_classes` tells how many outputs it has.
+
+    Raises `Mismatch` for a head that fits neither the features nor the task's classes, `UsageError` for one that
+    cannot be made of what the suite gives.
+    """
+    if task.head == "zero_shot":
+        head = zero_shot(task, backbone, base)
+    elif task.head == "expert":
+        head = expert_head(task, backbone, expert)
+    else:
+        with open_checkpoint(resolve(task.head)) as file:
+            head = file_head(task, backbone, file)
+    return head.eval()
+
+
+def head_classes(head: Head) -> int | None:
+    """How many outputs an item (or a pixel) gets; None for a head that does not tell."""
+    return getattr(head, "outputs", None)
+
+
+def file_head(task: Task, backbone: Backbone, file: Checkpoint) -> nn.Module:
+    """A head file: `weight` [C, D] and `bias` [C], or for dense tasks the tensors of a DeepLab head."""
+    if task.kind in DENSE:
+        return _dense(task, backbone, file, ("", f"decoders.{task.name}.", "classifier."))
+    unexpected = sorted(set(file.specs) - {"weight", "bias"})
+    if unexpected or "weight" not in file.specs:
+        what = f"a head has `weight` and perhaps `bias`; this file has {', '.join(list(file.specs)[:10]) or 'nothing'}"
+        raise Mismatch(what, where=str(file.path), hint=f"is it the head of task {task.name}?")
+    return _linear(task, backbone.width, file, "", normalise=backbone.normalised)
+
+
+def zero_shot(task: Task, backbone: Backbone, base: Checkpoint | None) -> nn.Module:
+    """The head of class names: for each, prompts embedded, normalised, averaged, normalised, times exp(logit scale).
+
+    As open_clip's build_zero_shot_classifier, with the logit scale folded in.
+    """
+    where = task.place or f"task {task.name}"
+    if not task.classes or not task.templates:
+        lacking = "classes" if not task.classes else "templates"
+        raise UsageError(f"a zero-shot head needs `{lacking}`", where=where, hint=f"add `{lacking}: […]` to the task")
+    if backbone.text is None or task.kind != "classification":
+        what = "a zero-shot head needs a backbone with a text tower, and classes"
+        raise UsageError(what, where=where, hint="name a head file: `head: heads/…safetensors`")
+    if base is None:
+        raise UsageError("a zero-shot head needs the base's text tower", where=where, hint="add `base:` to the suite")
+    prompts = [template.format(name) for name in task.classes for template in task.templates]
+    with _named(base):
+        state = Tensors(base, naming_of(backbone).wrapper(base.specs))
+        embedded, scale = backbone.text(state, prompts)
+    each = functional.normalize(embedded, dim=-1).reshape(len(task.classes), len(task.templates), -1)
+    weight = functional.normalize(each.mean(dim=1), dim=-1) * scale
+    if weight.shape[1] != backbone.width:
+        raise Mismatch(f"prompts have {weight.shape[1]} numbers, features {backbone.width}", where=where)
+    return LinearHead(weight, None, normalise=backbone.normalised, regression=False)
+
+
+def expert_head(task: Task, backbone: Backbone, expert: Checkpoint | None) -> nn.Module:
+    """The classifier in a fine-tuned model's own checkpoint, found by name."""
+    where = task.place or f"task {task.name}"
+    if expert is None:
+        raise UsageError("`head: expert`, and the task has no expert", where=where, hint="add `expert:` to the task")
+    wrapper = naming_of(backbone).wrapper(expert.specs)
+    if task.kind in DENSE:
+        return _dense(task, backbone, expert, tuple(f"{wrapper}{one}" for one in _decoders(task, expert, wrapper)))
+    library = backbone if isinstance(backbone, LibraryBackbone) else None
+    known = CLASSIFIERS.get(library.family) if library else None
+    if library is None or known is None:
+        what = f"where {library.label if library else 'this backbone'} keeps its classifier is not known"
+        raise UsageError(what, where=where, hint=f"name a head file; known: {', '.join(CLASSIFIERS)}")
+    if library.pooling != known.pooling:
+        what = f"the expert's classifier reads `pooling: {known.pooling}`, the suite says {library.pooling}"
+        raise UsageError(what, where=where, hint=f"set `pooling: {known.pooling}`, or name a head file")
+    return _classifier(task, backbone, expert, wrapper, known)
+
+
+def _classifier(task: Task, backbone: Backbone, expert: Checkpoint, wrapper: str, known: Classifier) -> nn.Module:
+    if known.hidden is None:
+        return _linear(task, backbone.width, expert, f"{wrapper}{known.output}.", normalise=backbone.normalised)
+    weight, bias = (_tensor(expert, f"{wrapper}{known.hidden}.{part}") for part in ("weight", "bias"))
+    _check_width(expert, f"{wrapper}{known.hidden}.weight", backbone.width)
+    hidden = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        hidden.weight.copy_(weight)
+        hidden.bias.copy_(bias)
+    output = _linear(task, hidden.out_features, expert, f"{wrapper}{known.output}.", normalise=False)
+    return HiddenHead(hidden.requires_grad_(False), known.activation, output)
+
+
+def _linear(task: Task, width: int, file: Checkpoint, prefix: str, *, normalise: bool) -> LinearHead:
+    """The linear layer under `prefix`, after checking its shape against features and classes."""
+    weight = _tensor(file, f"{prefix}weight")
+    bias = _tensor(file, f"{prefix}bias") if f"{prefix}bias" in file.specs else None
+    _check_width(file, f"{prefix}weight", width)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        what = f"bias {list(bias.shape)} for a weight {list(weight.shape)}"
+        raise Mismatch(what, where=f"{file.path}: `{prefix}bias`", hint="is the head damaged?")
+    _check_outputs(task, len(weight), str(file.path))
+    return LinearHead(weight, bias, normalise=normalise, regression=task.kind == "regression")
+
+
+def _dense(task: Task, backbone: Backbone, file: Checkpoint, prefixes: tuple[str, ...]) -> nn.Module:
+    from taskmerge.models.dense import dense_head
+
+    head = dense_head(task.kind, backbone.width, file, prefixes)
+    _check_outputs(task, head.outputs, str(file.path))
+    return head
+
+
+def _decoders(task: Task, expert: Checkpoint, wrapper: str) -> list[str]:
+    """The prefixes under which an expert's dense head may stand: the task's name, its kind, or the only one."""
+    starts = (name.removeprefix(wrapper) for name in expert.specs if name.startswith(f"{wrapper}decoders."))
+    found = list(dict.fromkeys(name.split(".")[1] for name in starts))
+    wanted = [one for one in (task.name, task.kind, task.kind.removesuffix("s")) if one in found]
+    return [f"decoders.{one}." for one in wanted or (found if len(found) == 1 else ())] or ["classifier."]
+
+
+def _tensor(file: Checkpoint, name: str) -> Tensor:
+    if name not in file.specs:
+        what = f"no tensor `{name}`: this checkpoint has no such classifier"
+        raise Mismatch(what, where=str(file.path), hint="is it a bare encoder? name a head file instead")
+    return file.tensor(name)
+
+
+def _check_width(file: Checkpoint, name: str, width: int) -> None:
+    shape = file.specs[name].shape
+    if len(shape) != 2 or shape[1] != width:
+        what = f"a head {list(shape)} for features of {width} numbers"
+        raise Mismatch(what, where=f"{file.path}: `{name}`", hint="is it the head of another backbone?")
+
+
+def _check_outputs(task: Task, outputs: int, where: str) -> None:
+    wanted = {"regression": 1, "depth": 1, "normals": 3}.get(task.kind, len(task.classes) or outputs)
+    if outputs != wanted:
+        what = f"the head has {outputs} outputs, task {task.name} has {wanted}"
+        raise Mismatch(f"{what} classes" if task.classes else what, where=where, hint="check `head` and `classes`")
+
+
+@contextmanager
+def _named(checkpoint: Checkpoint) -> Iterator[None]:
+    """Errors inside that name no place name the checkpoint."""
+    try:
+        yield
+    except TaskmergeError as error:
+        if error.where is not None:
+            raise
+        raise type(error)(error.what, where=str(checkpoint.path), hint=error.hint) from error

@@ -1,0 +1,147 @@
+"""Choice without labels: checkpoints ordered by agreement with the experts, and what labels say of that choice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from taskmerge import __version__
+from taskmerge.errors import unknown_name
+from taskmerge.evaluation.checkpoints import EXPERTS, Arguments, argument_names
+from taskmerge.evaluation.criteria import CRITERIA
+from taskmerge.evaluation.label_free import ADAPT, Judged, judge
+from taskmerge.evaluation.run import BATCH, Progress, device_for, evaluate
+from taskmerge.evaluation.scores import Report
+from taskmerge.evaluation.selection import EXPERT
+from taskmerge.specs.suite import Suite
+from taskmerge.specs.suite_file import find_suite, load_suite
+
+OTHERS = ("entropy",)
+"""Criteria that are reported beside the one that chooses."""
+
+
+def rank(
+    checkpoints: Arguments,
+    *,
+    suite: Suite | str | Path,
+    by: str = "agreement",
+    adapt_split: str = ADAPT,
+    split: str = "test",
+    batch_size: int = BATCH,
+    device: str = "auto",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Report:
+    """Orders checkpoints by a criterion that needs no labels, computed on the unlabelled `adapt_split`.
+
+    The report's `choices` hold every checkpoint's value and place by `by` and by entropy. Where the tasks' `split` is
+    labelled, the checkpoints and the experts are evaluated on it too, as `evaluate` does with the same options, and the
+    choices say what labels make of them. Labels never touch the order.
+    """
+    check_criterion(by, "--rank-by")
+    found = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
+    shared = {name: options[name] for name in SHARED if name in options}
+    judged = judge(
+        checkpoints, suite=found, split=adapt_split, batch_size=batch_size, device=device_for(device),
+        progress=progress, **shared,
+    )  # fmt: skip
+    if labelled(found, split, options.get("tasks")):
+        report = evaluate(
+            with_experts(checkpoints), suite=found, split=split, batch_size=batch_size, device=device,
+            progress=progress, **options,
+        )  # fmt: skip
+    else:
+        report = unscored(found, split)
+    chosen = choices(judged, report, by)
+    return replace(report, choices=chosen, notes=(*report.notes, *summary(chosen, report, by, adapt_split)))
+
+
+SHARED = ("tasks", "limit", "seed", "cache", "skip_bad", "allow_pickle")
+"""Options that mean the same for the unlabelled split."""
+
+
+def check_criterion(name: str, where: str) -> None:
+    """Refuses what is no criterion."""
+    if name not in CRITERIA:
+        raise unknown_name("criterion", name, CRITERIA, where=where)
+
+
+def labelled(suite: Suite, split: str, tasks: Sequence[str] | None) -> bool:
+    """Whether every task has this split, with labels."""
+    picked = [one for one in suite.tasks if not tasks or one.name in tasks]
+    return all(split in one.splits and one.splits[split].y is not None for one in picked)
+
+
+def with_experts(checkpoints: Arguments) -> Arguments:
+    """The checkpoints and the experts, to whose scores theirs are relative."""
+    if isinstance(checkpoints, Mapping):
+        return [*(f"{name}={path}" for name, path in checkpoints.items()), EXPERTS]
+    plain = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
+    return plain if EXPERTS in argument_names(plain) else [*plain, EXPERTS]
+
+
+def unscored(suite: Suite, split: str) -> Report:
+    """The report of a suite without labels."""
+    note = f"split `{split}` is not labelled everywhere: nothing is scored"
+    return Report(__version__, suite.name, split, (), (), (), (), notes=(note,))
+
+
+def choices(judged: Sequence[Judged], report: Report | None, by: str) -> tuple[dict[str, Any], ...]:
+    """Every checkpoint's place by the criterion that chooses and by those reported beside it, with its scores if there
+    is a report that has them."""
+    means = {one.encoder: one for one in (report.averages if report else ()) if one.corruption is None}
+    found: list[dict[str, Any]] = []
+    for name in dict.fromkeys((by, *OTHERS)):
+        values = criterion_means(judged, name)
+        for place, encoder in enumerate(ordered(values, name), start=1):
+            mean = means.get(encoder)
+            found.append({
+                "encoder": encoder, "criterion": name, "value": values[encoder], "rank": place,
+                "n": sum(one.n for one in judged if one.encoder == encoder and name in one.values),
+                "average": mean.average if mean else None, "normalised": mean.normalised if mean else None,
+            })  # fmt: skip
+    return tuple(found)
+
+
+def criterion_means(judged: Sequence[Judged], name: str) -> dict[str, float]:
+    """The mean of a criterion over each checkpoint's tasks; checkpoints without a task it judges are left out."""
+    values: dict[str, list[float]] = {}
+    for one in judged:
+        if name in one.values:
+            values.setdefault(one.encoder, []).append(one.values[name])
+    return {encoder: fmean(found) for encoder, found in values.items()}
+
+
+def ordered(values: Mapping[str, float], name: str) -> list[str]:
+    """Checkpoints from the best to the worst; equal ones by name."""
+    sign = 1 if CRITERIA[name].lower_is_better else -1
+    return sorted(values, key=lambda encoder: (sign * values[encoder], encoder))
+
+
+def summary(chosen: Sequence[Mapping[str, Any]], report: Report, by: str, adapt_split: str) -> list[str]:
+    """Notes: what was chosen, how good that is by labels, and how far the experts themselves can be trusted."""
+    first = {one["criterion"]: one for one in chosen if one["rank"] == 1}
+    if by not in first:
+        return [f"no task of this suite can be judged by {by}"]
+    said = [
+        f"{by} on split `{adapt_split}` chooses {first[by]['encoder']} ({first[by]['value']:.4f}); no label was read"
+    ]
+    scored = [one for one in chosen if one["normalised"] is not None]
+    if not scored:
+        return said
+    best = max(scored, key=lambda one: one["normalised"])
+    told = [f"{name} {100 * one['normalised']:.1f} ({one['encoder']})" for name, one in first.items()]
+    said.append(f"normalised score on `{report.split}` of the choice by " + ", by ".join(told)
+                + f"; best by labels {100 * best['normalised']:.1f} ({best['encoder']})")  # fmt: skip
+    return [*said, *_trust(report, adapt_split)]
+
+
+def _trust(report: Report, adapt_split: str) -> list[str]:
+    """How often the experts are right on labelled items: on their own training items they are so more often."""
+    own = [one for one in report.rows if one.encoder == EXPERT + one.task and one.correct is not None]
+    if not own:
+        return []
+    shares = ", ".join(f"{one.task} {100 * float(one.correct.mean()):.1f}" for one in own if one.correct is not None)
+    return [f"the experts agree with the labels of `{report.split}` on {shares} percent of items; items of "
+            f"`{adapt_split}` that an expert was trained on flatter it"]  # fmt: skip

@@ -1,0 +1,126 @@
+"""`merge --choose`: merges every point of a grid, keeps the one that a criterion without labels likes best."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from taskmerge.checkpoint.ahead import Ahead
+from taskmerge.checkpoint.staging import create_staging_folder, remove, remove_stale
+from taskmerge.errors import UsageError
+from taskmerge.evaluation.label_free import ADAPT, judge
+from taskmerge.evaluation.run import BATCH, Progress, device_for
+from taskmerge.merging.from_suite import from_suite
+from taskmerge.merging.inputs import InputOptions
+from taskmerge.merging.kernels import bind_points
+from taskmerge.merging.merge import carry_out, prepare
+from taskmerge.merging.options import Arguments, RunOptions, split_options
+from taskmerge.merging.outputs import check_free, output_paths
+from taskmerge.merging.record import MergeReceipt
+from taskmerge.specs.merge import MergeSpec
+from taskmerge.specs.suite import Suite
+from taskmerge.specs.suite_file import find_suite, load_suite
+from taskmerge.workflows.choose import check_criterion, choices
+
+ONLY = "point.safetensors"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The merge that was kept, and every grid point's place by the criterion (`choices`, as in reports)."""
+
+    receipt: MergeReceipt
+    choices: tuple[Mapping[str, Any], ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """The receipt as plain values, with the choices."""
+        return {**self.receipt.to_dict(), "choices": [dict(one) for one in self.choices]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """How grid points are judged: the criterion, on which suite's unlabelled split, and at what cost."""
+
+    by: str
+    suite: Suite
+    adapt_split: str = ADAPT
+    limit: int | None = None
+    batch_size: int = BATCH
+    cache: Path | None = None
+    progress: Progress | None = None
+
+
+def choose(
+    inputs: Arguments = (),
+    *,
+    suite: str | Path,
+    by: str = "agreement",
+    method: str = "cart",
+    base: str | Path | None = None,
+    output: str | Path | None = None,
+    weights: Mapping[str, float] | None = None,
+    adapt_split: str = ADAPT,
+    limit: int | None = None,
+    **options: Any,
+) -> Chosen:
+    """Merges a grid (`rank=(0.04, 0.08)`, …) and writes the one point that `by` likes best; see `merge` and `rank`.
+
+    The criterion looks at the suite's unlabelled `adapt_split` (at most `limit` items a task), never at a label.
+    """
+    found = load_suite(find_suite(Path(suite))[0])
+    inputs, options = from_suite(suite, inputs, {**options, "base": base})
+    spec, opening, running = split_options(method, options.pop("base"), output, weights, options)
+    judging = Judging(by=by, suite=found, adapt_split=adapt_split, limit=limit)
+    return carry_out_choice(inputs, spec, opening, running, judging)
+
+
+def carry_out_choice(
+    inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: RunOptions, judging: Judging,
+    ahead: Ahead | None = None,
+) -> Chosen:  # fmt: skip
+    """Merges the grid into a hidden folder beside the output, judges it, merges the best point into the output.
+
+    That last merge is a replay of its grid point: the same bytes.
+    """
+    check_criterion(judging.by, "--choose")
+    points = bind_points(spec)
+    if len(points) < 2:
+        raise UsageError(
+            "there is nothing to choose from", where="--choose", hint="give a grid, such as --rank 0.04,0.08,0.16"
+        )
+    single = replace(spec, options={name: values[:1] for name, values in spec.options.items()})
+    (final,) = output_paths(single, running.output, points[:1])
+    check_free([final], overwrite=running.overwrite)
+    with _hidden_folder(final) as folder:
+        aside = replace(running, output=folder / ONLY, shard_size=None, digests=False)
+        every = carry_out(prepare(inputs, spec, opening, aside), aside)
+        judged = judge(
+            list(every.paths), suite=judging.suite, split=judging.adapt_split, limit=judging.limit, seed=spec.seed,
+            batch_size=judging.batch_size, device=device_for(running.device), cache=judging.cache,
+            progress=judging.progress,
+        )  # fmt: skip
+        found = choices(judged, None, judging.by)
+    best = next((one["encoder"] for one in found if one["criterion"] == judging.by and one["rank"] == 1), None)
+    if best is None:
+        what = f"no task of this suite can be judged by {judging.by}"
+        raise UsageError(what, where="--choose", hint="agreement judges classification and regression")
+    point = points[[Path(path).stem for path in every.paths].index(best)].point
+    kept = replace(spec, options={name: (value,) for name, value in point.items()}, grid=spec.options)
+    keeping = replace(running, output=final)
+    receipt = carry_out(prepare(inputs, kept, opening, keeping), keeping, ahead)
+    return Chosen(receipt, tuple({**one, "encoder": one["encoder"].removeprefix("point-")} for one in found))
+
+
+@contextmanager
+def _hidden_folder(final: Path) -> Iterator[Path]:
+    """A folder beside the output that is gone in the end, and removed by the next run if this one is killed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(final.parent, lambda name: name == final.name)
+    folder, lock = create_staging_folder(final)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+        os.close(lock)

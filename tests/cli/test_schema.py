@@ -1,0 +1,26 @@
+"""`taskmerge schema`: the published schemas, on stdout."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+from merge_cases import run
+
+
+def test_the_schema_is_printed(here: Path) -> None:
+    outcome = run("schema", "eval")
+    assert (outcome.code, outcome.err) == (0, "")
+    document = json.loads(outcome.out)
+    assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    jsonschema.Draft202012Validator.check_schema(document)
+
+
+def test_without_a_name_it_lists_them(here: Path) -> None:
+    assert run("schema").out == "eval\n"
+
+
+def test_an_unknown_name_is_told_the_nearest(here: Path) -> None:
+    outcome = run("schema", "evla")
+    assert outcome.code == 2
+    assert outcome.err == "error: unknown schema `evla`\nhint: did you mean `eval`?\n"
+    assert outcome.out == ""

@@ -1,0 +1,429 @@
+"""Every form gives the items and labels that were put in; what is missing or broken is named."""
+
+import gzip
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from data_cases import Bytes, Squares, class_folders, load, npz, pictures, task, texts_of
+from PIL import Image
+
+from taskmerge.data.datasets import load_items
+from taskmerge.data.sources.npz import read_array
+from taskmerge.data.streams import load_unlabelled
+from taskmerge.errors import BadFile, Mismatch, UsageError
+from taskmerge.specs.suite import Split
+
+ROWS = [{"text": f"text {n}", "other": f"pair {n}", "label": n % 3} for n in range(7)]
+
+
+# --- npz -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_come_as_they_are(tmp_path: Path, save: Any) -> None:
+    x, y = pictures(150), np.arange(150, dtype=np.int16) % 3
+    items = load(npz(tmp_path / "a.npz", save=save, x=x, y=y, unused=np.zeros(3)))
+    assert torch.equal(items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
+    assert items.labels is not None
+    assert items.labels.dtype == torch.int64
+    assert items.labels.tolist() == y.tolist()
+    assert items.indices.tolist() == list(range(150))
+    assert len(items) == 150
+
+
+def test_stored_arrays_are_mapped_not_read(tmp_path: Path) -> None:
+    order = np.asfortranarray(np.arange(24).reshape(2, 3, 4))
+    np.savez(tmp_path / "a.npz", x=pictures(3), fortran=order, empty=np.empty((0, 4)), texts=np.array(["ä", "bcd"]))
+    assert isinstance(read_array(tmp_path / "a.npz", "x"), np.memmap)
+    for name, wanted in (("x", pictures(3)), ("fortran", order), ("empty", np.empty((0, 4))), ("texts", ["ä", "bcd"])):
+        found = read_array(tmp_path / "a.npz", name)
+        assert found is not None
+        np.testing.assert_array_equal(found, wanted)
+    assert read_array(tmp_path / "a.npz", "z") is None
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2)])
+def test_channels_may_come_first_and_grey_without_any(tmp_path: Path, axes: Sequence[int]) -> None:
+    x = pictures(4)
+    items = load(npz(tmp_path / "a.npz", x=x.transpose(axes)))
+    assert torch.equal(items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
+    grey = load(npz(tmp_path / "g.npz", x=x[..., 0])).inputs["pixels"]
+    assert torch.equal(grey, torch.from_numpy(x[..., :1]).permute(0, 3, 1, 2).expand(-1, 3, -1, -1))
+
+
+def test_objects_are_never_unpickled(tmp_path: Path) -> None:
+    bad = np.array([print, len], dtype=object)
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "a.npz", x=bad)
+        with pytest.raises(BadFile, match="never unpickled"):
+            load(Split("npz", tmp_path / "a.npz", ("x",)))
+
+
+def test_a_missing_array_is_named_with_those_there(tmp_path: Path) -> None:
+    split = npz(tmp_path / "a.npz", test_x=pictures(2), test_y=np.zeros(2, int))
+    with pytest.raises(
+        UsageError, match=r"suite.yaml:7:3: .*a.npz: no array `text_x`\nhint: did you mean `test_x`"
+    ) as caught:
+        load(replace(split, x=("text_x",)))
+    assert "`test_y`" in str(caught.value)
+    with pytest.raises(UsageError, match="no array `label`"):
+        load(replace(split, x=("test_x",), y="label"))
+
+
+def test_items_have_one_array(tmp_path: Path) -> None:
+    split = npz(tmp_path / "a.npz", x=pictures(2))
+    for names in ((), ("x", "x")):
+        with pytest.raises(UsageError, match=f"names {len(names)} arrays"):
+            load(replace(split, x=names))
+
+
+def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="`x` has 3, `y` has 2"):
+        load(npz(tmp_path / "a.npz", x=pictures(3), y=np.zeros(2, int)))
+
+
+@pytest.mark.parametrize(
+    "x", [np.zeros((3, 8, 8, 3), np.float32), np.zeros((3, 8)), np.zeros((3, 8, 8, 4), np.uint8)], ids=str
+)
+def test_arrays_that_are_no_pictures_are_refused(tmp_path: Path, x: Any) -> None:
+    with pytest.raises(BadFile, match="neither pictures nor texts"):
+        load(npz(tmp_path / "a.npz", x=x))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "no zip", "empty"])
+def test_a_damaged_archive_is_one_message(tmp_path: Path, damage: str) -> None:
+    split = npz(tmp_path / "a.npz", save=np.savez_compressed, x=pictures(50))
+    raw = bytearray((tmp_path / "a.npz").read_bytes())
+    if damage == "flip":
+        raw[len(raw) // 2 : len(raw) // 2 + 8] = b"\xff" * 8
+    new = {"cut": raw[: len(raw) // 2], "flip": raw, "no zip": b"text" * 20, "empty": b""}[damage]
+    (tmp_path / "a.npz").write_bytes(new)
+    with pytest.raises(BadFile, match=r"a\.npz"):
+        load(split)
+
+
+def test_a_stored_array_longer_than_its_file_is_refused(tmp_path: Path) -> None:
+    split = npz(tmp_path / "a.npz", x=pictures(2))
+    raw = (tmp_path / "a.npz").read_bytes()
+    assert raw.count(b"(2, 16, 16, 3), }") == 1
+    (tmp_path / "a.npz").write_bytes(raw.replace(b"(2, 16, 16, 3), }", b"(9, 16, 16, 3), }"))
+    with pytest.raises(BadFile, match=r"a\.npz"):
+        load(split)
+
+
+# --- class folders ---------------------------------------------------------------------------------------------
+
+
+def test_folders_are_matched_to_classes_by_name(tmp_path: Path) -> None:
+    names = ["blue_whale", "Ant", "sea-lion"]
+    told: list[str] = []
+    items = load(class_folders(tmp_path / "d", names), classes=["blue whale", "ant", "sea lion"], note=told.append)
+    assert items.labels is not None
+    assert items.labels.tolist() == items.inputs["pixels"][:, 0, 0, 0].tolist()
+    assert items.labels.tolist() == [1, 1, 0, 0, 2, 2]  # folders in sorted order, capitals first
+    assert len(told) == 1
+    assert "by name" in told[0]
+
+
+def test_some_folders_of_a_task_are_matched_by_name_too(tmp_path: Path) -> None:
+    items = load(class_folders(tmp_path / "d", ["c", "a"]), classes=["a", "b", "c"])
+    assert items.labels is not None
+    assert items.labels.tolist() == [0, 0, 2, 2]
+
+
+def test_strange_folder_names_are_taken_in_order_and_that_is_said(tmp_path: Path) -> None:
+    told: list[str] = []
+    items = load(class_folders(tmp_path / "d", ["n01", "n02"]), classes=["x", "y"], note=told.append)
+    assert items.labels is not None
+    assert items.labels.tolist() == [0, 0, 1, 1]
+    assert "`n01` is `x`" in told[0]
+
+
+def test_folders_named_by_number_are_those_classes(tmp_path: Path) -> None:
+    split = class_folders(tmp_path / "d", [str(number) for number in range(11)], each=1)
+    told: list[str] = []
+    items = load(split, classes=[f"class of {n}" for n in range(11)], note=told.append)
+    assert items.labels is not None
+    assert items.labels.tolist() == items.inputs["pixels"][:, 0, 0, 0].tolist()
+    assert "by number" in told[0]
+
+
+def test_classes_that_differ_only_by_case_stay_apart(tmp_path: Path) -> None:
+    items = load(class_folders(tmp_path / "d", ["A", "a"]), classes=["a", "A"])
+    assert items.labels is not None
+    assert items.labels.tolist() == [1, 1, 0, 0]
+
+
+def test_a_wrong_number_of_folders_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="2 classes, the task `birds` has 3"):
+        load(class_folders(tmp_path / "d", ["n01", "n02"]))
+
+
+def test_folders_agree_with_torchvision(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    split = class_folders(tmp_path / "d", ["no", "so", "yes"], each=3, ending="jpg")
+    (tmp_path / "d" / "no" / "deep").mkdir()
+    Image.new("L", (9, 9), 7).save(tmp_path / "d" / "no" / "deep" / "z.png")
+    (tmp_path / "d" / "no" / "notes.txt").write_text("no picture")
+    rival = ImageFolder(tmp_path / "d")
+    items = load(split, classes=["no", "so", "yes"])
+    assert items.labels is not None
+    assert items.labels.tolist() == rival.targets
+    assert torch.equal(items.inputs["pixels"], Squares()([picture for picture, _ in rival])["pixels"])
+
+
+def test_pictures_with_transparency_lose_it(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    picture = Image.new("P", (16, 16), 1)
+    picture.putpalette([0, 0, 0, 10, 20, 30])
+    picture.save(tmp_path / "d" / "a.png", transparency=b"\x00\x80")
+    items = load(Split("images", tmp_path / "d"))
+    assert items.labels is None
+    assert items.inputs["pixels"][0, :, 0, 0].tolist() == [10, 20, 30]
+
+
+# --- JSON lines ------------------------------------------------------------------------------------------------
+
+
+def lines(path: Path, rows: Sequence[Any] = ROWS) -> Split:
+    text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n"
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return Split("jsonl", path, ("text",), "label", place="suite.yaml:3:5")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_lines_of_texts(tmp_path: Path, name: str) -> None:
+    items = load(lines(tmp_path / name), Bytes())
+    assert texts_of(items) == [row["text"] for row in ROWS]
+    assert items.labels is not None
+    assert items.labels.tolist() == [row["label"] for row in ROWS]
+
+
+def test_pairs_of_texts_and_named_labels(tmp_path: Path) -> None:
+    rows = [{**row, "label": ("so", "no", "yes")[n % 3]} for n, row in enumerate(ROWS)]
+    split = replace(lines(tmp_path / "a.jsonl", rows), x=("other", "text"))
+    items = load(split, Bytes())
+    assert texts_of(items) == [f"{row['other']}|{row['text']}" for row in ROWS]
+    assert items.labels is not None
+    assert items.labels.tolist() == [2, 0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("third", "says"),
+    [
+        ('{"text": "a"}', r"a\.jsonl:3: lacks the key `label`"),
+        ("{", r"a\.jsonl:3: is not JSON"),
+        ("[1]", r"a\.jsonl:3: is not an object"),
+        ('{"text": 5, "label": 1}', r"a\.jsonl:3: cannot be decoded: `5` is neither"),
+        ('{"text": null, "label": 1}', r"a\.jsonl:3: cannot be decoded: an empty value"),
+        ('{"text": "a", "label": 3}', r"a\.jsonl:3: label 3 is outside the 3 classes of `birds`"),
+        ('{"text": "a", "label": -2}', r"a\.jsonl:3: label -2 is outside"),
+        ('{"text": "a", "label": 1.5}', r"a\.jsonl:3: label `1.5` is no class number"),
+        ('{"text": "a", "label": NaN}', r"a\.jsonl:3: label `nan` is no class number"),
+        ('{"text": "a", "label": null}', r"a\.jsonl:3: label `None` is no class number"),
+        ('{"text": "a", "label": "yes"}', r"a\.jsonl:3: label `yes` is no class number"),
+        ('{"text": "a", "label": {}}', r"a\.jsonl:3: label `{}` is no class number"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path: Path, third: str, says: str) -> None:
+    with pytest.raises(BadFile, match=says):
+        load(lines(tmp_path / "a.jsonl", [ROWS[0], "", third, *ROWS]), Bytes())
+
+
+def test_a_missing_key_names_those_there(tmp_path: Path) -> None:
+    split = lines(tmp_path / "a.jsonl")
+    with pytest.raises(
+        UsageError, match=r"no key `labels`\nhint: did you mean `label`\? it has `text`, `other`, `label`"
+    ):
+        load(replace(split, y="labels"), Bytes())
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x1f\x8b\x08broken", gzip.compress(b'{"text": 1}' * 99)[:-9], b'{"text": "\xff"}']
+)
+def test_damaged_lines_are_one_message(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(BadFile, match=r"a\.jsonl"):
+        load(Split("jsonl", tmp_path / "a.jsonl", ("text",)), Bytes())
+
+
+# --- parquet and saved data sets -------------------------------------------------------------------------------
+
+
+def encoded(picture: Any) -> bytes:
+    import io
+
+    sink = io.BytesIO()
+    Image.fromarray(picture).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def test_parquet_columns_and_groups(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "label": n % 3} for n in range(1000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=300)
+    split = Split("parquet", tmp_path / "a.parquet", ("text",), "label")
+    items = load(split, Bytes())
+    assert texts_of(items) == [row["text"] for row in rows]
+    few = load(split, Bytes(), limit=17, seed=3)
+    assert texts_of(few) == [rows[place]["text"] for place in few.indices]
+    assert few.labels is not None
+    assert few.labels.tolist() == [rows[place]["label"] for place in few.indices]
+
+
+def test_parquet_in_parts(tmp_path: Path) -> None:
+    for part in range(3):
+        rows = [{"text": f"text {part} {n}", "label": part} for n in range(part + 1)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{part}.parquet")
+    items = load(Split("parquet", tmp_path, ("text",), "label"), Bytes())
+    assert texts_of(items) == ["text 0 0", "text 1 0", "text 1 1", "text 2 0", "text 2 1", "text 2 2"]
+    assert items.labels is not None
+    assert items.labels.tolist() == [0, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("struct", [True, False])
+def test_pictures_in_parquet(tmp_path: Path, struct: bool) -> None:
+    x = pictures(5)
+    stored = [{"bytes": encoded(one), "path": None} if struct else encoded(one) for one in x]
+    pq.write_table(pa.table({"image": stored, "label": [0, 1, 2, 0, 1]}), tmp_path / "a.parquet")
+    items = load(Split("parquet", tmp_path / "a.parquet", ("image",), "label"))
+    assert torch.equal(items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
+
+
+def test_bad_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 50)
+    with pytest.raises(BadFile, match="is no parquet file"):
+        load(Split("parquet", tmp_path / "a.parquet", ("text",)), Bytes())
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(UsageError, match=r"no column `texts`\nhint: did you mean `text`"):
+        load(Split("parquet", tmp_path / "b.parquet", ("texts",)), Bytes())
+    big = pa.table({"text": [f"{n}" * 50 for n in range(500)]})
+    pq.write_table(big, tmp_path / "c.parquet", compression="zstd")
+    raw = bytearray((tmp_path / "c.parquet").read_bytes())
+    raw[40:200] = b"\x00" * 160
+    (tmp_path / "c.parquet").write_bytes(raw)
+    with pytest.raises(BadFile, match=r"c\.parquet: is damaged"):
+        load(Split("parquet", tmp_path / "c.parquet", ("text",)), Bytes())
+
+
+def saved(folder: Path, order: Sequence[str] = ("no", "yes", "so")) -> Any:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(order))})
+    rows = [Image.fromarray(one) for one in pictures(4)]
+    return datasets.Dataset.from_dict({"image": rows, "label": [0, 1, 2, 0]}, features=features)
+
+
+def test_saved_data_sets(tmp_path: Path) -> None:
+    import datasets
+
+    saved(tmp_path).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"test": saved(tmp_path), "train": saved(tmp_path).select([2])}).save_to_disk(
+        tmp_path / "many"
+    )
+    split = Split("datasets", tmp_path / "one", ("image",), "label", place="suite.yaml:1:1")
+    items = load(split)
+    assert torch.equal(items.inputs["pixels"], torch.from_numpy(pictures(4)).permute(0, 3, 1, 2))
+    assert items.labels is not None
+    assert items.labels.tolist() == [0, 1, 2, 0]
+    many = replace(split, location=tmp_path / "many")
+    assert load(many).fingerprint == items.fingerprint  # the task's split is `test`, and so is one of the data set's
+    assert len(load(replace(many, name="train"))) == 1
+    with pytest.raises(UsageError, match=r"unknown split `trian`\nhint: did you mean `train`"):
+        load(replace(many, name="trian"))
+    with pytest.raises(UsageError, match=r"has no split `dev`\nhint: .*it has test, train"):
+        load_items(task(many, dev=many), "dev", Squares(), resolve=lambda path: path)  # type: ignore[arg-type, return-value]
+    with pytest.raises(UsageError, match=r"no column `labels`"):
+        load(replace(split, y="labels"))
+
+
+def test_classes_of_a_data_set_in_another_order_are_matched_by_name(tmp_path: Path) -> None:
+    saved(tmp_path, order=("yes", "so", "no")).save_to_disk(tmp_path / "one")
+    told: list[str] = []
+    items = load(Split("datasets", tmp_path / "one", ("image",), "label"), note=told.append)
+    assert items.labels is not None
+    assert items.labels.tolist() == [1, 2, 0, 1]
+    assert "in another order" in told[0]
+
+
+def test_a_folder_that_is_no_saved_data_set(tmp_path: Path) -> None:
+    with pytest.raises(BadFile, match="is no saved data set"):
+        load(Split("datasets", tmp_path, ("image",)))
+    with pytest.raises(BadFile, match="no such folder"):
+        load(Split("datasets", tmp_path / "none", ("image",)))
+
+
+# --- torchvision -----------------------------------------------------------------------------------------------
+
+
+def mnist(root: Path, count: int = 5) -> Split:
+    """MNIST's own files, small."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, size in (("train", 3), ("t10k", count)):
+        x = pictures(size, 28)[..., 0]
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, size, 28, 28) + x.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">II", 0x801, size) + bytes(n % 10 for n in range(size))
+        )
+    return Split("torchvision", root, (), "label", dataset="MNIST", place="suite.yaml:4:1")
+
+
+def test_torchvision_sets_on_disk(tmp_path: Path) -> None:
+    split = mnist(tmp_path)
+    items = load(split, Squares(28), classes=[f"{n}" for n in range(10)])
+    assert items.labels is not None
+    assert items.labels.tolist() == [0, 1, 2, 3, 4]
+    x = torch.from_numpy(pictures(5, 28)[..., 0])
+    assert torch.equal(items.inputs["pixels"], x[:, None].expand(-1, 3, -1, -1))
+    assert len(load(replace(split, name="train"), classes=[f"{n}" for n in range(10)])) == 3
+    with pytest.raises(UsageError, match="unknown split `dev`"):
+        load(replace(split, name="dev"))
+
+
+def test_torchvision_sets_that_are_not_there_say_how_to_get_them(tmp_path: Path) -> None:
+    split = Split("torchvision", tmp_path, (), "label", dataset="SVHN", place="suite.yaml:4:1")
+    with pytest.raises(BadFile, match="SVHN is not there") as caught:
+        load(split)
+    assert caught.value.hint is not None
+    command = caught.value.hint.removeprefix('python -c "').removesuffix('"')
+    assert command == f"import torchvision; torchvision.datasets.SVHN('{tmp_path}', split='test', download=True)"
+    with pytest.raises(UsageError, match=r"unknown torchvision data set `SVNH`\nhint: did you mean `SVHN`"):
+        load(replace(split, dataset="SVNH"))
+    with pytest.raises(UsageError, match="Unknown value 'dev'"):
+        load(replace(split, name="dev"))
+
+
+# --- labels are out of reach -----------------------------------------------------------------------------------
+
+
+def test_labels_that_were_not_asked_for_are_never_looked_at(tmp_path: Path) -> None:
+    x = pictures(3)
+    split = npz(tmp_path / "a.npz", x=x, y=np.array([9, -4, 77]))
+    with pytest.raises(BadFile, match="outside the 3 classes"):
+        load(split)
+    for hidden in (split, replace(split, y="not there")):
+        items = load_unlabelled(task(hidden), "test", Squares(), resolve=lambda path: path)  # type: ignore[arg-type, return-value]
+        assert items.labels is None
+        assert torch.equal(items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
+    lines(tmp_path / "b.jsonl", [{"text": "a"}, {"text": "b", "label": "?"}])
+    unlabelled = load(Split("jsonl", tmp_path / "b.jsonl", ("text",)), Bytes())
+    assert texts_of(unlabelled) == ["a", "b"]
+
+
+def test_errors_of_preprocessing_pass_through(tmp_path: Path) -> None:
+    class Refusing(Squares):
+        def __call__(self, raw: Sequence[Any]) -> Any:
+            raise Mismatch("texts for a backbone that sees pictures")
+
+    with pytest.raises(Mismatch):
+        load(npz(tmp_path / "a.npz", x=pictures(300)), Refusing())

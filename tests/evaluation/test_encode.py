@@ -1,0 +1,105 @@
+"""Encoding in batches is one forward pass over everything, in the items' own order."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from taskmerge.evaluation.encode import encode
+
+CPU = torch.device("cpu")
+
+
+class Recorder(nn.Module):
+    """Remembers the batches that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[dict[str, Tensor]] = []
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        self.batches.append(dict(inputs))
+        return self.features(inputs)
+
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class Pixels(Recorder):
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        return inputs["pixels"].double().flatten(1)[:, :5] / 255
+
+
+class MaskedMean(Recorder):
+    """What a padding-blind text encoder does: the mean over the mask."""
+
+    def features(self, inputs: dict[str, Tensor]) -> Tensor:
+        ids, mask = inputs["input_ids"].float(), inputs["attention_mask"].float()
+        return torch.stack([(ids * mask).sum(1) / mask.sum(1).clamp(min=1), mask.sum(1)], dim=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 100])
+def test_pictures_are_slices_of_what_was_loaded(batch_size: int) -> None:
+    pixels = torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8)
+    module, steps = Pixels(), []
+    found = encode(module, {"pixels": pixels}, batch_size=batch_size, device=CPU, progress=steps.append)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, (pixels.double().flatten(1)[:, :5] / 255).float())
+    assert sum(steps) == 7
+    assert max(steps) <= batch_size
+    storage = pixels.untyped_storage().data_ptr()
+    for batch in module.batches:
+        assert batch["pixels"].untyped_storage().data_ptr() == storage, "no copy on the way to the module"
+        assert batch["pixels"].is_contiguous()
+
+
+@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=20), batch_size=st.integers(1, 25))
+@settings(max_examples=60, deadline=None)
+def test_texts_come_back_in_their_order_and_no_batch_is_longer_than_its_longest(
+    lengths: list[int], batch_size: int
+) -> None:
+    width = 9
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    ids = torch.randint(1, 50, (len(lengths), width)) * mask
+    module = MaskedMean()
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    found = encode(module, inputs, batch_size=batch_size, device=CPU)
+    torch.testing.assert_close(found, MaskedMean().features({"input_ids": ids, "attention_mask": mask}))
+    for batch in module.batches:
+        longest = max(int(batch["attention_mask"].sum(1).max()), 1)
+        assert {one.shape[1] for one in batch.values()} == {longest}
+    padded = sum(batch["input_ids"].numel() for batch in module.batches)
+    if batch_size == 1:
+        assert padded == sum(max(one, 1) for one in lengths)
+
+
+def test_left_padding_is_not_cut_off() -> None:
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]])
+    ids = torch.arange(12).reshape(3, 4)
+    found = encode(MaskedMean(), {"input_ids": ids, "attention_mask": mask}, batch_size=2, device=CPU)
+    torch.testing.assert_close(found, MaskedMean().features({"input_ids": ids, "attention_mask": mask}))
+
+
+def test_nothing_records_gradients() -> None:
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+            return inputs["pixels"].float() * self.weight
+
+    found = encode(Linear(), {"pixels": torch.ones(4, 3)}, batch_size=2, device=CPU)
+    assert not found.requires_grad
+    assert found.is_inference()
+
+
+@pytest.mark.cuda
+def test_a_gpu_gives_the_same_features_in_the_same_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.arange(9) < torch.randint(1, 10, (50, 1), generator=generator)).long()
+    inputs = {"input_ids": torch.randint(1, 50, (50, 9), generator=generator) * mask, "attention_mask": mask}
+    found = encode(MaskedMean(), inputs, batch_size=8, device=torch.device("cuda"))
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), encode(MaskedMean(), inputs, batch_size=8, device=CPU))

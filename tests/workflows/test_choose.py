@@ -1,0 +1,136 @@
+"""Choice without labels: the order is the criterion's, labels only comment on it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import taskmerge
+from taskmerge.errors import BadOutput, UsageError
+from taskmerge.evaluation.label_free import Judged, judge
+from taskmerge.specs.suite import Suite
+from taskmerge.specs.suite_file import load_suite
+from taskmerge.workflows.choose import choices, criterion_means, ordered, rank
+from taskmerge.workflows.chosen_merge import choose
+
+TINY = Path(__file__).parents[2] / "examples" / "tiny"
+TASKS = ("digits", "shapes")
+
+
+@pytest.fixture(scope="module")
+def suite() -> Suite:
+    whole = load_suite(TINY / "suite.yaml")
+    return replace(whole, tasks=tuple(one for one in whole.tasks if one.name in TASKS))
+
+
+@pytest.fixture(scope="module")
+def merges(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    out = tmp_path_factory.mktemp("merges") / "m.safetensors"
+    experts = [TINY / f"{task}.safetensors" for task in TASKS]
+    receipt = taskmerge.merge(
+        experts, method="task_arithmetic", base=TINY / "base.safetensors", coefficient=(0.1, 0.5, 3.0), output=out
+    )
+    return list(receipt.paths)
+
+
+def test_equal_values_are_ordered_by_name_and_lower_may_be_better() -> None:
+    assert ordered({"b": 0.5, "a": 0.5, "c": 0.9}, "agreement") == ["c", "a", "b"]
+    assert ordered({"b": 0.5, "a": 0.4}, "entropy") == ["a", "b"]
+
+
+def test_a_criterion_is_averaged_over_the_tasks_it_can_judge() -> None:
+    judged = [
+        Judged("x", "one", 5, {"agreement": 0.5, "entropy": 1.0}),
+        Judged("x", "two", 7, {"agreement": 0.7}),  # a regression has no entropy
+    ]
+    assert criterion_means(judged, "agreement") == {"x": pytest.approx(0.6)}
+    assert criterion_means(judged, "entropy") == {"x": 1.0}
+    assert [(one["criterion"], one["n"]) for one in choices(judged, None, "agreement")] == [
+        ("agreement", 12), ("entropy", 5),
+    ]  # fmt: skip
+
+
+def test_agreement_is_the_share_of_the_experts_own_answers(suite: Suite, merges: list[str]) -> None:
+    experts = {task: str(TINY / f"{task}.safetensors") for task in TASKS}
+    judged = judge(experts, suite=suite, limit=30, batch_size=16, device=torch.device("cpu"))
+    own = {one.task: one.values["agreement"] for one in judged if one.encoder == one.task}
+    assert own == dict.fromkeys(TASKS, 1.0)
+    other = [one.values["agreement"] for one in judged if one.encoder != one.task]
+    assert all(value < 1 for value in other)
+
+
+def test_rank_orders_by_the_criterion_and_says_what_labels_make_of_it(suite: Suite, merges: list[str]) -> None:
+    report = rank(merges, suite=suite, limit=60)
+    first = [one for one in report.choices if one["criterion"] == "agreement"]
+    assert [one["rank"] for one in first] == [1, 2, 3]
+    assert first == sorted(first, key=lambda one: -one["value"])
+    scores = {one.encoder: one.normalised for one in report.averages}
+    assert all(one["normalised"] == scores[one["encoder"]] for one in first)
+    assert any("best by labels" in note for note in report.notes)
+    assert any("agree with the labels" in note for note in report.notes)
+
+
+def test_labels_have_no_part_in_the_order(suite: Suite, merges: list[str]) -> None:
+    blind = replace(
+        suite,
+        tasks=tuple(
+            replace(one, splits={name: replace(split, y=None) for name, split in one.splits.items()})
+            for one in suite.tasks
+        ),
+    )
+    seen, unseen = (rank(merges, suite=one, limit=40) for one in (suite, blind))
+    assert [(one["encoder"], one["value"]) for one in seen.choices] == [
+        (one["encoder"], one["value"]) for one in unseen.choices
+    ]
+    assert unseen.rows == ()
+    assert all(one["normalised"] is None for one in unseen.choices)
+
+
+def test_unknown_criteria_and_splits_are_named(suite: Suite, merges: list[str]) -> None:
+    with pytest.raises(UsageError, match="agreement"):
+        rank(merges, suite=suite, by="agreemnt")
+    with pytest.raises(UsageError, match="no split `unlabelled`"):
+        rank(merges, suite=suite, adapt_split="unlabelled")
+    with pytest.raises(UsageError, match="no checkpoint to rank"):
+        rank(["experts"], suite=suite)
+
+
+@pytest.fixture
+def suite_file(tmp_path: Path) -> Path:
+    """The two tasks as a suite file of their own."""
+    text = yaml.safe_load((TINY / "suite.yaml").read_text())
+    text["tasks"] = {name: text["tasks"][name] for name in TASKS}
+    for name in ("base",):
+        text[name] = str(TINY / text[name])
+    text["backbone"]["model"] = str(TINY / text["backbone"]["model"])
+    text["backbone"]["tokenizer"]["bpe"] = str(TINY / text["backbone"]["tokenizer"]["bpe"])
+    for task in text["tasks"].values():
+        task |= {key: str(TINY / task[key]) for key in ("expert", "head")}
+        for split in task["data"].values():
+            split["file"] = str(TINY / split["file"])
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump(text))
+    return path
+
+
+def test_the_chosen_merge_is_the_best_point_and_nothing_else_is_left(suite_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    final = out / "merged.safetensors"
+    grid = {"method": "cart", "rank": (0.04, 0.5), "coefficient": (0.5, 1.5)}
+    found = choose(suite=suite_file, output=final, limit=40, **grid)
+    assert [path.name for path in out.iterdir()] == ["merged.safetensors"]
+    best = next(one for one in found.choices if one["rank"] == 1 and one["criterion"] == "agreement")
+    plain = taskmerge.merge(suite=suite_file, output=tmp_path / "grid" / "g.safetensors", **grid)
+    twin = next(path for path in plain.paths if Path(path).stem.removeprefix("g-") == best["encoder"])
+    assert final.read_bytes() == Path(twin).read_bytes()
+    with pytest.raises(BadOutput):
+        choose(suite=suite_file, output=final, limit=40, **grid)
+
+
+def test_there_must_be_something_to_choose_from(suite_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to choose from"):
+        choose(suite=suite_file, output=tmp_path / "x.safetensors", rank=0.04)
+    assert not list(tmp_path.glob("*.safetensors"))
