@@ -38,6 +38,13 @@ def evaluate(
     loss_correlation: Annotated[
         bool, _option("How losses without labels follow the true one.", WHAT, "--loss-correlation")
     ] = False,
+    rank_by: Annotated[
+        str | None,
+        _option(
+            "Order checkpoints without labels: agreement (with the experts), confident, kappa, overlap, entropy.", WHAT
+        ),
+    ] = None,
+    adapt_split: Annotated[str, _option("Split that --rank-by looks at (default: adapt).", WHAT)] = "adapt",
     skip_bad: Annotated[
         bool, _option("Leave out items that cannot be decoded, and count them.", WHAT, "--skip-bad")
     ] = False,

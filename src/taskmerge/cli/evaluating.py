@@ -22,6 +22,7 @@ from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
+from taskmerge.workflows.choose import rank
 
 PASSED = (
     "split", "limit", "seed", "device", "cross", "compare", "severity", "loss_correlation", "heads", "skip_bad",
@@ -40,7 +41,7 @@ def run(said: Mapping[str, Any]) -> None:
     wanted = _thresholds(said, suite)
     baseline = read_report(said["baseline"]) if said["baseline"] else None
     with Meter(said["quiet"]) as meter:
-        report = evaluate(said["checkpoints"] or [], suite=suite, progress=meter.update, **_keywords(said))
+        report = _report(suite, said, meter)
     report, failure = _checked(report, wanted, baseline, said["tolerance"] or 0.0)
     _write(report, said)
     print(_rendered(report, form), end="")
@@ -48,6 +49,14 @@ def run(said: Mapping[str, Any]) -> None:
     show.say(_summary(report), said["quiet"])
     if failure is not None:
         raise failure
+
+
+def _report(suite: Suite, said: Mapping[str, Any], meter: Meter) -> Report:
+    """The scores, or under --rank-by the order without labels and what labels say of it."""
+    checkpoints, keywords = said["checkpoints"] or [], {**_keywords(said), "progress": meter.update}
+    if said["rank_by"] is None:
+        return evaluate(checkpoints, suite=suite, **keywords)
+    return rank(checkpoints, suite=suite, by=said["rank_by"], adapt_split=said["adapt_split"], **keywords)
 
 
 # --- before ----------------------------------------------------------------------------------------------------
@@ -81,7 +90,7 @@ def _thresholds(said: Mapping[str, Any], suite: Suite) -> tuple[Threshold, ...]:
         said["fail_under"] or (), said["fail_over"] or (), tasks=tasks,
         checkpoints=[*names, *(f"expert:{task}" for task in tasks)],
     )  # fmt: skip
-    with_experts = EXPERTS in names or said["cross"] or said["compare"] or said["loss_correlation"]
+    with_experts = EXPERTS in names or said["cross"] or said["compare"] or said["loss_correlation"] or said["rank_by"]
     for one in wanted:
         if one.name == NORMALISED and not with_experts:
             what = "scores are normalised by the experts', which are not evaluated"

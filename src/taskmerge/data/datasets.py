@@ -30,6 +30,8 @@ from taskmerge.types import Inputs, Prepare
 
 PICTURES_AT_A_TIME = 16
 """In one thread; a photograph of 12 megapixels takes 36 MB while it is decoded."""
+SECONDS_WORTH_A_THREAD = 2e-4
+"""A picture that takes less gains nothing from threads: they would wait for each other's Python."""
 LEAST_SECONDS = 0.5
 """What took less to decode and preprocess is not kept: an .npz of small pictures, a few thousand texts."""
 BYTES_A_SECOND = 4e8
@@ -160,7 +162,10 @@ def _portions(source: Source, indices: Sequence[int], prepare: Prepare) -> Itera
     """Portions in order. Only a few are under way at once, whatever the number of items."""
     size = PICTURES_AT_A_TIME if source.pictures else len(indices)
     work = _batched(zip(indices, source.read(indices), strict=True), size)
-    threads = min(len(os.sched_getaffinity(0)), 8) if source.pictures and len(indices) > size else 1
+    start = time.perf_counter()
+    yield _portion(next(work), source, prepare)
+    slow = time.perf_counter() - start > size * SECONDS_WORTH_A_THREAD
+    threads = min(len(os.sched_getaffinity(0)), 8) if slow else 1
     if threads == 1:
         yield from (_portion(batch, source, prepare) for batch in work)
         return

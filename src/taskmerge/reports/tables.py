@@ -138,19 +138,26 @@ def correlations(report: Report) -> list[Table]:
 
 
 def choices(report: Report) -> Table | None:
-    """Checkpoints by a criterion that needs no labels, the best first, beside what labels say of them."""
-    ranked = sorted(report.choices, key=lambda one: (one["criterion"], one["rank"]))
-    if not ranked:
+    """Checkpoints in the order of a criterion that needs no labels, beside others' places and what labels say."""
+    if not report.choices:
         return None
+    criteria = _unique(one["criterion"] for one in report.choices)
+    found = {(one["encoder"], one["criterion"]): one for one in report.choices}
+    ranked = sorted((one for one in report.choices if one["criterion"] == criteria[0]), key=lambda one: one["rank"])
     cells = tuple(
         (
-            Cell(str(one["rank"])), Cell(one["criterion"]), Cell(f"{one['value']:.4f}"),
+            *(_place_cell(found.get((one["encoder"], name))) for name in criteria),
             *(Cell(_percent(one[key])) if one.get(key) is not None else EMPTY for key in (AVERAGE, NORMALISED)),
         )
         for one in ranked
     )  # fmt: skip
-    columns = ("rank", "criterion", "value", AVERAGE, NORMALISED)
+    columns = (*criteria, AVERAGE, NORMALISED)
     return Table("choice without labels", "checkpoint", columns, tuple(one["encoder"] for one in ranked), cells)
+
+
+def _place_cell(one: Mapping[str, Any] | None) -> Cell:
+    """A criterion's value and the checkpoint's place by it."""
+    return EMPTY if one is None else Cell(f"{one['value']:.4f} #{one['rank']}")
 
 
 def checks(report: Report) -> Table | None:
