@@ -9,6 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Chosen": "taskmerge.workflows.chosen_merge",
     "DiffReport": "taskmerge.checkpoint.difference",
     "Inspection": "taskmerge.merging.contents",
     "MergeReceipt": "taskmerge.merging.record",
@@ -16,14 +17,17 @@ _HOMES = {
     "TaskmergeError": "taskmerge.errors",
     "VectorsReceipt": "taskmerge.merging.vectors",
     "Verification": "taskmerge.merging.verify",
+    "choose": "taskmerge.workflows.chosen_merge",
     "diff": "taskmerge.checkpoint.difference",
     "evaluate": "taskmerge.evaluation.run",
     "inspect": "taskmerge.merging.contents",
     "merge": "taskmerge.merging.merge",
+    "rank": "taskmerge.workflows.choose",
     "vectors": "taskmerge.merging.vectors",
     "verify": "taskmerge.merging.verify",
 }
 __all__ = [
+    "Chosen",
     "DiffReport",
     "Inspection",
     "MergeReceipt",
@@ -32,10 +36,12 @@ __all__ = [
     "VectorsReceipt",
     "Verification",
     "__version__",
+    "choose",
     "diff",
     "evaluate",
     "inspect",
     "merge",
+    "rank",
     "vectors",
     "verify",
 ]

@@ -16,7 +16,7 @@ from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from taskmerge.models.backbones import build
-from taskmerge.models.naming import LibraryBackbone
+from taskmerge.models.contract import Backbone
 from taskmerge.specs.suite import BackboneSpec, Location, Pooling, Preprocess, Tokenizer
 
 CLIP = {
@@ -116,7 +116,7 @@ def config_of(family: str) -> Any:
     return made[family]()
 
 
-def text_backbone(folder: Path, family: str, pooling: Pooling | None = None, **spec: Any) -> LibraryBackbone:
+def text_backbone(folder: Path, family: str, pooling: Pooling | None = None, **spec: Any) -> Backbone:
     """A backbone of a text family whose folder is made here."""
     text_folder(folder, config_of(family))
     return build(BackboneSpec("transformers", folder, pooling=pooling, **spec), resolve=local)

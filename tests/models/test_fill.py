@@ -13,11 +13,10 @@ from taskmerge.errors import Mismatch
 from taskmerge.models.backbones import build
 from taskmerge.models.contract import Backbone
 from taskmerge.models.fill import fill, state_for
-from taskmerge.models.naming import LibraryBackbone
 
 
 @pytest.fixture
-def clip(tmp_path: Path) -> LibraryBackbone:
+def clip(tmp_path: Path) -> Backbone:
     return build(clip_spec(tmp_path / "suite"), resolve=local)
 
 
@@ -38,9 +37,7 @@ def renamed(tensors: dict[str, Tensor], before: str, after: str) -> dict[str, Te
     "form",
     ["full", "visual", "bare", "module.full", "model.full", "module.visual", "half", "bfloat16", "pickled"],
 )
-def test_every_form_of_an_open_clip_checkpoint_fills_the_tower(
-    tmp_path: Path, clip: LibraryBackbone, form: str
-) -> None:
+def test_every_form_of_an_open_clip_checkpoint_fills_the_tower(tmp_path: Path, clip: Backbone, form: str) -> None:
     full, tower = clip_model().state_dict(), visual()
     tensors = {
         "full": full, "visual": tower, "bare": renamed(tower, "visual.", ""),
@@ -58,7 +55,7 @@ def test_every_form_of_an_open_clip_checkpoint_fills_the_tower(
     assert {one.dtype for one in clip.module.state_dict().values()} == {torch.float32}
 
 
-def test_nothing_of_the_checkpoint_before_stays(tmp_path: Path, clip: LibraryBackbone) -> None:
+def test_nothing_of_the_checkpoint_before_stays(tmp_path: Path, clip: Backbone) -> None:
     first, second = visual(1), visual(2)
     partial = dict(list(second.items())[:3])
     base, half = visual(3), {name: one.half() for name, one in second.items()}
@@ -72,7 +69,7 @@ def test_nothing_of_the_checkpoint_before_stays(tmp_path: Path, clip: LibraryBac
     assert same(clip, half)
 
 
-def test_a_refused_checkpoint_leaves_the_backbone_as_it_was(tmp_path: Path, clip: LibraryBackbone) -> None:
+def test_a_refused_checkpoint_leaves_the_backbone_as_it_was(tmp_path: Path, clip: Backbone) -> None:
     fill(clip, open_checkpoint(saved(tmp_path / "good.safetensors", visual(1))))
     lacking = {name: one for name, one in visual(2).items() if "ln_post" not in name}
     with pytest.raises(Mismatch):
@@ -80,7 +77,7 @@ def test_a_refused_checkpoint_leaves_the_backbone_as_it_was(tmp_path: Path, clip
     assert same(clip, visual(1))
 
 
-def test_all_that_is_missing_unexpected_or_misshapen_is_listed(tmp_path: Path, clip: LibraryBackbone) -> None:
+def test_all_that_is_missing_unexpected_or_misshapen_is_listed(tmp_path: Path, clip: Backbone) -> None:
     tensors = visual()
     del tensors["visual.proj"], tensors["visual.ln_post.bias"]
     tensors["visual.conv1.weight"] = torch.zeros(32, 3, 4, 4)
@@ -95,7 +92,7 @@ def test_all_that_is_missing_unexpected_or_misshapen_is_listed(tmp_path: Path, c
     assert caught.value.where == str(path)
 
 
-def test_a_long_list_ends_with_a_count(tmp_path: Path, clip: LibraryBackbone) -> None:
+def test_a_long_list_ends_with_a_count(tmp_path: Path, clip: Backbone) -> None:
     other = {f"layers.{place}.weight": torch.zeros(1) for place in range(14)}
     with pytest.raises(Mismatch) as caught:
         fill(clip, open_checkpoint(saved(tmp_path / "other.safetensors", other)))
@@ -105,14 +102,14 @@ def test_a_long_list_ends_with_a_count(tmp_path: Path, clip: LibraryBackbone) ->
     assert "another architecture" in str(caught.value.hint)
 
 
-def test_an_incomplete_checkpoint_without_base_says_so(tmp_path: Path, clip: LibraryBackbone) -> None:
+def test_an_incomplete_checkpoint_without_base_says_so(tmp_path: Path, clip: Backbone) -> None:
     tensors = dict(list(visual().items())[2:])
     with pytest.raises(Mismatch, match="2 missing") as caught:
         fill(clip, open_checkpoint(saved(tmp_path / "some.safetensors", tensors)))
     assert "base" in str(caught.value.hint)
 
 
-def test_a_text_tower_with_a_stranger_in_it_is_listed(tmp_path: Path, clip: LibraryBackbone) -> None:
+def test_a_text_tower_with_a_stranger_in_it_is_listed(tmp_path: Path, clip: Backbone) -> None:
     tensors = {**clip_model().state_dict(), "transformer.resblocks.7.ln_1.weight": torch.zeros(16)}
     with pytest.raises(Mismatch, match=r"1 unexpected: transformer\.resblocks\.7\.ln_1\.weight"):
         fill(clip, open_checkpoint(saved(tmp_path / "deep.safetensors", tensors)))
@@ -186,7 +183,7 @@ def test_another_family_does_not_fit(tmp_path: Path) -> None:
         )
 
 
-def test_where_each_tensor_comes_from_is_known_from_headers(tmp_path: Path, clip: LibraryBackbone) -> None:
+def test_where_each_tensor_comes_from_is_known_from_headers(tmp_path: Path, clip: Backbone) -> None:
     tower = visual()
     base = open_checkpoint(saved(tmp_path / "base.safetensors", clip_model().state_dict()))
     part = {"proj": tower["visual.proj"], "class_embedding": tower["visual.class_embedding"]}
@@ -213,9 +210,7 @@ def test_integers_are_not_read_as_floats_of_the_same_size(tmp_path: Path) -> Non
     assert backbone.module.weight.tolist() == [[1, 2], [3, 4]]
 
 
-def test_filling_copies_no_float32_tensor(
-    tmp_path: Path, clip: LibraryBackbone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_filling_copies_no_float32_tensor(tmp_path: Path, clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = open_checkpoint(saved(tmp_path / "x.safetensors", visual()))
     monkeypatch.setattr(checkpoint, "tensor", lambda name: pytest.fail(f"{name} was copied"))
     fill(clip, checkpoint)

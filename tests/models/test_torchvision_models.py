@@ -13,9 +13,9 @@ from torch.nn import functional
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.errors import Mismatch, UsageError
 from taskmerge.models.backbones import build
+from taskmerge.models.contract import Backbone
 from taskmerge.models.fill import fill
 from taskmerge.models.heads import head_classes, load_head
-from taskmerge.models.naming import LibraryBackbone
 from taskmerge.specs.suite import BackboneSpec, Kind, Preprocess, Task
 
 
@@ -30,7 +30,7 @@ def reference() -> Any:
 
 
 @pytest.fixture(scope="module")
-def backbone() -> LibraryBackbone:
+def backbone() -> Backbone:
     return build(BackboneSpec("torchvision", "resnet50"), resolve=local)
 
 
@@ -52,9 +52,7 @@ def dense_task(head: Any, kind: Kind = "segmentation", classes: int = 4) -> Task
     return Task("segmentation", None, head, kind, "miou", tuple(str(one) for one in range(classes)))
 
 
-def test_maps_are_those_of_torchvisions_model(
-    reference: Any, backbone: LibraryBackbone, model_file: Checkpoint
-) -> None:
+def test_maps_are_those_of_torchvisions_model(reference: Any, backbone: Backbone, model_file: Checkpoint) -> None:
     given = pictures(2, 32, 48)
     fill(backbone, model_file)
     head = load_head(dense_task("expert"), backbone, resolve=local, expert=model_file)
@@ -71,7 +69,7 @@ def test_maps_are_those_of_torchvisions_model(
 
 
 @pytest.mark.parametrize("form", ["", "encoder.", "backbone.", "module."])
-def test_trunks_fill_under_every_name(tmp_path: Path, reference: Any, backbone: LibraryBackbone, form: str) -> None:
+def test_trunks_fill_under_every_name(tmp_path: Path, reference: Any, backbone: Backbone, form: str) -> None:
     state = {name: one for name, one in reference.backbone.state_dict().items() if "num_batches" not in name}
     extra = {"fc.weight": torch.zeros(2, 2), "fc.bias": torch.zeros(2)} if form in ("", "module.") else {}
     wrapper = form if form == "module." else ""
@@ -85,7 +83,7 @@ def test_trunks_fill_under_every_name(tmp_path: Path, reference: Any, backbone: 
 
 @pytest.mark.parametrize(("kind", "outputs"), [("depth", 1), ("normals", 3)])
 def test_heads_from_files_give_depths_and_unit_normals(
-    tmp_path: Path, backbone: LibraryBackbone, kind: Kind, outputs: int
+    tmp_path: Path, backbone: Backbone, kind: Kind, outputs: int
 ) -> None:
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
@@ -98,7 +96,7 @@ def test_heads_from_files_give_depths_and_unit_normals(
         torch.testing.assert_close(maps.norm(dim=1), torch.ones(2, 24, 32))
 
 
-def test_what_does_not_fit_is_said(tmp_path: Path, backbone: LibraryBackbone, model_file: Checkpoint) -> None:
+def test_what_does_not_fit_is_said(tmp_path: Path, backbone: Backbone, model_file: Checkpoint) -> None:
     with pytest.raises(Mismatch, match="4 outputs, task segmentation has 13"):
         load_head(dense_task("expert", classes=13), backbone, resolve=local, expert=model_file)
     bare = open_checkpoint(saved(tmp_path / "bare.safetensors", {"conv1.weight": torch.zeros(1)}))
@@ -118,9 +116,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, backbone: LibraryBackbone, mo
         build(BackboneSpec("torchvision", "resnet50", pooling="mean"), resolve=local)
 
 
-def test_several_decoders_are_told_apart_by_the_tasks_name(
-    tmp_path: Path, reference: Any, backbone: LibraryBackbone
-) -> None:
+def test_several_decoders_are_told_apart_by_the_tasks_name(tmp_path: Path, reference: Any, backbone: Backbone) -> None:
     tensors = fusion_bench(reference, "segmentation", "other")
     tensors["decoders.other.4.bias"] = tensors["decoders.other.4.bias"] + 100
     expert = open_checkpoint(saved(tmp_path / "two.safetensors", tensors))

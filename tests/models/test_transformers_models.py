@@ -17,8 +17,8 @@ from torch import Tensor
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError
 from taskmerge.models.backbones import build
+from taskmerge.models.contract import Backbone
 from taskmerge.models.fill import fill
-from taskmerge.models.naming import LibraryBackbone
 from taskmerge.models.transformers_models import pooled
 from taskmerge.specs.suite import BackboneSpec, Pooling, Preprocess, Tokenizer
 
@@ -37,7 +37,7 @@ def test_pooling_is_its_definition_with_padding_on_either_side() -> None:
     assert torch.equal(pooled(hidden, None, "last"), hidden[:, -1])
 
 
-def own_features(model: Any, backbone: LibraryBackbone, texts: list[Any], pooling: Pooling) -> Tensor:
+def own_features(model: Any, backbone: Backbone, texts: list[Any], pooling: Pooling) -> Tensor:
     """One text at a time, without padding, by the model and the tokenizer themselves."""
     rows = []
     for text in texts:

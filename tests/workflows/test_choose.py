@@ -1,15 +1,19 @@
 """Choice without labels: the order is the criterion's, labels only comment on it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 import yaml
 
 import taskmerge
+from taskmerge.cli.app import run
 from taskmerge.errors import BadOutput, UsageError
 from taskmerge.evaluation.label_free import Judged, judge
+from taskmerge.evaluation.results import schema
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import load_suite
 from taskmerge.workflows.choose import choices, criterion_means, ordered, rank
@@ -134,3 +138,27 @@ def test_there_must_be_something_to_choose_from(suite_file: Path, tmp_path: Path
     with pytest.raises(UsageError, match="nothing to choose from"):
         choose(suite=suite_file, output=tmp_path / "x.safetensors", rank=0.04)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_the_command_prints_the_path_and_tells_the_order(
+    suite_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "best.safetensors"
+    words = ["merge", "--suite", str(suite_file), "--rank", "0.04,0.5", "--limit", "20", "-o", str(out)]
+    assert run([*words, "--choose", "agreement"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{out}\n"
+    assert "choice without labels" in said.err
+    assert run([*words, "--choose", "agreemnt"]) == 2
+    assert "did you mean `agreement`" in capsys.readouterr().err
+    assert run([*words, "--choose", "agreement"]) == 6
+    assert [path.name for path in out.parent.iterdir()] == ["best.safetensors"]
+
+
+def test_eval_ranks_and_its_report_is_valid(
+    suite_file: Path, merges: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["eval", *merges, "--suite", str(suite_file), "--rank-by", "kappa", "--limit", "20", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    jsonschema.validate(report, schema())
+    assert {one["criterion"] for one in report["choices"]} == {"kappa", "entropy"}

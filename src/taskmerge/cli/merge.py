@@ -9,6 +9,7 @@ from taskmerge.cli.app import app
 
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 RESULT, INPUT, COST = "What is merged, and how", "How inputs are understood", "Where it goes, and what it may cost"
+CHOICE = "Which point of a grid is kept"
 
 
 def _option(help: str, panel: str, *names: str) -> Any:
@@ -22,7 +23,7 @@ def merge(
         list[str] | None, typer.Argument(help="Experts: files, folders, globs, or name=path.", metavar="[INPUTS]...")
     ] = None,
     method: Annotated[
-        str | None, _option("Merging method (see `taskmerge methods`).  [default: cart]", RESULT, "--method", "-m")
+        str | None, _option("Merging method, see `taskmerge methods` (default: cart).", RESULT, "--method", "-m")
     ] = None,
     then: Annotated[str | None, _option("What merges the task vectors that dare or breadcrumbs leave.", RESULT)] = None,
     lines: Annotated[bool, _option("Scale the merged task vector by depth (LiNeS).", RESULT, "--lines")] = False,
@@ -33,11 +34,11 @@ def merge(
     ] = None,
     qkv: Annotated[str | None, _option("Attention q, k, v: as-is, split or fused.", RESULT)] = None,
     dtype: Annotated[
-        str | None, _option("Type of the output: float32, float16, bfloat16 ...  [default: the experts']", RESULT)
+        str | None, _option("Type of the output: float32, float16, bfloat16 ... (default: the experts').", RESULT)
     ] = None,
     compute_dtype: Annotated[str | None, _option("Type of the arithmetic: float32 or float64.", RESULT)] = None,
     svd: Annotated[str | None, _option("Factorisation: exact or randomized.", RESULT)] = None,
-    seed: Annotated[int | None, _option("Seed of random methods.  [default: 0]", RESULT)] = None,
+    seed: Annotated[int | None, _option("Seed of random methods (default: 0).", RESULT)] = None,
     recipe: Annotated[Path | None, _option("Recipe (YAML), or a merged file to replay.", RESULT)] = None,
     set_: Annotated[list[str] | None, _option("key=value over the recipe (repeatable).", RESULT, "--set")] = None,
     base: Annotated[Path | None, _option("The checkpoint that the experts were fine-tuned from.", INPUT)] = None,
@@ -56,15 +57,23 @@ def merge(
     allow_pickle: Annotated[
         bool, _option("Read .bin and .pt state dicts (weights only).", INPUT, "--allow-pickle")
     ] = False,
+    choose: Annotated[
+        str | None,
+        _option("Keep the best by a criterion without labels: agreement, confident, kappa, overlap, entropy.", CHOICE),
+    ] = None,
+    adapt_split: Annotated[
+        str, _option("The suite's split that --choose looks at (default: adapt).", CHOICE)
+    ] = "adapt",
+    limit: Annotated[int | None, _option("At most so many items of each task for --choose.", CHOICE)] = None,
     output: Annotated[
         Path | None,
-        _option("File (.safetensors) or folder.  [default: merged-METHOD.safetensors]", COST, "--output", "-o"),
+        _option("File (.safetensors) or folder (default: merged-METHOD.safetensors).", COST, "--output", "-o"),
     ] = None,
     overwrite: Annotated[bool, _option("Replace an existing output.", COST, "--overwrite")] = False,
     shard_size: Annotated[str | None, _option("Largest size of one file, such as 5GB.", COST)] = None,
     device: Annotated[str | None, _option("auto, cpu or cuda:N.", COST)] = None,
     threads: Annotated[
-        int | None, _option("Tensors merged at once.  [default: all cores]", COST, "--threads", "-j")
+        int | None, _option("Tensors merged at once (default: all cores).", COST, "--threads", "-j")
     ] = None,
     max_memory: Annotated[str | None, _option("Keep peak memory below this, such as 2G.", COST)] = None,
     no_digest: Annotated[
@@ -78,7 +87,7 @@ def merge(
     """Merge experts into one checkpoint, and print the path that was written.
 
     Options of the method follow the same way (`--rank 0.08`): `taskmerge methods NAME` lists them. Commas and
-    start:stop:step write one output per grid point.
+    start:stop:step write one output per grid point; --choose keeps the best of them by a suite's unlabelled items.
     """
     from taskmerge.checkpoint.ahead import Ahead, files_among
 

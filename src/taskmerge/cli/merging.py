@@ -11,6 +11,7 @@ from taskmerge.errors import UsageError
 from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.merge import Prepared, carry_out, prepare
 from taskmerge.merging.options import Arguments, grid, split_options
+from taskmerge.merging.record import MergeReceipt
 from taskmerge.merging.replay import replayed
 from taskmerge.specs.load import Recipe, load_overrides, load_recipe, load_weights
 from taskmerge.specs.merge import CHOICES, MergeSpec
@@ -32,6 +33,12 @@ def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], ahe
     )  # fmt: skip
     if not inputs:
         raise UsageError("there is nothing to merge", hint="give the fine-tuned checkpoints, such as *.safetensors")
+    if said["choose"] is not None and not said["dry_run"]:
+        from taskmerge.cli import choosing  # what evaluates models costs a tenth of a second to import
+
+        chosen = choosing.run(inputs, spec, opening, running, said, ahead)
+        _finish(chosen.receipt, (), chosen.to_dict(), said)
+        return
     prepared = prepare(inputs, spec, opening, running)
     if said["dry_run"]:
         _dry_run(prepared, said)
@@ -40,14 +47,18 @@ def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], ahe
     with show.Progress("merging", said["quiet"]) as progress:
         receipt = carry_out(prepared, replace(running, progress=progress.update), ahead)
     told = (*prepared.inputs.notes, *prepared.plan.notes, *prepared.inputs.warnings)
+    _finish(receipt, told, receipt.to_dict(), said)
+
+
+def _finish(
+    receipt: MergeReceipt, told: Sequence[str], document: Mapping[str, object], said: Mapping[str, Any]
+) -> None:
+    """What the merge itself gave rise to say, its cost, and the result on stdout."""
     notes, warnings = ([one for one in many if one not in told] for many in (receipt.notes, receipt.warnings))
     show.notices(notes, warnings, said["quiet"])
     rate = show.size(receipt.bytes_read / max(receipt.seconds, 1e-9))
     show.say(f"done in {receipt.seconds:.1f} s ({rate}/s), peak memory {show.size(receipt.peak_memory)}", said["quiet"])
-    if said["json"]:
-        show.document(receipt.to_dict())
-    else:
-        print("\n".join(receipt.paths))
+    show.document(document) if said["json"] else print("\n".join(receipt.paths))
 
 
 def _announce(prepared: Prepared, quiet: bool) -> None:

@@ -28,9 +28,9 @@ def vectors(
     ] = False,
     rank: Annotated[str | None, _option("Write matrices as factors: 0.08, 8 or energy:0.95.", RESULT)] = None,
     apply: Annotated[bool, _option("Add them back: write full checkpoints.", RESULT, "--apply")] = False,
-    coefficient: Annotated[float, _option("Scale what --apply adds; negative removes.  [default: 1]", RESULT)] = 1.0,
+    coefficient: Annotated[float, _option("Scale what --apply adds; negative removes (default: 1).", RESULT)] = 1.0,
     dtype: Annotated[
-        str | None, _option("Type of dense tensors.  [default: float32; the experts' with --apply]", RESULT)
+        str | None, _option("Type of dense tensors (default: float32; the experts' with --apply).", RESULT)
     ] = None,
     also: Annotated[str | None, _option("Factor these classes too: projection,conv,embedding.", RESULT)] = None,
     compute_dtype: Annotated[str | None, _option("Type of the arithmetic: float32 or float64.", RESULT)] = None,
@@ -52,7 +52,7 @@ def vectors(
         bool, _option("Read .bin and .pt state dicts (weights only).", INPUT, "--allow-pickle")
     ] = False,
     output: Annotated[
-        Path | None, _option("Folder.  [default: vectors; applied with --apply]", COST, "--output", "-o")
+        Path | None, _option("Folder (default: vectors; applied with --apply).", COST, "--output", "-o")
     ] = None,
     overwrite: Annotated[bool, _option("Replace existing files.", COST, "--overwrite")] = False,
     shard_size: Annotated[str | None, _option("Largest size of one file, such as 5GB.", COST)] = None,
@@ -63,7 +63,7 @@ def vectors(
             "--threads",
             "-j",
             min=1,
-            help="Tensors at once.  [default: all cores]",
+            help="Tensors at once (default: all cores).",
             rich_help_panel=COST,
             show_default=False,
         ),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from taskmerge.models.naming import LibraryBackbone
+from taskmerge.models.contract import Backbone
 from taskmerge.specs.suite import BackboneSpec, Location
 
 MODULES = {
@@ -16,7 +16,7 @@ MODULES = {
 }
 
 
-def build(spec: BackboneSpec, *, resolve: Callable[[Location], Path]) -> LibraryBackbone:
+def build(spec: BackboneSpec, *, resolve: Callable[[Location], Path]) -> Backbone:
     """The backbone in evaluation mode, float32 on the CPU, with weights of no meaning until it is filled.
 
     `resolve` turns a location into a path on this machine. Nothing is downloaded otherwise, only the library that is
@@ -25,6 +25,6 @@ def build(spec: BackboneSpec, *, resolve: Callable[[Location], Path]) -> Library
     """
     library = import_module(MODULES[spec.library])
     with torch.random.fork_rng(devices=[]):
-        backbone: LibraryBackbone = library.build(spec, resolve)
+        backbone: Backbone = library.build(spec, resolve)
     backbone.module.eval().requires_grad_(False)
     return backbone

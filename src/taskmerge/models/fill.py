@@ -10,7 +10,7 @@ from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.errors import Mismatch
 from taskmerge.models.contract import Backbone
-from taskmerge.models.naming import LibraryBackbone, Naming, naming_of
+from taskmerge.models.naming import Naming
 
 SHOWN = 10
 
@@ -73,8 +73,8 @@ def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = N
 
 def state_for(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = None) -> dict[str, Origin]:
     """The module's name of every tensor -> where it comes from, from headers alone. Raises `Mismatch` as `fill`."""
-    label = backbone.label if isinstance(backbone, LibraryBackbone) else "the backbone"
-    return origins_of(_tensors(backbone.module), naming_of(backbone), checkpoint, base, backbone.optional, label)
+    targets = _tensors(backbone.module)
+    return origins_of(targets, backbone.naming, checkpoint, base, backbone.optional, backbone.label)
 
 
 def fill_module(module: nn.Module, naming: Naming, checkpoint: Checkpoint, label: str) -> None:

@@ -13,7 +13,6 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.errors import Mismatch, TaskmergeError, UsageError
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.fill import Tensors
-from taskmerge.models.naming import LibraryBackbone, naming_of
 from taskmerge.specs.suite import Location, Pooling, Task
 
 DENSE = ("segmentation", "depth", "normals")
@@ -130,7 +129,7 @@ def zero_shot(task: Task, backbone: Backbone, base: Checkpoint | None) -> nn.Mod
         raise UsageError("a zero-shot head needs the base's text tower", where=where, hint="add `base:` to the suite")
     prompts = [template.format(name) for name in task.classes for template in task.templates]
     with _named(base):
-        state = Tensors(base, naming_of(backbone).wrapper(base.specs))
+        state = Tensors(base, backbone.naming.wrapper(base.specs))
         embedded, scale = backbone.text(state, prompts)
     each = functional.normalize(embedded, dim=-1).reshape(len(task.classes), len(task.templates), -1)
     weight = functional.normalize(each.mean(dim=1), dim=-1) * scale
@@ -144,16 +143,15 @@ def expert_head(task: Task, backbone: Backbone, expert: Checkpoint | None) -> nn
     where = task.place or f"task {task.name}"
     if expert is None:
         raise UsageError("`head: expert`, and the task has no expert", where=where, hint="add `expert:` to the task")
-    wrapper = naming_of(backbone).wrapper(expert.specs)
+    wrapper = backbone.naming.wrapper(expert.specs)
     if task.kind in DENSE:
         return _dense(task, backbone, expert, tuple(f"{wrapper}{one}" for one in _decoders(task, expert, wrapper)))
-    library = backbone if isinstance(backbone, LibraryBackbone) else None
-    known = CLASSIFIERS.get(library.family) if library else None
-    if library is None or known is None:
-        what = f"where {library.label if library else 'this backbone'} keeps its classifier is not known"
+    known = CLASSIFIERS.get(backbone.family)
+    if known is None:
+        what = f"where {backbone.label} keeps its classifier is not known"
         raise UsageError(what, where=where, hint=f"name a head file; known: {', '.join(CLASSIFIERS)}")
-    if library.pooling != known.pooling:
-        what = f"the expert's classifier reads `pooling: {known.pooling}`, the suite says {library.pooling}"
+    if backbone.pooling != known.pooling:
+        what = f"the expert's classifier reads `pooling: {known.pooling}`, the suite says {backbone.pooling}"
         raise UsageError(what, where=where, hint=f"set `pooling: {known.pooling}`, or name a head file")
     return _classifier(task, backbone, expert, wrapper, known)
 

@@ -1,10 +1,7 @@
-"""How files may name the tensors of a backbone, and the backbone that knows it."""
+"""How files may name the tensors of a module."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-
-from taskmerge.models.contract import Backbone
-from taskmerge.specs.suite import Pooling
+from dataclasses import dataclass
 
 
 def _same(name: str) -> str:
@@ -61,18 +58,3 @@ class Naming:
                         form.setdefault(own, name)
             best = form if len(form) > len(best) else best
         return best
-
-
-@dataclass(frozen=True)
-class LibraryBackbone(Backbone):
-    """A backbone of a library: `label` names its architecture, `family` the model type, `pooling` what was pooled."""
-
-    naming: Naming = field(default_factory=Naming)
-    label: str = "backbone"
-    family: str = ""
-    pooling: Pooling | None = None
-
-
-def naming_of(backbone: Backbone) -> Naming:
-    """How files may name the backbone's tensors; exactly as the module does, if it does not say."""
-    return backbone.naming if isinstance(backbone, LibraryBackbone) else Naming()

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from taskmerge.errors import BadFile, Mismatch, UsageError, unknown_name
-from taskmerge.models.naming import LibraryBackbone, Naming
+from taskmerge.models.contract import Backbone
+from taskmerge.models.naming import Naming
 from taskmerge.models.pictures import PicturePrepare, Triple, normalised
 from taskmerge.models.text import loaded, prompts_in_batches
 from taskmerge.specs.suite import BackboneSpec, Location
@@ -71,7 +72,7 @@ class Model:
             raise BadFile(what, where=self.where, hint="check it against open_clip's model_configs") from error
 
 
-def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> LibraryBackbone:
+def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Backbone:
     """The visual tower, its preprocessing, and the text tower."""
     model = _model(spec, resolve)
     config = {key: model.config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in model.config}
@@ -82,7 +83,7 @@ def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> LibraryBac
     ).transforms[:-2]  # without the last two: to float, and mean and deviation
     key = f"pixels {settings.size} {settings.resize_mode} {settings.interpolation}"
     prepare = PicturePrepare(key, _pair(settings.size), partial(_applied, transform), where=spec.place)
-    return LibraryBackbone(
+    return Backbone(
         ImageEncoder(visual, settings.mean, settings.std), prepare, int(config["embed_dim"]), normalised=True,
         text=PromptEncoder(model, partial(_tokenizer, model, spec, resolve)), naming=_naming(model),
         label=f"open_clip {model.name}", family="clip",

@@ -7,7 +7,8 @@ import torchvision
 from torch import Tensor, nn
 
 from taskmerge.errors import UsageError, unknown_name
-from taskmerge.models.naming import LibraryBackbone, Naming
+from taskmerge.models.contract import Backbone
+from taskmerge.models.naming import Naming
 from taskmerge.models.pictures import PicturePrepare, Triple, normalised
 from taskmerge.specs.suite import BackboneSpec, Location
 from taskmerge.types import Inputs
@@ -37,7 +38,7 @@ class DilatedTrunk(nn.Module):
         return features
 
 
-def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> LibraryBackbone:
+def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Backbone:
     """A dense ResNet. Without `preprocess` pictures keep their values in [0, 1], as public NYUv2 models expect."""
     name = spec.model if isinstance(spec.model, str) else str(spec.model)
     if name not in MODELS:
@@ -49,7 +50,7 @@ def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> LibraryBac
     trunk = DilatedTrunk(name, mean, std)
     size = (spec.preprocess.image_size,) * 2 if spec.preprocess else None
     counters = frozenset(one for one in trunk.state_dict() if one.endswith("num_batches_tracked"))
-    return LibraryBackbone(
+    return Backbone(
         trunk, PicturePrepare(f"pixels {size or 'own size'}", size, step=STRIDE, where=spec.place), trunk.width,
         normalised=False, optional=counters, naming=_naming(), label=f"torchvision {name}", family=name,
     )  # fmt: skip

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from taskmerge.errors import BadFile, Mismatch, UsageError
-from taskmerge.models.naming import LibraryBackbone, Naming
+from taskmerge.models.contract import Backbone
+from taskmerge.models.naming import Naming
 from taskmerge.models.pictures import PicturePrepare, Triple, normalised
 from taskmerge.models.quiet import quiet
 from taskmerge.models.text import loaded, prompts_in_batches
@@ -71,7 +72,7 @@ def pooled(hidden: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), first if pooling == "cls" else last]
 
 
-def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> LibraryBackbone:
+def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Backbone:
     """The encoder that a folder's configuration describes; its kind follows from the model's input."""
     if isinstance(spec.model, str):
         what = f"`{spec.model}` is no folder with a configuration"
@@ -133,7 +134,7 @@ def _hooked(model: Any, reading: Reading, pool: Pool) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _text(spec: BackboneSpec, resolve: Callable[[Location], Path], path: Path, model: Any) -> LibraryBackbone:
+def _text(spec: BackboneSpec, resolve: Callable[[Location], Path], path: Path, model: Any) -> Backbone:
     config = model.config
     folder = resolve(spec.tokenizer.folder) if spec.tokenizer and spec.tokenizer.folder is not None else path
     prepare = TextPrepare(
@@ -143,22 +144,22 @@ def _text(spec: BackboneSpec, resolve: Callable[[Location], Path], path: Path, m
         spec.place,
     )
     pooling = spec.pooling or ("last" if _decodes_only(config) else "cls")
-    return LibraryBackbone(
+    return Backbone(
         _hooked(model, Reading(), Pool(pooling)), prepare, int(config.hidden_size), normalised=False,
         naming=_naming(model), label=_label(config), family=config.model_type, pooling=pooling,
     )  # fmt: skip
 
 
-def _vision(spec: BackboneSpec, path: Path, model: Any) -> LibraryBackbone:
+def _vision(spec: BackboneSpec, path: Path, model: Any) -> Backbone:
     pooling = spec.pooling or "cls"
     reading, prepare = _pictures(spec, path, model.config)
-    return LibraryBackbone(
+    return Backbone(
         _hooked(model, reading, Pool(pooling)), prepare, int(model.config.hidden_size), normalised=False,
         naming=_naming(model), label=_label(model.config), family=model.config.model_type, pooling=pooling,
     )  # fmt: skip
 
 
-def _clip(spec: BackboneSpec, resolve: Callable[[Location], Path], path: Path, config: Any) -> LibraryBackbone:
+def _clip(spec: BackboneSpec, resolve: Callable[[Location], Path], path: Path, config: Any) -> Backbone:
     """CLIP's vision tower and projection; the text tower too where the configuration has one."""
     if spec.pooling is not None:
         what = f"`pooling: {spec.pooling}` has no meaning for CLIP, whose features are its projected embeddings"
@@ -169,7 +170,7 @@ def _clip(spec: BackboneSpec, resolve: Callable[[Location], Path], path: Path, c
     model = _constructed(partial(transformers.CLIPVisionModelWithProjection, vision), path)
     reading, prepare = _pictures(spec, path, vision)
     folder = resolve(spec.tokenizer.folder) if spec.tokenizer and spec.tokenizer.folder is not None else path
-    return LibraryBackbone(
+    return Backbone(
         _hooked(model, reading, Pool(None)), prepare, int(vision.projection_dim), normalised=True,
         text=PromptEncoder(full, folder) if full else None, naming=_clip_naming(),
         label=_label(config), family="clip",

@@ -144,14 +144,15 @@ def choices(report: Report) -> Table | None:
     criteria = _unique(one["criterion"] for one in report.choices)
     found = {(one["encoder"], one["criterion"]): one for one in report.choices}
     ranked = sorted((one for one in report.choices if one["criterion"] == criteria[0]), key=lambda one: one["rank"])
+    means = [key for key in (AVERAGE, NORMALISED) if any(one.get(key) is not None for one in ranked)]
     cells = tuple(
         (
             *(_place_cell(found.get((one["encoder"], name))) for name in criteria),
-            *(Cell(_percent(one[key])) if one.get(key) is not None else EMPTY for key in (AVERAGE, NORMALISED)),
+            *(Cell(_percent(one[key])) if one.get(key) is not None else EMPTY for key in means),
         )
         for one in ranked
     )  # fmt: skip
-    columns = (*criteria, AVERAGE, NORMALISED)
+    columns = (*criteria, *means)
     return Table("choice without labels", "checkpoint", columns, tuple(one["encoder"] for one in ranked), cells)
 
 
