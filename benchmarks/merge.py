@@ -1,10 +1,10 @@
 """Whole-process merges of synthetic ViT-B/32 encoders against the floor and the rivals, interleaved.
 
-    python benchmarks/merge.py [--folder FOLDER] [--runs 5] [--only average,cart] [--rivals]
+    python benchmarks/merge.py [--folder FOLDER] [--runs 5] [--only average,cart] [--rivals] [--device cuda]
 
 Prints, for every command, median seconds, the ratio of medians to the floor of the same run (import torch, read every
 input byte once, write the output, synced), and peak resident memory. `--rivals` needs TASKMERGE_RIVALS, a Python that
-has mergekit and fusion-bench. Times vary with the machine; quote ratios.
+has mergekit and fusion-bench. `--device` is where ours and the loop of torch.linalg.svd compute. Times vary with the machine; quote ratios.
 """
 
 import argparse
@@ -48,15 +48,17 @@ def run(command: list[str]) -> Measured:
     return Measured(time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
-def commands(folder: Path, work: Path, rivals: str | None) -> dict[str, list[str]]:
+def commands(folder: Path, work: Path, rivals: str | None, device: str) -> dict[str, list[str]]:
     """Every command by name; the floor comes first."""
     inputs = [str(path) for path in sorted(folder.glob("*.safetensors"))]
+    place = ["--device", device]
     found = {"floor": [sys.executable, str(HERE / "floor.py"), str(work / "floor.bin"), *inputs]}
     for name, method in MERGES.items():
         out = ["-o", str(work / "out.safetensors"), "--overwrite", "--quiet"]
         digest = [] if "digests" in name else ["--no-digest"]
-        found[name] = [sys.executable, "-m", "taskmerge", "merge", "-m", *method, *inputs, *out, *digest]
-    found["torch.linalg.svd loop"] = [sys.executable, str(HERE / "svd_loop.py"), str(work / "svd.safetensors"), *inputs]
+        found[name] = [sys.executable, "-m", "taskmerge", "merge", "-m", *method, *inputs, *out, *digest, *place]
+    loop = [sys.executable, str(HERE / "svd_loop.py"), *place]
+    found["torch.linalg.svd loop"] = [*loop, str(work / "svd.safetensors"), *inputs]
     if rivals:
         found |= mergekit(folder, work, rivals)
         found["fusion-bench tsv_m"] = [rivals, str(HERE / "rival_tsv_m.py"), *inputs]
@@ -89,13 +91,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", help="commands whose names contain one of these, besides the floor")
     parser.add_argument("--rivals", action="store_true")
+    parser.add_argument("--device", default="cpu")
     said = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         folder = said.folder or work / "inputs"
         if not folder.exists():
             subprocess.run([sys.executable, str(HERE / "synthetic.py"), str(folder)], check=True)
-        every = commands(folder, work, os.environ.get("TASKMERGE_RIVALS") if said.rivals else None)
+        every = commands(folder, work, os.environ.get("TASKMERGE_RIVALS") if said.rivals else None, said.device)
         wanted = said.only.split(",") if said.only else [""]
         chosen = {name: c for name, c in every.items() if name == "floor" or any(one in name for one in wanted)}
         results: dict[str, list[Measured]] = {name: [] for name in chosen}

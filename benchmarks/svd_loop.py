@@ -1,9 +1,9 @@
 """CART the obvious way: load everything, one `torch.linalg.svd` per matrix and task, all of torch's threads.
 
-python benchmarks/svd_loop.py OUTPUT INPUT...
+python benchmarks/svd_loop.py [--device cuda] OUTPUT INPUT...
 """
 
-import sys
+import argparse
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,8 +12,14 @@ RATIO = 0.08
 
 
 def main() -> None:
-    output, *inputs = sys.argv[1:]
-    experts = [load_file(path) for path in inputs if not path.endswith("base.safetensors")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("output")
+    parser.add_argument("inputs", nargs="+")
+    said = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    named = [path for path in said.inputs if not path.endswith("base.safetensors")]
+    experts = [load_file(path, device=said.device) for path in named]
     merged = {}
     for name in experts[0]:
         stack = torch.stack([expert[name] for expert in experts])
@@ -24,7 +30,7 @@ def main() -> None:
                 u, s, vt = torch.linalg.svd(one - mean, full_matrices=False)
                 k = max(1, int(RATIO * len(s)))
                 merged[name] = merged[name] + (u[:, :k] * s[:k]) @ vt[:k]
-    save_file(merged, output)
+    save_file({name: one.cpu() for name, one in merged.items()}, said.output)
 
 
 if __name__ == "__main__":

@@ -203,11 +203,24 @@ def test_a_plain_backbone_takes_its_own_names_alone(tmp_path: Path) -> None:
     assert same(backbone, {**tensors, "1.num_batches_tracked": torch.zeros(())})
 
 
-def test_integers_are_not_read_as_floats_of_the_same_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.bool, torch.complex64], ids=str)
+def test_integers_are_refused_as_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Of the right shape, and int32 of the right number of bytes too: their bits are no float32."""
     backbone = Backbone(nn.Linear(2, 2), prepare=None, width=2, normalised=False)  # type: ignore[arg-type]
-    tensors = {"weight": torch.tensor([[1, 2], [3, 4]], dtype=torch.int32), "bias": torch.zeros(2)}
+    before = backbone.module.weight.clone()
+    tensors = {"weight": torch.tensor([[1, 2], [3, 4]]).to(dtype), "bias": torch.zeros(2)}
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(Mismatch, match=rf"1 not of a floating-point type: weight {name}\nhint: is it quantised"):
+        fill(backbone, open_checkpoint(saved(tmp_path / "x.safetensors", tensors)))
+    assert torch.equal(backbone.module.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_other_floating_point_types_are_converted(tmp_path: Path, dtype: torch.dtype) -> None:
+    backbone = Backbone(nn.Linear(2, 2), prepare=None, width=2, normalised=False)  # type: ignore[arg-type]
+    tensors = {"weight": torch.tensor([[1.0, -2.0], [0.5, 4.0]], dtype=dtype), "bias": torch.zeros(2)}
     fill(backbone, open_checkpoint(saved(tmp_path / "x.safetensors", tensors)))
-    assert backbone.module.weight.tolist() == [[1, 2], [3, 4]]
+    assert backbone.module.weight.tolist() == [[1, -2], [0.5, 4]]
 
 
 def test_filling_copies_no_float32_tensor(tmp_path: Path, clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,10 +29,11 @@ app = typer.Typer(
     help="Turns several fine-tunings of one base model into one model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,  # see Commands
+    add_completion=False,  # its options would be such; see _complete
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+COMPLETION = "_TASKMERGE_COMPLETE"
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 INTERNAL = 1
@@ -55,10 +56,22 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program and ends the process with its exit code."""
+    if COMPLETION in os.environ:
+        _complete()
     code = run(sys.argv[1:] if arguments is None else arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # all files are closed; torch's own teardown would cost half a second and 130 MB more
+
+
+def _complete() -> None:
+    """Answers a shell that completes a line, or asks for its script: `eval "$(_TASKMERGE_COMPLETE=source_bash taskmerge)"`."""
+    from typer.completion import completion_init
+
+    import taskmerge.cli.commands  # noqa: F401  registers the commands
+
+    completion_init()
+    app(prog_name="taskmerge")  # ends the process
 
 
 def run(arguments: Sequence[str]) -> int:

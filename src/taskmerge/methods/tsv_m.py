@@ -10,6 +10,15 @@ from taskmerge.numerics.spectral import TaskMatrices, polar
 from taskmerge.types import Matrix
 
 
+def whitened(matrices: TaskMatrices) -> Matrix:
+    """polar([U_1 … U_T]) diag(s_1 … s_T) polar([V_1 … V_T])ᵀ of each task's share of the components."""
+    factors = matrices.top(max(1, matrices.full // len(matrices)))
+    values = torch.cat([s for _, s, _ in factors])
+    left = polar(torch.cat([u for u, _, _ in factors], dim=1))
+    right = polar(torch.cat([vt.mT for _, _, vt in factors], dim=1))
+    return left.mul_(values) @ right.mT
+
+
 @method(
     space="delta",
     reads="matrix",
@@ -17,6 +26,7 @@ from taskmerge.types import Matrix
     formula="θ = θ₀ + α polar([U_1 … U_T]) diag(s_1 … s_T) polar([V_1 … V_T])ᵀ on matrices, θ̄ elsewhere",
     paper="arXiv:2412.00081",
     elsewhere=average,
+    shared=whitened,
     notes=(
         "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
         "the authors searched the coefficient on validation data, 0.1 to 3.0",
@@ -25,6 +35,7 @@ from taskmerge.types import Matrix
 )
 def tsv_m(
     matrices: TaskMatrices,
+    shared: Matrix | None = None,
     *,
     coefficient: Annotated[float, Option("scales the merged task vector")] = 1.0,
 ) -> Matrix:
@@ -34,8 +45,4 @@ def tsv_m(
     every expert; a zero τ_t has none and so takes no part. The polar factors are the nearest matrices with
     orthonormal columns (Gargiulo et al., TSV-Merge). Returns the merged task vector.
     """
-    factors = matrices.top(max(1, matrices.full // len(matrices)))
-    values = torch.cat([s for _, s, _ in factors])
-    left = polar(torch.cat([u for u, _, _ in factors], dim=1))
-    right = polar(torch.cat([vt.mT for _, _, vt in factors], dim=1))
-    return (left * (coefficient * values)) @ right.mT
+    return coefficient * (whitened(matrices) if shared is None else shared)

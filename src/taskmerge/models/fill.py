@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
-from taskmerge.checkpoint.dtypes import DTYPES
+from taskmerge.checkpoint.dtypes import DTYPES, is_float
 from taskmerge.errors import Mismatch
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
 
 SHOWN = 10
+NO_FLOATS = "not of a floating-point type"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Origin:
         return self.checkpoint.tensor(self.name)
 
     def read_into(self, target: Tensor) -> None:
-        """Fills `target`: straight from the file where bytes agree, else through one converted copy."""
+        """Fills `target`: straight from the file where types agree, else through one converted copy."""
         spec = self.checkpoint.specs[self.name]
         if DTYPES[spec.dtype] != target.dtype or target.device.type != "cpu" or not target.is_contiguous():
             target.copy_(self.read())
@@ -92,7 +93,10 @@ def origins_of(
     optional: frozenset[str],
     label: str,
 ) -> dict[str, Origin]:
-    """The origin of each target: the checkpoint, else the base. Optional ones may have none."""
+    """The origin of each target: the checkpoint, else the base. Optional ones may have none.
+
+    Floating-point types are converted into each other. Integers are no weights: quantised ones mean something else.
+    """
     found = naming.found(targets, checkpoint.specs)
     unexpected = naming.strangers(found, checkpoint.specs)
     origins = {name: Origin(checkpoint, own) for name, own in found.items()}
@@ -104,8 +108,14 @@ def origins_of(
         for name, origin in origins.items()
         if _shape(origin) != list(targets[name].shape)
     ]
-    if missing or unexpected or misshapen or not found:
-        raise _mismatch(checkpoint, base, label, missing, unexpected, misshapen)
+    mistyped = [
+        f"{origin.name} {_dtype(origin)}"
+        for name, origin in origins.items()
+        if targets[name].is_floating_point() and not is_float(origin.checkpoint.specs[origin.name].dtype)
+    ]
+    if missing or unexpected or misshapen or mistyped or not found:
+        wrong = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, NO_FLOATS: mistyped}
+        raise _mismatch(checkpoint, base, label, wrong)
     return {name: origins[name] for name in targets if name in origins}
 
 
@@ -118,21 +128,22 @@ def _shape(origin: Origin) -> list[int]:
     return list(origin.checkpoint.specs[origin.name].shape)
 
 
+def _dtype(origin: Origin) -> str:
+    return str(DTYPES[origin.checkpoint.specs[origin.name].dtype]).removeprefix("torch.")
+
+
 def _mismatch(
-    checkpoint: Checkpoint,
-    base: Checkpoint | None,
-    label: str,
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    misshapen: Sequence[str],
+    checkpoint: Checkpoint, base: Checkpoint | None, label: str, wrong: Mapping[str, Sequence[str]]
 ) -> Mismatch:
-    """The one error that lists all."""
-    lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in lists.items() if names]
+    """The one error that lists all: names by what is wrong with them."""
+    lists = {kind: names for kind, names in wrong.items() if names}
+    parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in lists.items()]
     what = f"does not fit {label}: {'; '.join(parts) or 'it has no tensor'}"
     hint = "is it of another architecture? `taskmerge inspect` lists its tensors"
-    if missing and not unexpected and not misshapen and base is None:
+    if list(lists) == ["missing"] and base is None:
         hint = "a base that has them would complete it: name it in the suite (`base:`)"
+    if list(lists) == [NO_FLOATS]:
+        hint = "is it quantised? convert it to floating point first"
     return Mismatch(what, where=str(checkpoint.path), hint=hint)
 
 
