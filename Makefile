@@ -20,8 +20,8 @@ quickstart: setup
 	$(BIN)/taskmerge merge --method cart --rank 0.08 $(TINY)/*.safetensors -o quickstart/cart.safetensors --overwrite
 	$(BIN)/taskmerge merge --method average $(TINY)/*.safetensors -o quickstart/average.safetensors --overwrite
 	$(BIN)/taskmerge merge --method task-arithmetic $(TINY)/*.safetensors -o quickstart/task-arithmetic.safetensors --overwrite
-	$(BIN)/python examples/quickstart.py $(TINY)/suite.yaml base experts quickstart/average.safetensors \
-		quickstart/task-arithmetic.safetensors quickstart/cart.safetensors
+	$(BIN)/taskmerge eval base experts quickstart/average.safetensors quickstart/task-arithmetic.safetensors \
+		quickstart/cart.safetensors --suite $(TINY)/suite.yaml
 
 test: setup
 	$(BIN)/python -m pytest -q

@@ -4,7 +4,8 @@
 
 Prints, for every command, median seconds, the ratio of medians to the floor of the same run (import torch, read every
 input byte once, write the output, synced), and peak resident memory. `--rivals` needs TASKMERGE_RIVALS, a Python that
-has mergekit and fusion-bench. `--device` is where ours and the loop of torch.linalg.svd compute. Times vary with the machine; quote ratios.
+has mergekit and fusion-bench. `--device` is where ours and the loop of torch.linalg.svd compute. Times vary with the
+machine; quote ratios.
 """
 
 import argparse

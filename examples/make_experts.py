@@ -12,14 +12,14 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, log_softmax, normalize
 
+import taskmerge
 from captions import captioned
-from quickstart import read_suite, scores
+from taskmerge import Report
+from taskmerge.reports.render import console
 from tiny_tasks import TASKS, Pictures, drawn, handwritten_digits
 
 SEED = 0
@@ -198,12 +198,17 @@ def write_suite() -> None:
     (OUT / "suite.yaml").write_text(text)
 
 
-def show(results: dict[str, dict[str, float]]) -> None:
-    """Percent: checkpoints down, heads across."""
-    table = Table("%", *(f"[right]{name}" for name in TASKS), title="checkpoint (down) under each task's head (across)")
-    for checkpoint, row in results.items():
-        table.add_row(checkpoint, *(f"{100 * row[name]:.1f}" for name in TASKS))
-    Console(width=100).print(table)
+def measure() -> Report:
+    """The base and every expert under every task's head."""
+    return taskmerge.evaluate(["base", "experts"], suite=OUT / "suite.yaml", cross=True)
+
+
+def results(report: Report) -> dict[str, dict[str, float]]:
+    """Accuracy by checkpoint and head."""
+    found: dict[str, dict[str, float]] = {}
+    for row in report.rows:
+        found.setdefault(row.encoder.removeprefix("expert:"), {})[row.head] = round(row.score.value, 4)
+    return found
 
 
 def main() -> None:
@@ -231,10 +236,9 @@ def main() -> None:
         write_expert(model, tokenizer, name, pictures_of_task)
     write_suite()
     say("measuring")
-    suite, files = read_suite(OUT / "suite.yaml"), {name: OUT / f"{name}.safetensors" for name in ("base", *TASKS)}
-    results = {name: dict(zip(TASKS, scores(model, suite, str(file)), strict=True)) for name, file in files.items()}
-    (OUT / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    show(results)
+    report = measure()
+    (OUT / "results.json").write_text(json.dumps(results(report), indent=2) + "\n")
+    print(console(report), end="")
     say("done")
 
 

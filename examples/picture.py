@@ -3,36 +3,28 @@
 At full rank the differences from the average cancel; their leading components add back what averaging lost.
 """
 
-import logging
 import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 import taskmerge
-from quickstart import build, read_suite, scores
 
 TINY = Path("examples/tiny")
 RANKS = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0)
 
 
-def mean(values: list[float]) -> float:
-    return 100 * sum(values) / len(values)
-
-
 def measure() -> tuple[dict[str, float], list[float]]:
-    """Average accuracy of the fixed points, and of CART at every rank."""
-    logging.disable(logging.WARNING)
-    suite = read_suite(TINY / "suite.yaml")
-    model = build(suite)
+    """Average accuracy in percent of the fixed points, and of CART at every rank."""
     with tempfile.TemporaryDirectory() as folder:
         inputs = sorted(TINY.glob("*.safetensors"))
-        fixed = {name: mean(scores(model, suite, name)) for name in ("base", "experts")}
+        fixed = {"base": "base", "experts": "experts"}
         for method in ("average", "task_arithmetic"):
-            taskmerge.merge(inputs, method=method, output=f"{folder}/{method}.safetensors")
-            fixed[method] = mean(scores(model, suite, f"{folder}/{method}.safetensors"))
-        receipt = taskmerge.merge(inputs, method="cart", rank=RANKS, output=f"{folder}/cart.safetensors")
-        return fixed, [mean(scores(model, suite, path)) for path in receipt.paths]
+            (fixed[method],) = taskmerge.merge(inputs, method=method, output=f"{folder}/{method}.safetensors").paths
+        curve = taskmerge.merge(inputs, method="cart", rank=RANKS, output=f"{folder}/cart.safetensors").paths
+        report = taskmerge.evaluate([*fixed.values(), *curve], suite=TINY / "suite.yaml")
+        found = {one.encoder: 100 * one.average for one in report.averages}
+        return {name: found[Path(path).stem] for name, path in fixed.items()}, [found[Path(one).stem] for one in curve]
 
 
 def draw(fixed: dict[str, float], cart: list[float]) -> None:

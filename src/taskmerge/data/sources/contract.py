@@ -33,7 +33,7 @@ class Source:
     [H, W, 3], a text or a pair of texts, or `Broken`; it may run in several threads. `labels` gives the labels as
     stored, and is None where they were not asked for: nothing else looks at them. `class_names` are the names that
     the source itself gives its classes by number. `place` names one item in messages. `identity` tells when
-    what is on disk has changed. `pictures` tells pictures from texts.
+    what is on disk has changed, and (from `open_source`) what was picked of it. `pictures` tells pictures from texts.
     """
 
     where: str

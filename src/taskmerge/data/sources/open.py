@@ -1,6 +1,7 @@
 """From what a suite says of a split to its source."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from taskmerge.checkpoint.hub import resolve_data
@@ -16,6 +17,17 @@ def open_source(split: Split, name: str, resolve: Callable[[Location], Path]) ->
     checks or returns a label. Errors: `UsageError` for a column or split that is not
     there, `BadFile` for what cannot be read.
     """
+    source = _opened(split, name, resolve)
+    return replace(source, identity=(*source.identity, *_chosen(split, name)))
+
+
+def _chosen(split: Split, name: str) -> tuple[str, ...]:
+    """What was picked of the data at one place: two splits or columns of one file are not the same items."""
+    picked = split.name or (name if split.form in ("hub", "datasets", "torchvision") else "")
+    return (split.form, split.dataset or "", split.configuration or "", picked, *split.x)
+
+
+def _opened(split: Split, name: str, resolve: Callable[[Location], Path]) -> Source:
     from taskmerge.data.sources import folders, jsonl, npz, parquet, saved, vision
 
     location, labelled = split.location, split.y is not None
