@@ -13,7 +13,7 @@ from taskmerge.cli.catalogue import markdown_table, page
 from taskmerge.methods.registry import methods
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("merge", "vectors", "methods", "inspect", "diff", "verify")
+COMMANDS = ("merge", "vectors", "eval", "methods", "suites", "schema", "inspect", "diff", "verify")
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 
 

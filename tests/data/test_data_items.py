@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets as huggingface
 import numpy as np
 import pytest
 import torch
@@ -256,6 +257,35 @@ def test_what_is_kept_comes_back_bit_for_bit(tmp_path: Path) -> None:
     unlabelled = load(replace(split, y=None), second, cache=cache)  # inputs are shared, labels are never kept
     assert not second.seen
     assert unlabelled.labels is None
+
+
+def two_splits(folder: Path, form: str) -> dict[str, Split]:
+    """Two splits of as many pictures each, at one place."""
+    parts = {"train": pictures(4, seed=1), "test": pictures(4, seed=2)}
+    if form == "npz":
+        np.savez(folder / "a.npz", **parts)
+        return {name: Split("npz", folder / "a.npz", (name,)) for name in parts}
+    tables = {name: {"image": [Image.fromarray(one) for one in x]} for name, x in parts.items()}
+    if form == "columns":
+        joined = huggingface.Dataset.from_dict({name: table["image"] for name, table in tables.items()})
+        joined.save_to_disk(folder / "a")
+        return {name: Split("datasets", folder / "a", (name,)) for name in parts}
+    made = huggingface.DatasetDict({name: huggingface.Dataset.from_dict(table) for name, table in tables.items()})
+    made.save_to_disk(folder / "a")
+    named = form == "named"
+    return {name: Split("datasets", folder / "a", ("image",), name=name if named else None) for name in parts}
+
+
+@pytest.mark.usefixtures("keep")
+@pytest.mark.parametrize("form", ["npz", "columns", "named", "unnamed"])
+def test_splits_at_one_place_are_kept_apart(tmp_path: Path, form: str) -> None:
+    splits, cache = two_splits(tmp_path, form), tmp_path / "cache"
+    about = task(splits["test"], train=splits["train"])
+    for _ in range(2):
+        for name, seed in (("train", 1), ("test", 2)):
+            items = load_items(about, name, Squares(), resolve=resolve, cache=cache)
+            assert torch.equal(items.inputs["pixels"], torch.from_numpy(pictures(4, seed=seed)).permute(0, 3, 1, 2))
+    assert len(kept(cache)) == 2
 
 
 @pytest.mark.usefixtures("keep")

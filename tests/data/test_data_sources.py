@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -360,47 +359,6 @@ def test_a_folder_that_is_no_saved_data_set(tmp_path: Path) -> None:
         load(Split("datasets", tmp_path, ("image",)))
     with pytest.raises(BadFile, match="no such folder"):
         load(Split("datasets", tmp_path / "none", ("image",)))
-
-
-# --- torchvision -----------------------------------------------------------------------------------------------
-
-
-def mnist(root: Path, count: int = 5) -> Split:
-    """MNIST's own files, small."""
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part, size in (("train", 3), ("t10k", count)):
-        x = pictures(size, 28)[..., 0]
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, size, 28, 28) + x.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">II", 0x801, size) + bytes(n % 10 for n in range(size))
-        )
-    return Split("torchvision", root, (), "label", dataset="MNIST", place="suite.yaml:4:1")
-
-
-def test_torchvision_sets_on_disk(tmp_path: Path) -> None:
-    split = mnist(tmp_path)
-    items = load(split, Squares(28), classes=[f"{n}" for n in range(10)])
-    assert items.labels is not None
-    assert items.labels.tolist() == [0, 1, 2, 3, 4]
-    x = torch.from_numpy(pictures(5, 28)[..., 0])
-    assert torch.equal(items.inputs["pixels"], x[:, None].expand(-1, 3, -1, -1))
-    assert len(load(replace(split, name="train"), classes=[f"{n}" for n in range(10)])) == 3
-    with pytest.raises(UsageError, match="unknown split `dev`"):
-        load(replace(split, name="dev"))
-
-
-def test_torchvision_sets_that_are_not_there_say_how_to_get_them(tmp_path: Path) -> None:
-    split = Split("torchvision", tmp_path, (), "label", dataset="SVHN", place="suite.yaml:4:1")
-    with pytest.raises(BadFile, match="SVHN is not there") as caught:
-        load(split)
-    assert caught.value.hint is not None
-    command = caught.value.hint.removeprefix('python -c "').removesuffix('"')
-    assert command == f"import torchvision; torchvision.datasets.SVHN('{tmp_path}', split='test', download=True)"
-    with pytest.raises(UsageError, match=r"unknown torchvision data set `SVNH`\nhint: did you mean `SVHN`"):
-        load(replace(split, dataset="SVNH"))
-    with pytest.raises(UsageError, match="Unknown value 'dev'"):
-        load(replace(split, name="dev"))
 
 
 # --- labels are out of reach -----------------------------------------------------------------------------------

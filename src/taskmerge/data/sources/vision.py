@@ -60,7 +60,7 @@ def _built(root: Path, split: Split, name: str) -> Any:
     options = _options(maker, split, name, place)
     try:
         return maker(str(root), **options)
-    except (RuntimeError, OSError, ValueError, LookupError, ImportError) as error:
+    except (RuntimeError, OSError, ValueError, TypeError, LookupError, ImportError, AssertionError) as error:
         if str(error).startswith("Unknown value"):  # torchvision names those it knows
             key = "configuration" if split.configuration is not None else "split"
             raise UsageError(str(error).splitlines()[0], where=place, hint=f"choose with `{key}: NAME`") from None
@@ -75,7 +75,8 @@ def _absent(error: Exception, root: Path, dataset: str, options: dict[str, Any])
         call = f"torchvision.datasets.{dataset}({str(root)!r}{said}, download=True)"
         hint = f'python -c "import torchvision; {call}"'
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return BadFile(f"torchvision's {dataset} is not there: {lines[0]}", where=str(root), hint=hint)
+    wrong = "is not there" if isinstance(error, RuntimeError | FileNotFoundError) else "cannot be read"
+    return BadFile(f"torchvision's {dataset} {wrong}: {lines[0]}", where=str(root), hint=hint)
 
 
 def _options(maker: Any, split: Split, name: str, place: str) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _picture(found: Any, index: int) -> Any:
 
 def _labels(found: Any, indices: Any, first: int) -> list[Any]:
     """Class numbers, less `first`, from where torchvision keeps them; only sets that keep none are decoded for them."""
-    values = next((one for one in map(lambda field: _kept(found, field), LABEL_FIELDS) if one is not None), None)
+    values = next((one for one in (_kept(found, field) for field in LABEL_FIELDS) if one is not None), None)
     samples = getattr(found, "_samples", None)
     if values is not None:
         labels = [values[index] for index in indices]
