@@ -1,0 +1,51 @@
+"""README's commands, copied literally, print what README says."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """A folder with the example and the program on the path."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    return tmp_path
+
+
+def environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_console_session_is_what_comes_out(here: Path) -> None:
+    (session,) = blocks("console")
+    steps = [part.split("\n", 1) for part in session.split("$ ")[1:]]
+    for command, wanted in steps:
+        done = subprocess.run(command, shell=True, cwd=here, env=environment(), capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, wanted), done.stderr
+
+
+@pytest.mark.slow
+def test_the_python_session_runs(here: Path) -> None:
+    (script,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", script], cwd=here, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "merged.safetensors" in done.stdout
+
+
+def test_every_linked_page_is_there() -> None:
+    linked = re.findall(r"\]\(((?:docs|examples)/[^)#]+|[A-Z]+\.md)\)", README)
+    assert linked
+    assert [name for name in linked if not (ROOT / name).exists()] == []
