@@ -17,6 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """Repositories by `models/org/name` or `datasets/org/name`: files by path.
 
+    Files of another revision than `main` are under `models/org/name@refs/pr/15`, with a commit of their own.
     `gated` refuses downloads of a repository; `cut` is a file whose connection breaks after half its bytes, every
     time. `asked` is what clients asked for, in order.
     """
@@ -31,6 +32,15 @@ class Hub:
         """The paths of files that were sent."""
         sent = [one for one in self.asked if one.startswith("GET") and "/resolve/" in one]
         return sorted(one.split("/resolve/")[1].split("/", 1)[1] for one in sent)
+
+    def found(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """The commit and the files of a revision, which may be said as its commit."""
+        for name, files in self.repositories.items():
+            known, _, other = name.partition("@")
+            commit = _hash(other.encode()) if other else COMMIT
+            if known == repository and revision in (other or "main", commit):
+                return commit, files
+        return None
 
 
 @contextmanager
@@ -81,64 +91,64 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, body: dict[str, list[str]] | None = None) -> None:
             hub.asked.append(f"{self.command} {self.path}")
-            path = unquote(urlsplit(self.path).path).strip("/")
+            path = urlsplit(self.path).path.strip("/")
             if path.startswith("api/"):
-                self._api(path.removeprefix("api/"), body or {})
+                self._api([unquote(part) for part in path.removeprefix("api/").split("/")], body or {})
             elif "/resolve/" in path:
                 place, _, rest = path.partition("/resolve/")
                 repository = place if place.startswith("datasets/") else f"models/{place}"
-                self._file(repository, *rest.split("/", 1))
+                self._file(unquote(repository), *map(unquote, rest.split("/", 1)))
             else:
                 self._error(404, "Unknown")
 
-        def _found(self, repository: str, revision: str) -> dict[str, bytes] | None:
-            """The files of a repository at a revision that exists; else the error has been sent."""
-            if repository not in hub.repositories:
-                self._error(404, "RepoNotFound")
-            elif revision not in ("main", COMMIT):
-                self._error(404, "RevisionNotFound")
-            else:
-                return hub.repositories[repository]
-            return None
+        def _found(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
+            """Commit and files of a repository at a revision that exists; else the error has been sent."""
+            found = hub.found(repository, revision)
+            if found is None:
+                known = any(name.partition("@")[0] == repository for name in hub.repositories)
+                self._error(404, "RevisionNotFound" if known else "RepoNotFound")
+            return found
 
-        def _api(self, path: str, body: dict[str, list[str]]) -> None:
-            kind, organisation, name, *rest = path.split("/")
+        def _api(self, path: list[str], body: dict[str, list[str]]) -> None:
+            kind, organisation, name, *rest = path
             what, revision = rest[:2] if rest else ("revision", "main")
-            files = self._found(f"{kind}/{organisation}/{name}", revision)
-            if files is None:
+            found = self._found(f"{kind}/{organisation}/{name}", revision)
+            if found is None:
                 return
+            commit, files = found
             entries = _entries(files)
             if what == "revision":
-                said = {"id": f"{organisation}/{name}", "sha": COMMIT, "private": False, "gated": False, "tags": []}
-                self._json({**said, "siblings": [{"rfilename": one} for one in sorted(files)]})
+                said = {"id": f"{organisation}/{name}", "sha": commit, "private": False, "gated": False, "tags": []}
+                self._json({**said, "siblings": [{"rfilename": one} for one in sorted(files)]}, commit)
             elif what == "tree":
                 inside = "".join(f"{part}/" for part in rest[2:])
-                found = [one for one in entries if str(one["path"]).startswith(inside)]
+                below = [one for one in entries if str(one["path"]).startswith(inside)]
                 whole = "recursive=true" in self.path.lower()
-                found = [one for one in found if whole or "/" not in str(one["path"]).removeprefix(inside)]
-                self._json(found) if found else self._error(404, "EntryNotFound")
+                below = [one for one in below if whole or "/" not in str(one["path"]).removeprefix(inside)]
+                self._json(below, commit) if below else self._error(404, "EntryNotFound")
             elif what == "paths-info":
-                self._json([one for one in entries if one["path"] in body.get("paths", [])])
+                self._json([one for one in entries if one["path"] in body.get("paths", [])], commit)
             else:
                 self._error(404, "Unknown")
 
         def _file(self, repository: str, revision: str, path: str) -> None:
-            files = self._found(repository, revision)
-            if files is None:
+            found = self._found(repository, revision)
+            if found is None:
                 return
+            commit, files = found
             if repository in hub.gated:
                 self._error(403, "GatedRepo")
             elif path not in files:
                 self._error(404, "EntryNotFound")
             else:
-                self._send_file(path, files[path])
+                self._send_file(path, files[path], commit)
 
-        def _send_file(self, path: str, data: bytes) -> None:
+        def _send_file(self, path: str, data: bytes, commit: str) -> None:
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
             self.send_response(206 if "Range" in self.headers else 200)
             self.send_header("Content-Length", str(len(data) - start))
             self.send_header("ETag", f'"{_hash(data)}"')
-            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("X-Repo-Commit", commit)
             self.send_header("Accept-Ranges", "bytes")
             if "Range" in self.headers:
                 self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
@@ -153,8 +163,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def _error(self, status: int, code: str) -> None:
             self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
-        def _json(self, document: object) -> None:
-            self._send(200, json.dumps(document).encode(), {"X-Repo-Commit": COMMIT})
+        def _json(self, document: object, commit: str) -> None:
+            self._send(200, json.dumps(document).encode(), {"X-Repo-Commit": commit})
 
         def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)

@@ -1,6 +1,8 @@
 """Reports made of random scores, by the metrics themselves, for tests of what reads reports."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -55,6 +57,21 @@ def report(
     **changes: Any,
 ) -> Report:
     """The experts, the base and some checkpoints on every task."""
+    made = _report(tuple(tasks.items()), tuple(checkpoints), cross, tuple(corruptions), compare, n, seed)
+    return replace(made, **changes)
+
+
+@cache
+def _report(
+    named: tuple[tuple[str, str], ...],
+    checkpoints: tuple[str, ...],
+    cross: bool,
+    corruptions: tuple[str, ...],
+    compare: bool,
+    n: int,
+    seed: int,
+) -> Report:
+    tasks = dict(named)
     generator = torch.Generator().manual_seed(seed)
     labels = {task: labels_for(metric, n, generator) for task, metric in tasks.items()}
     encoders = [*(f"expert:{task}" for task in tasks), "base", *checkpoints]
@@ -80,26 +97,16 @@ def report(
                     related += [said | one for one in correlations(*pair)]
     groups = {one: "experts" if one.startswith("expert:") else one for one in encoders}
     made = normalised(rows)
-    facts: dict[str, Any] = {
-        "version": "0.1.0",
-        "suite": "small",
-        "split": "test",
-        "checkpoints": tuple({"name": one, "kind": "checkpoint", "digest": "00"} for one in encoders),
-        "data": tuple(
-            {
-                "task": task,
-                "split": "test",
-                "n": n,
-                "fingerprint": f"{task}{seed}",
-                "corruption": None,
-                "severity": None,
-            }
-            for task in tasks
-        ),
-        "rows": tuple(made),
-        "averages": averages(made, groups),
-        "comparisons": tuple(comparisons),
-        "correlations": tuple(related),
-        "timing": {"total": 1.5},
-    }
-    return Report(**(facts | changes))
+    plain = {"split": "test", "n": n, "corruption": None, "severity": None}
+    return Report(
+        version="0.1.0",
+        suite="small",
+        split="test",
+        checkpoints=tuple({"name": one, "kind": "checkpoint", "digest": "00"} for one in encoders),
+        data=tuple({"task": task, "fingerprint": f"{task}{seed}", **plain} for task in tasks),
+        rows=tuple(made),
+        averages=averages(made, groups),
+        comparisons=tuple(comparisons),
+        correlations=tuple(related),
+        timing={"total": 1.5},
+    )

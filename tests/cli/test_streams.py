@@ -288,3 +288,18 @@ def test_experts_are_read_only_once_they_fit(here: Path) -> None:
             file.seek(size)
             file.write(b"\xff" * (path.stat().st_size - size))  # all NaN
     assert merge("*.safetensors", "--dry-run").out == outcome.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_gets_its_completions(shell: str) -> None:
+    environment = {
+        **os.environ,
+        "_TASKMERGE_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "taskmerge me",
+        "COMP_CWORD": "1",
+    }
+    environment["_TYPER_COMPLETE_ARGS"] = "taskmerge me"
+    done = subprocess.run([sys.executable, "-m", "taskmerge"], capture_output=True, text=True, env=environment)
+    assert "merge" in done.stdout
+    assert "methods" in done.stdout
+    assert "eval" not in done.stdout

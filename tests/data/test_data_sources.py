@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -91,7 +92,9 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "x", [np.zeros((3, 8, 8, 3), np.float32), np.zeros((3, 8)), np.zeros((3, 8, 8, 4), np.uint8)], ids=str
+    "x",
+    [np.zeros((3, 8, 8), np.float32), np.zeros((3, 8)), np.zeros((3, 8, 8, 4), np.uint8), np.zeros((3, 8, 8, 3), int)],
+    ids=lambda x: f"{x.dtype}-{x.ndim}",
 )
 def test_arrays_that_are_no_pictures_are_refused(tmp_path: Path, x: Any) -> None:
     with pytest.raises(BadFile, match="neither pictures nor texts"):
@@ -248,7 +251,7 @@ def test_a_missing_key_names_those_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x1f\x8b\x08broken", gzip.compress(b'{"text": 1}' * 99)[:-9], b'{"text": "\xff"}']
+    "content", [b"\x1f\x8b\x08broken", gzip.compress(b'{"text": 1}' * 99, mtime=0)[:-9], b'{"text": "\xff"}']
 )
 def test_damaged_lines_are_one_message(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
@@ -359,6 +362,57 @@ def test_a_folder_that_is_no_saved_data_set(tmp_path: Path) -> None:
         load(Split("datasets", tmp_path, ("image",)))
     with pytest.raises(BadFile, match="no such folder"):
         load(Split("datasets", tmp_path / "none", ("image",)))
+
+
+# --- arrays in any form ----------------------------------------------------------------------------------------
+
+
+def stored_arrays(folder: Path, form: str, x: np.ndarray, y: np.ndarray) -> Split:
+    """Pictures and maps as arrays: of an .npz file, or `datasets`' Array columns, saved or as parquet."""
+    if form == "npz":
+        return npz(folder / "a.npz", x=x, y=y)
+    plain = datasets.List(datasets.List(datasets.List(datasets.Value(str(x.dtype)))))
+    kind = plain if form == "plain lists" else datasets.Array3D(x.shape[1:], str(x.dtype))
+    features = datasets.Features({"x": kind, "y": datasets.Array2D(y.shape[1:], str(y.dtype))})
+    table = datasets.Dataset.from_dict({"x": list(x), "y": list(y)}, features=features)
+    if form == "saved":
+        table.save_to_disk(folder / "d")
+        return Split("datasets", folder / "d", ("x",), "y")
+    table.to_parquet(folder / "a.parquet")
+    return Split("parquet", folder / "a.parquet", ("x",), "y")
+
+
+@pytest.mark.parametrize("form", ["npz", "saved", "parquet", "plain lists"])
+def test_pictures_and_maps_may_be_arrays_of_floats(tmp_path: Path, form: str) -> None:
+    """As the public copy of NYUv2 is: float32 in [0, 1], channels first, and a class or a depth a pixel."""
+    x = pictures(70)
+    y = np.random.default_rng(0).integers(-1, 3, (70, 16, 16))
+    split = stored_arrays(tmp_path, form, (x / 255).astype(np.float32).transpose(0, 3, 1, 2), y)
+    items = load(split, kind="segmentation", limit=30)
+    kept = items.indices.numpy()
+    assert torch.equal(items.inputs["pixels"], torch.from_numpy(x[kept]).permute(0, 3, 1, 2))
+    assert items.labels is not None
+    assert torch.equal(items.labels, torch.from_numpy(y[kept]))
+
+
+@pytest.mark.parametrize("form", ["npz", "saved", "parquet"])
+def test_values_that_are_no_picture_are_named(tmp_path: Path, form: str) -> None:
+    x = np.zeros((3, 3, 16, 16), np.float32)
+    x[1] -= 2.0
+    split = stored_arrays(tmp_path, form, x, np.zeros((3, 16, 16), int))
+    with pytest.raises(BadFile, match=r"(item|row) 1: cannot be decoded: a picture of float32 from -2.0 to -2.0, not"):
+        load(split, kind="segmentation")
+    assert len(load(split, kind="segmentation", skip_bad=True)) == 2
+
+
+def test_lists_that_are_ragged_are_named(tmp_path: Path) -> None:
+    rows = {"x": [[[1, 2], [3, 4]], [[1], [2, 3]], None], "y": [[[0, 1], [1, 0]], [[0], [1, 0]], [[0, 0]]]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    split = Split("parquet", tmp_path / "a.parquet", ("x",), "y")
+    with pytest.raises(BadFile, match="row 1: label map cannot be decoded"):
+        load(split, kind="segmentation")
+    with pytest.raises(BadFile, match="row 1: cannot be decoded"):
+        load(replace(split, y=None), kind="segmentation")
 
 
 # --- labels are out of reach -----------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def _position(name: str) -> tuple[int, int] | None:
     return (int(name.split(".")[1]), 2) if name.startswith("blocks") else None
 
 
-@pytest.mark.parametrize("chunk", [5, 64, 1 << 17])
+@pytest.mark.parametrize("chunk", [13, 64, 1 << 17])
 @pytest.mark.parametrize("name", sorted(n for n, one in methods().items() if not one.random and one.gives == "merged"))
 def test_every_method_through_files_is_its_kernel_on_whole_tensors(
     name: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

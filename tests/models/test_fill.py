@@ -57,7 +57,8 @@ def test_every_form_of_an_open_clip_checkpoint_fills_the_tower(tmp_path: Path, c
 
 def test_nothing_of_the_checkpoint_before_stays(tmp_path: Path, clip: Backbone) -> None:
     first, second = visual(1), visual(2)
-    partial = dict(list(second.items())[:3])
+    partial = {name: one for name, one in second.items() if "embed" not in name and "conv1" not in name}
+    assert len(partial) == len(second) - 3
     base, half = visual(3), {name: one.half() for name, one in second.items()}
     files = {name: saved(tmp_path / f"{name}.safetensors", one) for name, one in
              {"first": first, "partial": partial, "base": base, "half": half}.items()}  # fmt: skip
@@ -186,12 +187,22 @@ def test_another_family_does_not_fit(tmp_path: Path) -> None:
 def test_where_each_tensor_comes_from_is_known_from_headers(tmp_path: Path, clip: Backbone) -> None:
     tower = visual()
     base = open_checkpoint(saved(tmp_path / "base.safetensors", clip_model().state_dict()))
-    part = {"proj": tower["visual.proj"], "class_embedding": tower["visual.class_embedding"]}
+    part = {name: one for name, one in renamed(tower, "visual.", "").items() if "conv1" not in name}
     expert = open_checkpoint(saved(tmp_path / "expert.safetensors", part))
     origins = state_for(clip, expert, base)
     assert list(origins) == list(clip.module.state_dict())
     assert (origins["visual.proj"].checkpoint, origins["visual.proj"].name) == (expert, "proj")
     assert origins["visual.conv1.weight"].checkpoint is base
+
+
+def test_a_base_lends_no_blocks(tmp_path: Path, clip: Backbone) -> None:
+    """An interrupted download of shards, or a wrong --exclude, would else be scored as a mixture with the base."""
+    base = open_checkpoint(saved(tmp_path / "base.safetensors", visual(1)))
+    lacking = {name: one for name, one in visual(2).items() if "resblocks.1." not in name and "conv1" not in name}
+    with pytest.raises(Mismatch, match=r"12 missing: visual\.transformer\.resblocks\.1\.") as caught:
+        state_for(clip, open_checkpoint(saved(tmp_path / "x.safetensors", lacking)), base)
+    assert "--on-missing base" in str(caught.value)
+    assert "conv1" not in str(caught.value)
 
 
 def test_a_plain_backbone_takes_its_own_names_alone(tmp_path: Path) -> None:

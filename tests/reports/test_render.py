@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -23,17 +24,18 @@ def numbers(text: str) -> set[str]:
 
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
 @pytest.mark.parametrize(
-    "found",
+    "made",
     [
-        report(),
-        report(MANY, ["a", "b"]),
-        report(VISION, LONG),
-        report(MANY, LONG, n=8),
-        report(TEXT, cross=True, compare=True, corruptions=["jpeg"]),
-        report(DENSE, n=10),
+        {},
+        {"tasks": MANY, "checkpoints": ["a", "b"], "n": 8},
+        {"checkpoints": LONG},
+        {"tasks": MANY, "checkpoints": LONG, "n": 8},
+        {"tasks": TEXT, "cross": True, "compare": True, "corruptions": ["jpeg"]},
+        {"tasks": DENSE, "n": 10},
     ],
 )
-def test_nothing_is_wider_than_the_terminal_and_nothing_is_lost(found: Report, width: int) -> None:
+def test_nothing_is_wider_than_the_terminal_and_nothing_is_lost(made: dict[str, Any], width: int) -> None:
+    found = report(**made)
     text = render.console(found, width=width, colour=False)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -47,7 +49,7 @@ def test_nothing_is_wider_than_the_terminal_and_nothing_is_lost(found: Report, w
 
 
 def test_a_table_that_fits_stays_in_one_piece_and_one_that_fits_turned_is_turned() -> None:
-    table = scores(report(MANY, ["a"]))
+    table = scores(report(MANY, ["a"], n=8))
     assert table is not None
     assert arranged(table, 1000) == [table]
     (turned,) = arranged(table, 80)

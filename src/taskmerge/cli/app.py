@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -65,12 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complete() -> None:
-    """Answers a shell that completes a line, or asks for its script: `eval "$(_TASKMERGE_COMPLETE=source_bash taskmerge)"`."""
-    from typer.completion import completion_init
-
+    """Answers a shell that completes a line, or asks for its script with `_TASKMERGE_COMPLETE=source_bash taskmerge`."""
     import taskmerge.cli.commands  # noqa: F401  registers the commands
 
-    completion_init()
+    import_module("typer.completion").completion_init()  # registers the shells
     app(prog_name="taskmerge")  # ends the process
 
 

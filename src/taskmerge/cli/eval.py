@@ -34,7 +34,7 @@ def evaluate(
     cross: Annotated[bool, _option("Every expert with every task's head.", WHAT, "--cross")] = False,
     compare: Annotated[str | None, _option("experts: what a checkpoint loses and gains against them.", WHAT)] = None,
     corrupt: Annotated[str | None, _option("Also with corrupted pictures, such as motion_blur,jpeg.", WHAT)] = None,
-    severity: Annotated[int, _option("Of the corruptions, 1 to 5 (default: 5).", WHAT)] = 5,
+    severity: Annotated[int | None, _option("Of the corruptions, 1 to 5 (default: 5).", WHAT)] = None,
     loss_correlation: Annotated[
         bool, _option("How losses without labels follow the true one.", WHAT, "--loss-correlation")
     ] = False,
@@ -44,7 +44,7 @@ def evaluate(
             "Order checkpoints without labels: agreement (with the experts), confident, kappa, overlap, entropy.", WHAT
         ),
     ] = None,
-    adapt_split: Annotated[str, _option("Split that --rank-by looks at (default: adapt).", WHAT)] = "adapt",
+    adapt_split: Annotated[str | None, _option("Split that --rank-by looks at (default: adapt).", WHAT)] = None,
     skip_bad: Annotated[
         bool, _option("Leave out items that cannot be decoded, and count them.", WHAT, "--skip-bad")
     ] = False,

@@ -1,5 +1,6 @@
 """What `taskmerge eval` does with its words: options checked, then evaluate, write, print, and judge."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 from taskmerge.cli import show, writing
 from taskmerge.cli.meter import Meter
-from taskmerge.errors import TaskmergeError, UsageError
-from taskmerge.evaluation.checkpoints import EXPERTS, argument_names
+from taskmerge.errors import BadOutput, TaskmergeError, UsageError
+from taskmerge.evaluation.checkpoints import EXPERTS, argument_names, named_arguments
 from taskmerge.evaluation.checks import (
     NORMALISED,
     Threshold,
@@ -20,33 +21,39 @@ from taskmerge.evaluation.checks import (
 from taskmerge.evaluation.results import dumps, read_report
 from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
+from taskmerge.evaluation.workload import chosen
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.workflows.choose import rank
 
 PASSED = (
-    "split", "limit", "seed", "device", "cross", "compare", "severity", "loss_correlation", "heads", "skip_bad",
-    "allow_pickle",
+    "split", "limit", "seed", "device", "cross", "compare", "loss_correlation", "heads", "skip_bad", "allow_pickle",
 )  # fmt: skip
+NEEDS = {"severity": "corrupt", "adapt_split": "rank_by", "tolerance": "baseline"}
+"""Options that say how another one is carried out."""
 
 
 def run(said: Mapping[str, Any]) -> None:
     """Carries out one `eval` command."""
     form = _form(said)
+    _check_words(said)
     for path in _files(said):
         writing.check_target(path, overwrite=said["overwrite"])
     path, note = find_suite(said["suite"])
     show.notices([note] if note else [], (), said["quiet"])
     suite = load_suite(path)
+    _check_outputs(said, suite)
     wanted = _thresholds(said, suite)
     baseline = read_report(said["baseline"]) if said["baseline"] else None
     with Meter(said["quiet"]) as meter:
         report = _report(suite, said, meter)
     report, failure = _checked(report, wanted, baseline, said["tolerance"] or 0.0)
-    _write(report, said)
+    unwritten = _written(report, said)
     print(_rendered(report, form), end="")
     show.notices(report.notes, report.warnings, said["quiet"])
     show.say(_summary(report), said["quiet"])
+    if unwritten is not None:
+        raise unwritten
     if failure is not None:
         raise failure
 
@@ -56,7 +63,9 @@ def _report(suite: Suite, said: Mapping[str, Any], meter: Meter) -> Report:
     checkpoints, keywords = said["checkpoints"] or [], {**_keywords(said), "progress": meter.update}
     if said["rank_by"] is None:
         return evaluate(checkpoints, suite=suite, **keywords)
-    return rank(checkpoints, suite=suite, by=said["rank_by"], adapt_split=said["adapt_split"], **keywords)
+    if said["adapt_split"] is not None:
+        keywords["adapt_split"] = said["adapt_split"]
+    return rank(checkpoints, suite=suite, by=said["rank_by"], **keywords)
 
 
 # --- before ----------------------------------------------------------------------------------------------------
@@ -71,8 +80,27 @@ def _form(said: Mapping[str, Any]) -> str:
     return asked[0] if asked else "table"
 
 
+def _check_words(said: Mapping[str, Any]) -> None:
+    """Options that ask for nothing, or say how something is done that is not asked for."""
+    for name, other in NEEDS.items():
+        if said[name] is not None and said[other] is None:
+            what, hint = f"says nothing without --{_flag(other)}", f"give --{_flag(other)} too, or leave it out"
+            raise UsageError(what, where=f"--{_flag(name)}", hint=hint)
+    for name in ("tasks", "corrupt"):
+        if said[name] is not None and not _list(said[name]):
+            raise UsageError("names nothing", where=f"--{name}", hint="separate names by commas, or leave it out")
+    if said["tolerance"] is not None and not 0 <= said["tolerance"] < math.inf:
+        raise UsageError(f"{said['tolerance']} is no tolerance", where="--tolerance", hint="such as 0.005")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def _files(said: Mapping[str, Any]) -> list[Path]:
     """What is written besides."""
+    if str(said["output"]) == "-":
+        raise UsageError("`-` is no file", where="--output", hint="--json prints the report")
     found = [said["output"], Path(said["csv"]) if said["csv"] not in (None, "-") else None]
     paths = [path for path in found if path is not None]
     if len(paths) == 2 and paths[0].absolute() == paths[1].absolute():
@@ -80,17 +108,31 @@ def _files(said: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
+def _check_outputs(said: Mapping[str, Any], suite: Suite) -> None:
+    """Not even --overwrite replaces what is evaluated."""
+    places: list[object] = [
+        Path(suite.where),
+        suite.base,
+        *(path for _, path in named_arguments(said["checkpoints"] or [])),
+    ]
+    for task in suite.tasks:
+        places += [task.expert, task.head, *(split.location for split in task.splits.values())]
+    inputs = [one for one in places if isinstance(one, Path) and one.exists()]
+    for path in _files(said):
+        if path.exists() and any(path.samefile(one) for one in inputs):
+            raise BadOutput("is an input of this evaluation", where=str(path), hint="choose another name")
+
+
 def _thresholds(said: Mapping[str, Any], suite: Suite) -> tuple[Threshold, ...]:
     """Checked before anything is evaluated: against names, and against what will be known."""
-    if said["tolerance"] is not None and said["baseline"] is None:
-        raise UsageError("there is nothing to tolerate", where="--tolerance", hint="name an earlier report: --baseline")
+    under, over = said["fail_under"] or (), said["fail_over"] or ()
+    if not under and not over:
+        return ()
     names = argument_names(said["checkpoints"] or [])
-    tasks = {task.name: task.metric for task in suite.tasks}
-    wanted = thresholds(
-        said["fail_under"] or (), said["fail_over"] or (), tasks=tasks,
-        checkpoints=[*names, *(f"expert:{task}" for task in tasks)],
-    )  # fmt: skip
     with_experts = EXPERTS in names or said["cross"] or said["compare"] or said["loss_correlation"] or said["rank_by"]
+    tasks = {task.name: task.metric for task in chosen(suite, _list(said["tasks"]) or None, said["split"])}
+    experts = [f"expert:{task}" for task in tasks] if with_experts else []
+    wanted = thresholds(under, over, tasks=tasks, checkpoints=[*names, *experts])
     for one in wanted:
         if one.name == NORMALISED and not with_experts:
             what = "scores are normalised by the experts', which are not evaluated"
@@ -102,8 +144,7 @@ def _keywords(said: Mapping[str, Any]) -> dict[str, Any]:
     """The options as keywords of `evaluate`."""
     found = {name: said[name] for name in PASSED}
     found |= {"tasks": _list(said["tasks"]) or None, "corrupt": _list(said["corrupt"])}
-    if said["batch_size"] is not None:
-        found["batch_size"] = said["batch_size"]
+    found |= {name: said[name] for name in ("batch_size", "severity") if said[name] is not None}
     return found | {"cache": _cache(said)}
 
 
@@ -137,11 +178,16 @@ def _checked(
     return replace(report, checks=checks, warnings=(*report.warnings, *warnings)), missed(checks)
 
 
-def _write(report: Report, said: Mapping[str, Any]) -> None:
-    if said["output"] is not None:
-        writing.write_text(said["output"], dumps(report), overwrite=said["overwrite"])
-    if said["csv"] not in (None, "-"):
-        writing.write_text(Path(said["csv"]), _rendered(report, "csv"), overwrite=said["overwrite"])
+def _written(report: Report, said: Mapping[str, Any]) -> TaskmergeError | None:
+    """Writes what was asked for; the error where that fails, which does not cost the printed result."""
+    try:
+        if said["output"] is not None:
+            writing.write_text(said["output"], dumps(report), overwrite=said["overwrite"])
+        if said["csv"] not in (None, "-"):
+            writing.write_text(Path(said["csv"]), _rendered(report, "csv"), overwrite=said["overwrite"])
+    except BadOutput as error:
+        return error
+    return None
 
 
 def _rendered(report: Report, form: str) -> str:

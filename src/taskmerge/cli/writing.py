@@ -1,4 +1,7 @@
-"""Text files that commands write: whole or not at all, and never over another without --overwrite."""
+"""Text files that commands write: whole or not at all, and never over another without --overwrite.
+
+Devices and pipes (/dev/stdout, `>(gzip > report.json.gz)`) are written as they are.
+"""
 
 import os
 from contextlib import suppress
@@ -12,6 +15,8 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     """Raises BadOutput, before any work, where `path` exists already or cannot be written."""
     if path.is_dir():
         raise BadOutput("is a folder, not a file", where=str(path), hint="name a file in it")
+    if is_device(path):
+        return
     if (path.exists() or path.is_symlink()) and not overwrite:
         hint = "pass --overwrite to replace it, or choose another name"
         raise BadOutput("exists already", where=str(path), hint=hint)
@@ -24,11 +29,19 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         )
 
 
+def is_device(path: Path) -> bool:
+    """Whether something is there that is neither file nor folder."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
     """Writes a text file under a staging name, syncs it and renames it. Raises BadOutput."""
-    final = Path(os.path.realpath(path))
     staged = None
     try:
+        if is_device(path):
+            path.write_text(text, encoding="utf-8", newline="")
+            return
+        final = Path(os.path.realpath(path))
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(final.parent, lambda name: name == final.name)
         staged, number = create_staging_file(final)

@@ -10,7 +10,7 @@ The constants don't shrink with the picture: at 32 pixels, severity 5 is far har
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +50,16 @@ class Corruption:
             raise unknown_name("corruption", self.name, (*SEVEN, *OTHERS))
         if self.severity not in SEVERITIES:
             raise UsageError(f"severity {self.severity} is not one of 1 to 5", where=self.name, hint="5 is the worst")
+
+
+def corruptions(names: Sequence[str], severity: int) -> tuple[Corruption, ...]:
+    """The named kinds at one severity. Raises UsageError for a kind that is unknown or given twice."""
+    found: dict[str, Corruption] = {}
+    for name in names:
+        one = Corruption(name, severity)
+        if found.setdefault(SHORT.get(name, name), one) is not one:
+            raise UsageError(f"`{name}` is given twice", where="--corrupt", hint="leave one out")
+    return tuple(found.values())
 
 
 def corrupt_pixels(pixels: Tensor, indices: Tensor, corruption: Corruption, seed: int) -> Tensor:

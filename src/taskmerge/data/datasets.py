@@ -23,7 +23,7 @@ from taskmerge.data.items import Items
 from taskmerge.data.labels import read_labels
 from taskmerge.data.sources.contract import Broken, Note, Source
 from taskmerge.data.sources.open import open_source
-from taskmerge.errors import BadFile, UsageError, unknown_name
+from taskmerge.errors import BadFile, Mismatch, UsageError, unknown_name
 from taskmerge.seeds import uniform_at
 from taskmerge.specs.suite import Location, Split, Task
 from taskmerge.types import Inputs, Prepare
@@ -59,7 +59,7 @@ def load_items(
     matched, and when nothing could be kept. Labels are read and checked only if the split has `y`.
 
     Errors: `UsageError` for a split or column that does not exist, `BadFile` for an empty split, an item that cannot
-    be decoded, or a label that is none.
+    be decoded, or a label that is none, `Mismatch` for maps of another size than the pictures.
     """
     chosen = _split(task, split)
     source = open_source(chosen, split, resolve)
@@ -72,7 +72,7 @@ def load_items(
     if corrupt is not None:
         clean, what = items, (corrupt.name, corrupt.severity, seed)
         items = kept.or_made(what, lambda: _corrupted(clean, corrupt, seed, task))
-    return items if labels is None else _labelled(items, labels, indices)
+    return items if labels is None else _labelled(items, labels, indices, source.where)
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,12 @@ def _corrupted(clean: Items, corrupt: Corruption, seed: int, task: Task) -> Item
     )
 
 
-def _labelled(items: Items, labels: Tensor, indices: Sequence[int]) -> Items:
+def _labelled(items: Items, labels: Tensor, indices: Sequence[int], where: str) -> Items:
     """Items with the labels of those that could be decoded; the fingerprint then covers the labels too."""
+    if labels.ndim > 1 and "pixels" in items.inputs and labels.shape[-2:] != items.inputs["pixels"].shape[-2:]:
+        maps, pixels = (f"{one.shape[-2]}x{one.shape[-1]}" for one in (labels, items.inputs["pixels"]))
+        what = f"label maps are {maps}, pictures {pixels}"
+        raise Mismatch(what, where=where, hint="bring labels to the pictures' size, a label a pixel")
     if items.skipped:
         labels = labels[torch.isin(torch.tensor(indices, dtype=torch.int64), items.indices)]
     said = f"{items.fingerprint}\0{labels.dtype}\0{tuple(labels.shape)}\0".encode()

@@ -168,7 +168,7 @@ def _numbers(values: Labels, source: Source, indices: Sequence[int]) -> Tensor:
 
 def _class_maps(values: Labels, source: Source, indices: Sequence[int], task: Task) -> Tensor:
     maps = _stacked(values, source, indices, channels=1)
-    if maps.dtype.kind not in "iub":
+    if maps.dtype.kind not in "iub" and not (maps.dtype.kind == "f" and (maps == np.rint(maps)).all()):
         raise BadFile(f"class maps are {maps.dtype}, not integers", where=source.where, hint="one class a pixel")
     count = len(task.classes)
     classes = maps.astype(np.int64)

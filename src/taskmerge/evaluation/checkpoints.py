@@ -10,6 +10,7 @@ from typing import Any, Literal
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.errors import BadFile, Mismatch, UsageError
+from taskmerge.evaluation.selection import EXPERT
 from taskmerge.merging.adapters import is_adapter
 from taskmerge.merging.inputs import named, provenance_of
 from taskmerge.specs.suite import Location, Suite, Task
@@ -75,7 +76,7 @@ def encoders(
     cannot be read, Mismatch for what is no model.
     """
     opener = _Opener(suite, resolve, stack, allow_pickle)
-    items = _arguments(arguments)
+    items = named_arguments(arguments)
     if (cross or with_experts) and EXPERTS not in [name for name, path in items if path is None]:
         items.append((EXPERTS, None))
     if not items:
@@ -83,7 +84,7 @@ def encoders(
             "there is nothing to evaluate",
             hint="give checkpoints, or the words `experts` and `base`: eval experts base",
         )
-    _check_names([name for name, _ in items], [str(path or name) for name, path in items])
+    _check_names(items)
     found: list[Encoder] = []
     for name, path in items:
         if path is not None:
@@ -97,10 +98,10 @@ def encoders(
 
 def argument_names(arguments: Arguments) -> list[str]:
     """The names under which the arguments appear in the report; `experts` is one of them."""
-    return [name for name, _ in _arguments(arguments)]
+    return [name for name, _ in named_arguments(arguments)]
 
 
-def _arguments(arguments: Arguments) -> list[tuple[str, Path | None]]:
+def named_arguments(arguments: Arguments) -> list[tuple[str, Path | None]]:
     """(name, path) of every argument; no path for the words `base` and `experts`, which win over files called so."""
     if isinstance(arguments, str | Path):
         arguments = [arguments]
@@ -112,18 +113,27 @@ def _arguments(arguments: Arguments) -> list[tuple[str, Path | None]]:
     return found
 
 
-def _check_names(names: Sequence[str], places: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for name, place in zip(names, places, strict=True):
-        if name == EXPERTS and place != EXPERTS:
-            hint = f"name it otherwise: `other={place}`"
-            raise UsageError(f"a checkpoint cannot be called `{EXPERTS}`", where=place, hint=hint)
+def _check_names(items: Sequence[tuple[str, Path | None]]) -> None:
+    """Every row of the report has its own name; those of the experts are theirs."""
+    seen: dict[str, Path | None] = {}
+    for name, path in items:
+        if path is not None and (name == EXPERTS or name.startswith(EXPERT)):
+            hint = f"name it otherwise: `other={path}`"
+            raise UsageError(f"a checkpoint cannot be called `{name}`", where=str(path), hint=hint)
         if name in seen:
-            same = (
-                "is given twice" if place == seen[name] else f"is the name of two checkpoints: {seen[name]} and {place}"
-            )
-            raise UsageError(f"`{name}` {same}", where=place, hint=f"name one of them, such as `other={place}`")
-        seen[name] = place
+            raise _twice(name, seen[name], path)
+        seen[name] = path
+
+
+def _twice(name: str, first: Path | None, second: Path | None) -> UsageError:
+    """The complaint about two arguments of one name."""
+    path = second or first
+    if path is None:
+        return UsageError(f"`{name}` is given twice", hint="leave one out")
+    said = (
+        "is given twice" if first == second else f"is the name of two checkpoints: {first or name} and {second or name}"
+    )
+    return UsageError(f"`{name}` {said}", where=str(path), hint=f"name one of them, such as `other={path}`")
 
 
 @dataclass(frozen=True)
@@ -145,7 +155,7 @@ class _Opener:
             raise UsageError(f"task `{task.name}` has no expert", where=task.place or self.suite.where, hint=hint)
         checkpoint = self._open(self.resolve(task.expert))
         tasks = None if everywhere else (task.name,)
-        name = f"expert:{task.name}"
+        name = EXPERT + task.name
         return Encoder(name, EXPERTS, "expert", checkpoint, digest_of(checkpoint), tasks, own_task=task.name)
 
     def given(self, name: str, path: Path) -> Encoder:

@@ -12,6 +12,7 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.errors import BadFile
 from taskmerge.evaluation.checkpoints import Encoder
+from taskmerge.evaluation.faults import check_head
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.heads import load_head
 from taskmerge.specs.suite import Location, Suite, Task
@@ -70,6 +71,7 @@ class Heads:
         own = task.expert if task.head == "expert" else None
         expert = None if own is None else self._opened(own)
         head = load_head(task, self.backbone, resolve=resolve, base=self.base, expert=expert)
+        check_head(head, task)
         return head.to(self.device) if isinstance(head, nn.Module) else head
 
     def _opened(self, location: Location) -> Checkpoint:
@@ -82,6 +84,9 @@ def _path(folder: Path, task: Task) -> Path:
 
 def _file(folder: Path, task: Task) -> Path:
     found = _path(folder, task)
+    if not folder.is_dir():
+        what = "is a file, not a folder of heads" if folder.exists() else "there is no such folder of heads"
+        raise BadFile(what, where=str(folder), hint=f"name the folder that holds {found.name}")
     if not found.is_file():
         hint = f"put {found.name} there, or choose tasks with --tasks"
         raise BadFile(f"has no head for task `{task.name}`", where=str(folder), hint=hint)

@@ -11,10 +11,11 @@ from torch import Tensor
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.items import Items
 from taskmerge.data.streams import load_unlabelled
-from taskmerge.errors import UsageError
+from taskmerge.errors import BadNumber, UsageError
 from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
 from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.encode import encode
+from taskmerge.evaluation.faults import blamed, check_fits, check_outputs
 from taskmerge.evaluation.heads import Heads
 from taskmerge.evaluation.workload import chosen
 from taskmerge.models.backbones import build
@@ -40,11 +41,12 @@ class Judged:
 def judge(
     checkpoints: Arguments, *, suite: Suite, split: str = ADAPT, tasks: Sequence[str] | None = None,
     limit: int | None = None, seed: int = 0, batch_size: int, device: torch.device, cache: Path | None = None,
-    skip_bad: bool = False, allow_pickle: bool = False, progress: Progress | None = None,
+    skip_bad: bool = False, heads: str | Path | None = None, allow_pickle: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[Judged, ...]:  # fmt: skip
     """Every criterion of every checkpoint (experts and base left out) on every task that has the split.
 
-    Labels are never read. Raises a TaskmergeError as `evaluate` does.
+    Labels are never read. `heads` is a folder that replaces the suite's. Raises a TaskmergeError as `evaluate` does.
     """
     picked = replace(suite, tasks=chosen(suite, tasks, split))
     with ExitStack() as stack:
@@ -56,14 +58,16 @@ def judge(
             raise UsageError("there is no checkpoint to rank", hint="give merged checkpoints: merged-*.safetensors")
         backbone = build(picked.backbone, resolve=resolve)
         backbone.module.to(device).eval()
-        heads = Heads(picked, backbone, device, stack)
+        given = Heads(picked, backbone, device, stack, Path(heads) if heads else None, allow_pickle)
+        check_fits(backbone, [one.checkpoint for one in opened], given.base)
+        given.load(opened)
         items = {
             task.name: load_unlabelled(
                 task, split, backbone.prepare, resolve=resolve, limit=limit, seed=seed, cache=cache, skip_bad=skip_bad
             )
             for task in picked.tasks
         }  # fmt: skip
-        run = _Outputs(picked, backbone, heads, items, batch_size, device, progress, len(candidates) + 1)
+        run = _Outputs(picked, backbone, given, items, batch_size, device, progress, len(candidates) + 1)
         experts = {task.name: found for one in opened if one.kind == "expert" for task, found in run.of(one)}
         return tuple(_judged(one, task, found, experts[task.name]) for one in candidates for task, found in run.of(one))
 
@@ -107,4 +111,9 @@ class _Outputs:
                 self.backbone.module, inputs, batch_size=self.batch_size, device=self.device, progress=step
             )
             with torch.inference_mode():
-                yield task, self.heads.of(encoder, task)(features).cpu()
+                outputs = self.heads.of(encoder, task)(features).cpu()
+            try:
+                check_outputs(outputs, f"checkpoint `{encoder.row}` on task `{task.name}`")
+            except BadNumber as error:
+                raise blamed(error, encoder.checkpoint) from error
+            yield task, outputs

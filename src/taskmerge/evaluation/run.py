@@ -13,20 +13,23 @@ from torch import Tensor
 
 from taskmerge import __version__
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.data.corruptions import Corruption
-from taskmerge.errors import NotEnough, TaskmergeError, UsageError
+from taskmerge.data.corruptions import Corruption, corruptions
+from taskmerge.errors import BadNumber, NotEnough, TaskmergeError, UsageError
 from taskmerge.evaluation.analyses import correlations, discrepancy
 from taskmerge.evaluation.averages import averages, normalised
 from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
 from taskmerge.evaluation.encode import encode
 from taskmerge.evaluation.estimates import Rows as Contributions
+from taskmerge.evaluation.faults import blamed, check_fits
 from taskmerge.evaluation.heads import Heads
 from taskmerge.evaluation.metrics import contributions, score_of
 from taskmerge.evaluation.scores import Report, Row
+from taskmerge.evaluation.selection import EXPERT
 from taskmerge.evaluation.workload import Choice, DataSet, chosen, portions
 from taskmerge.models.backbones import build
 from taskmerge.models.contract import Backbone, Head
-from taskmerge.models.fill import fill, state_for
+from taskmerge.models.fill import fill
+from taskmerge.numerics.device import named_device
 from taskmerge.specs.suite import Suite, Task
 from taskmerge.specs.suite_file import find_suite, load_suite
 
@@ -43,19 +46,19 @@ def evaluate(
     *,
     suite: Suite | str | Path,
     split: str = "test",
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = BATCH,
     device: str = "auto",
     cross: bool = False,
     compare: str | None = None,
-    corrupt: Sequence[str] = (),
+    corrupt: str | Sequence[str] = (),
     severity: int = 5,
     loss_correlation: bool = False,
     heads: str | Path | None = None,
     skip_bad: bool = False,
-    cache: Path | None = None,
+    cache: str | Path | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -74,10 +77,11 @@ def evaluate(
     """
     started = time.perf_counter()
     found = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
-    _check(compare, limit, batch_size, severity)
-    corruptions = (None, *(Corruption(name, severity) for name in corrupt))
-    choice = Choice(split, corruptions, limit, seed, skip_bad, cache)
-    picked = replace(found, tasks=chosen(found, tasks, split))
+    _check(compare, limit, batch_size, severity, seed)
+    choice = Choice(
+        split, (None, *corruptions(_names(corrupt), severity)), limit, seed, skip_bad, Path(cache) if cache else None
+    )
+    picked = replace(found, tasks=chosen(found, None if tasks is None else _names(tasks), split))
     with ExitStack() as stack:
         opened = encoders(
             checkpoints, picked, resolve=resolve, stack=stack, cross=cross,
@@ -100,20 +104,15 @@ def evaluate(
 
 def device_for(said: str) -> torch.device:
     """The device that encoders run on; `auto` is a GPU where there is one."""
-    if said == "auto":
-        said = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(said)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"`{said}` is no device", where="--device", hint="auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise NotEnough(f"there is no device `{said}`", where="--device", hint="use --device cpu")
-    return device
+    return named_device(said, accelerate=True)
 
 
-def _check(compare: str | None, limit: int | None, batch_size: int, severity: int) -> None:
+def _names(given: str | Sequence[str]) -> Sequence[str]:
+    """One name is a list of one."""
+    return [given] if isinstance(given, str) else given
+
+
+def _check(compare: str | None, limit: int | None, batch_size: int, severity: int, seed: int) -> None:
     """Options whose values the types do not check."""
     if compare not in (None, "experts"):
         raise UsageError(f"`{compare}` cannot be compared with", where="--compare", hint="it takes `experts`")
@@ -122,6 +121,8 @@ def _check(compare: str | None, limit: int | None, batch_size: int, severity: in
             raise UsageError(f"{value} items cannot be taken", where=flag, hint="give 1 or more")
     if not 1 <= severity <= 5:
         raise UsageError(f"there is no severity {severity}", where="--severity", hint="give 1 to 5")
+    if seed < 0:
+        raise UsageError(f"{seed} is no seed", where="--seed", hint="give 0 or more")
 
 
 def _silent(done: int, total: int | None, what: str) -> None:
@@ -158,11 +159,8 @@ class _Run:
     def everything(self) -> None:
         """Loads the data in portions and runs every encoder over each."""
         self.backbone.module.to(self.device).eval()
-        for one in self.encoders:
-            self.warnings += one.checkpoint.warnings
-            state_for(
-                self.backbone, one.checkpoint, self.heads.base
-            )  # all that does not fit is said before data is read
+        self.warnings += [text for one in self.encoders for text in one.checkpoint.warnings]
+        check_fits(self.backbone, [one.checkpoint for one in self.encoders], self.heads.base)
         self.heads.load(self.encoders)
         clock = time.perf_counter()
         loaded = portions(
@@ -194,7 +192,10 @@ class _Run:
             if groups:
                 self._fill(encoder)
             for group in groups:
-                scored = self._scored(encoder, group, [self.heads.of(encoder, data.task) for data in group])
+                try:
+                    scored = self._scored(encoder, group, [self.heads.of(encoder, data.task) for data in group])
+                except BadNumber as error:
+                    raise blamed(error, encoder.checkpoint) from error
                 with self._timed("scoring"):
                     for data, (rows, outputs) in zip(group, scored, strict=True):
                         self._judge(encoder, data, rows, outputs, experts)
@@ -311,6 +312,9 @@ class _Run:
         """What a reader of the averages and comparisons should know."""
         if all(one.kind != "expert" for one in self.encoders):
             self.notes.append("scores are not normalised: add `experts` to the checkpoints")
+        useless = [row.task for row in rows if row.encoder == EXPERT + row.task and row.normalised is None]
+        if useless:
+            self.notes.append(f"not normalised, as the expert scores 0 or less: {', '.join(dict.fromkeys(useless))}")
         if len({row.score.lower_is_better for row in rows}) > 1:
             self.notes.append("the plain average mixes scores with errors: compare normalised ones")
         others = [task.name for task in self.suite.tasks if task.kind != "classification"]

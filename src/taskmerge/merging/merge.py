@@ -13,7 +13,7 @@ import torch
 from taskmerge import __version__
 from taskmerge.checkpoint.ahead import Ahead, Stamp, stamp
 from taskmerge.checkpoint.writer import Sink, lay_out, stage
-from taskmerge.errors import NotEnough, UsageError
+from taskmerge.errors import UsageError
 from taskmerge.merging import memory, record
 from taskmerge.merging.card import sidecars, tokenizer_warnings
 from taskmerge.merging.execute import Run, execute
@@ -26,6 +26,7 @@ from taskmerge.merging.outputs import check_disk, check_free, is_folder, output_
 from taskmerge.merging.plan import Plan, make_plan
 from taskmerge.merging.record import MergeReceipt, OutputRecord
 from taskmerge.merging.sources import Source, Tally
+from taskmerge.numerics.device import named_device
 from taskmerge.specs.merge import MergeSpec
 
 MOST_POINTS = 512  # outputs of one grid: each is an open file
@@ -111,17 +112,7 @@ def _check_files(prepared: Prepared, running: RunOptions) -> None:
 def device_for(said: str, spec: MergeSpec) -> torch.device:
     """The device of the arithmetic; `auto` takes a GPU only for methods that factorise."""
     last = spec.chain()[-1]
-    if said == "auto":
-        said = "cuda" if last.granularity(last.defaults()) == "matrix" and torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(said)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"`{said}` is no device", where="--device", hint="auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise NotEnough(f"there is no device `{said}`", where="--device", hint="use --device cpu")
-    return device
+    return named_device(said, accelerate=last.granularity(last.defaults()) == "matrix")
 
 
 def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = None) -> MergeReceipt:

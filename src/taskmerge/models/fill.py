@@ -1,5 +1,6 @@
 """Puts a checkpoint into a backbone by name, tensor by tensor, or says everything that does not fit."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from taskmerge.models.naming import Naming
 
 SHOWN = 10
 NO_FLOATS = "not of a floating-point type"
+LENT = re.compile(r"embed|(^|\.)(wte|wpe|conv1|visual_projection)\.")
+"""Names of what experts are published without, as it is the base's: embeddings (CLIP's of patches is `conv1`), and the
+projection that transformers' CLIP keeps outside its vision tower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,7 @@ class Tensors(Mapping[str, Tensor]):
 def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
     """Puts the checkpoint's tensors into the backbone's module, in place and in the module's dtype.
 
-    What the checkpoint lacks comes from `base`. Nothing of an earlier checkpoint stays: every tensor is written, the
+    Embeddings (`LENT`) that the checkpoint lacks come from `base`. Nothing of an earlier checkpoint stays: every tensor is written, the
     counters in `backbone.optional` with zeros where no file has them. Raises `Mismatch`, before anything is written,
     that lists every missing, unexpected and differently shaped tensor.
     """
@@ -93,7 +97,7 @@ def origins_of(
     optional: frozenset[str],
     label: str,
 ) -> dict[str, Origin]:
-    """The origin of each target: the checkpoint, else the base. Optional ones may have none.
+    """The origin of each target: the checkpoint, for embeddings else the base. Optional ones may have none.
 
     Floating-point types are converted into each other. Integers are no weights: quantised ones mean something else.
     """
@@ -101,7 +105,8 @@ def origins_of(
     unexpected = naming.strangers(found, checkpoint.specs)
     origins = {name: Origin(checkpoint, own) for name, own in found.items()}
     if base is not None and len(found) < len(targets):
-        origins = {name: Origin(base, own) for name, own in naming.found(targets, base.specs).items()} | origins
+        lent = [name for name in targets if name in optional or LENT.search(name)]
+        origins = {name: Origin(base, own) for name, own in naming.found(lent, base.specs).items()} | origins
     missing = [name for name in targets if name not in origins and name not in optional]
     misshapen = [
         f"{origin.name} {_shape(origin)}, expected {list(targets[name].shape)}"
@@ -140,8 +145,10 @@ def _mismatch(
     parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in lists.items()]
     what = f"does not fit {label}: {'; '.join(parts) or 'it has no tensor'}"
     hint = "is it of another architecture? `taskmerge inspect` lists its tensors"
-    if list(lists) == ["missing"] and base is None:
+    if list(lists) == ["missing"] and base is None and all(map(LENT.search, wrong["missing"])):
         hint = "a base that has them would complete it: name it in the suite (`base:`)"
+    elif list(lists) == ["missing"]:
+        hint = "`taskmerge merge FILE --base BASE --method average --on-missing base` completes it, if that is meant"
     if list(lists) == [NO_FLOATS]:
         hint = "is it quantised? convert it to floating point first"
     return Mismatch(what, where=str(checkpoint.path), hint=hint)

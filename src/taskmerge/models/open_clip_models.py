@@ -100,10 +100,12 @@ class PromptEncoder:
 
     def __call__(self, state: Mapping[str, Tensor], prompts: Sequence[str]) -> tuple[Tensor, float]:
         """Embeddings [P, D], not normalised, and exp(logit_scale). Raises `Mismatch` where the state has no text."""
-        tokens = self.tokenizer()(list(prompts))
+        tokenizer = self.tokenizer()
+        tokens = tokenizer(list(prompts))
         size = int(self.model.text.get("vocab_size", open_clip.CLIPTextCfg.vocab_size))
-        if tokens.numel() and int(tokens.max()) >= size:
-            what = f"the tokenizer counts to {int(tokens.max())}, the text tower has {size} tokens"
+        known = getattr(tokenizer, "vocab_size", size)  # of a BPE file: its merges, and the ends of a text last
+        if known != size:
+            what = f"the tokenizer has {known} tokens, the text tower {size}"
             raise Mismatch(what, where=self.model.where, hint="name the tokenizer's file: `tokenizer: {bpe: …}`")
         if "model" not in self._built:
             with torch.random.fork_rng(devices=[]):
@@ -190,7 +192,10 @@ def _tokenizer(
         hint = "name head files in place of `zero_shot`"
         raise UsageError(what, where=spec.place or model.where, hint=hint)
     if given is not None and given.bpe is not None:
-        options["bpe_path"] = str(resolve(given.bpe))
+        file = resolve(given.bpe)
+        if not file.is_file():
+            raise BadFile("no such file", where=str(file), hint="check `tokenizer: {bpe: …}`")
+        options["bpe_path"] = str(file)
     try:
         found: Callable[[Sequence[str]], Tensor] = open_clip.SimpleTokenizer(**options)
     except (OSError, ValueError, EOFError, TypeError) as error:

@@ -22,8 +22,7 @@ class PicturePrepare:
     """PIL pictures or uint8 arrays [H, W, 3] -> `pixels` uint8 [N, 3, H, W].
 
     `geometry` resizes and crops to `size` (height, width); a picture of that size is left as it is. With `size` None
-    pictures keep their own, which must be the same for all and a multiple of `step`. Float arrays in [0, 1] are
-    rounded to 8 bits, and arrays may come channels first or without channels (grey). `where` is for messages.
+    pictures keep their own, which must be the same for all and a multiple of `step`. `where` is for messages.
     """
 
     key: str
@@ -40,12 +39,12 @@ class PicturePrepare:
         first = self._one(raw[0], 0)
         size = self.size or self._own_size(first)
         pixels = torch.empty((len(raw), 3, *size), dtype=torch.uint8)
+        values = pixels.numpy()
         for place, item in enumerate(raw):
             picture = first if place == 0 else self._one(item, place)
             if picture.shape[:2] != size:
-                what = f"picture {place} is {_sides(picture)}, the first one {_sides(first)}"
-                raise Mismatch(what, where=self.where or None, hint="dense tasks need pictures of one size")
-            pixels[place] = torch.from_numpy(picture).permute(2, 0, 1)
+                raise self._of_another_size(picture, place, size)
+            values[place] = picture.transpose(2, 0, 1)
         return {"pixels": pixels}
 
     def _one(self, item: Any, place: int) -> NDArray[np.uint8]:
@@ -54,7 +53,7 @@ class PicturePrepare:
             raise Mismatch(
                 "texts for a backbone that sees pictures", where=self.where or None, hint="check `backbone` and data"
             )
-        picture = item if isinstance(item, Image.Image) else _bytes(item, place)
+        picture = item if isinstance(item, Image.Image) else _checked(item, place)
         if isinstance(picture, Image.Image):
             if self.geometry is not None and picture.size[::-1] != self.size:
                 picture = self.geometry(picture)
@@ -62,6 +61,13 @@ class PicturePrepare:
         if self.geometry is None or picture.shape[:2] == self.size:
             return picture
         return np.array(self.geometry(Image.fromarray(picture)))
+
+    def _of_another_size(self, picture: NDArray[np.uint8], place: int, size: tuple[int, int]) -> Mismatch:
+        what, hint = f"picture {place} is {_sides(picture)}, the first one {size[0]}x{size[1]}", "resize them alike"
+        if self.size is not None:
+            what = f"pictures of {_sides(picture)}, and `preprocess` says {size[0]}x{size[1]}"
+            hint = "dense tasks keep their pictures as they are: bring them to that size, or leave `preprocess` out"
+        return Mismatch(what, where=self.where or None, hint=hint)
 
     def _own_size(self, picture: NDArray[np.uint8]) -> tuple[int, int]:
         height, width = picture.shape[:2]
@@ -81,22 +87,12 @@ def _channels(values: Triple, like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-def _bytes(item: Any, place: int) -> NDArray[np.uint8]:
-    """An array or tensor as uint8 [H, W, 3]."""
+def _checked(item: Any, place: int) -> NDArray[np.uint8]:
+    """An array that is a picture: uint8 [H, W, 3]."""
     array = np.asarray(item)
-    if array.ndim == 3 and array.shape[2] not in (1, 3) and array.shape[0] in (1, 3):
-        array = array.transpose(1, 2, 0)
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
-        array = np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3:
-        raise BadFile(f"item {place} is no picture: an array {list(array.shape)}", hint="expected [H, W, 3]")
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
-        what = f"item {place} is {array.dtype} and not in [0, 1]"
-        raise BadFile(what, hint="expected uint8, or floats in [0, 1]")
-    rounded: NDArray[np.uint8] = np.rint(array * 255).astype(np.uint8)
-    return rounded
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise BadFile(f"item {place} is no picture: {array.dtype} {list(array.shape)}", hint="expected uint8 [H, W, 3]")
+    return array
 
 
 def _sides(picture: NDArray[np.uint8]) -> str:

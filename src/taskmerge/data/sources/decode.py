@@ -30,9 +30,16 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 
 def decode_array(array: np.ndarray[Any, Any]) -> Any:
-    """One item of an array: a uint8 picture [H, W, 3], or a text."""
+    """One item of an array: a uint8 picture [H, W, 3], or a text. Floats in [0, 1] are rounded to 8 bits."""
     if array.dtype.kind == "U":
         return str(array)
+    if array.ndim not in (2, 3) or array.size == 0:
+        return Broken(f"an array of shape {list(array.shape)} is no picture")
+    if array.dtype != np.uint8:
+        values, what = (array * 255.0, "floats in [0, 1]") if array.dtype.kind == "f" else (array, "0 to 255")
+        if array.dtype.kind not in "fiu" or not (values.min() > -0.5 and values.max() < 255.5):
+            return Broken(f"a picture of {array.dtype} from {array.min()} to {array.max()}, not {what}")
+        array = np.rint(values).astype(np.uint8)
     if array.ndim == 3 and array.shape[-1] not in (1, 3) and array.shape[0] in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 3 and array.shape[-1] == 1:
@@ -52,6 +59,8 @@ def decode_row(values: Sequence[Any]) -> Any:
         return as_rgb(value)
     if isinstance(value, bytes | Path):
         return decode_picture(value, upright=True)
+    if isinstance(value, np.ndarray):
+        return decode_array(value)
     return value if isinstance(value, str) else Broken(f"{_described(value)} is neither a text nor a picture")
 
 
@@ -64,9 +73,9 @@ def decode_stored(value: Any) -> np.ndarray[Any, Any] | Broken:
     """A label map as it is stored: an array, nested lists, or an encoded picture whose values are the labels."""
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
-    if not isinstance(value, bytes | Path):
-        return np.asarray(value)
     try:
+        if not isinstance(value, bytes | Path):
+            return np.asarray(value)
         with Image.open(value if isinstance(value, Path) else io.BytesIO(value)) as picture:
             return np.asarray(picture)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

@@ -20,7 +20,10 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 
 
 def open_npz(path: Path, split: Split) -> Source:
-    """The array that a split names: pictures [N, H, W, 3] (or grey, or channels first) as uint8, or texts [N]."""
+    """The array that a split names: pictures [N, H, W, 3] (or grey, or channels first), or texts [N].
+
+    Pictures are uint8, or floats in [0, 1] with channels.
+    """
     if len(split.x) != 1:
         what = f"names {len(split.x)} arrays of items, not one"
         raise UsageError(what, where=said_at(split, str(path)), hint="such as `x: test_x`")
@@ -39,7 +42,7 @@ def open_npz(path: Path, split: Split) -> Source:
         decode=lambda item: item,
         place=lambda index: f"{path}: `{name}` item {index}",
         labels=None if labels is None else lambda indices: labels[np.asarray(indices, dtype=np.int64)],
-        pictures=items.dtype == np.uint8,
+        pictures=items.dtype.kind != "U",
     )
 
 
@@ -91,11 +94,12 @@ def _picked(path: Path, name: str, split: Split) -> NDArray[Any]:
 
 
 def _check_items(array: NDArray[Any], where: str) -> None:
-    """Pictures are uint8, texts Unicode; anything else was preprocessed already, or is no input."""
+    """Pictures are uint8 or floats, texts Unicode; anything else is no input."""
     texts = array.dtype.kind == "U" and array.ndim == 1
     sides = (array.shape[1], array.shape[-1]) if array.ndim == 4 else ()
-    pictures = array.dtype == np.uint8 and (array.ndim == 3 or 3 in sides or 1 in sides)
+    coloured = 3 in sides or 1 in sides
+    pictures = (array.dtype == np.uint8 and (array.ndim == 3 or coloured)) or (array.dtype.kind == "f" and coloured)
     if not texts and not pictures:
         shape = "x".join(map(str, array.shape))
-        hint = "pictures are uint8 [N, H, W, 3], texts an array of Unicode [N]"
+        hint = "pictures are uint8 [N, H, W, 3] or floats in [0, 1], texts an array of Unicode [N]"
         raise BadFile(f"neither pictures nor texts: {array.dtype} {shape}", where=where, hint=hint)

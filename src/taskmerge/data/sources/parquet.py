@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from taskmerge.data.sources.columns import lists, values_of
 from taskmerge.data.sources.contract import Indices, Source, existing, no_such_column, state_of
 from taskmerge.data.sources.decode import decode_row
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
 
-ROWS_AT_A_TIME = 256
+ROWS_AT_A_TIME = 64
 
 
 def open_parquet(path: Path, split: Split) -> Source:
@@ -31,7 +32,7 @@ def open_parquet(path: Path, split: Split) -> Source:
         decode=decode_row,
         place=lambda index: f"{path}: row {index}",
         labels=None if y is None else lambda indices: [row[0] for row in _read(files, counts, (y,), indices)],
-        pictures=_holds_bytes(files[0], split.x[0]),
+        pictures=_holds_pictures(files[0], split.x[0]),
     )
 
 
@@ -62,8 +63,8 @@ def _groups(parquet: Any, columns: Sequence[str], rows: Sequence[int]) -> Iterat
         for batch in parquet.iter_batches(ROWS_AT_A_TIME, row_groups=[number], columns=list(columns)):
             wanted = [row - start for row in _between(rows, start, start + batch.num_rows)]
             if wanted:
-                values = [batch.column(batch.schema.get_field_index(name)).take(wanted).to_pylist() for name in columns]
-                yield from zip(*values, strict=True)
+                rows_of = batch.take(wanted)
+                yield from zip(*(values_of(rows_of.column(name)) for name in columns), strict=True)
             start += batch.num_rows
 
 
@@ -88,9 +89,10 @@ def _rows(file: Path, columns: Sequence[str], split: Split) -> int:
     return count
 
 
-def _holds_bytes(file: Path, column: str) -> bool:
+def _holds_pictures(file: Path, column: str) -> bool:
+    """Whether a column has bytes, or arrays, and no texts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kind = pq.read_schema(file).field(column).type
-    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) or lists(kind)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.hub import EXTRA, load_hub_dataset
+from taskmerge.data.sources.columns import lists, values_of
 from taskmerge.data.sources.contract import Indices, Source, existing, no_such_column, said_at, state_of
 from taskmerge.data.sources.decode import decode_row
 from taskmerge.errors import BadFile, UsageError, unknown_name
@@ -57,8 +58,8 @@ def _source(found: Any, split: Split, where: str, identity: tuple[str, ...]) -> 
     for column, kind in kinds.items():
         if isinstance(kind, datasets.Image):
             found = found.cast_column(column, datasets.Image(decode=False))
-    items = found.select_columns(list(split.x)).with_format(None)
-    labels = None if split.y is None else found.select_columns([split.y]).with_format(None)
+    items = found.select_columns(list(split.x)).with_format("arrow")
+    labels = None if split.y is None else found.select_columns([split.y]).with_format("arrow")
     names = getattr(kinds[split.y], "names", None) if split.y is not None else None
     return Source(
         where=where,
@@ -67,16 +68,16 @@ def _source(found: Any, split: Split, where: str, identity: tuple[str, ...]) -> 
         read=lambda indices: _read(items, split.x, indices),
         decode=decode_row,
         place=lambda index: f"{where}: item {index}",
-        labels=None if labels is None else lambda indices: labels.select(indices)[:][split.y],
+        labels=None if labels is None else lambda indices: values_of(labels.select(indices)[:][split.y]),
         class_names=tuple(names) if names else None,
-        pictures=isinstance(kinds[split.x[0]], datasets.Image),
+        pictures=isinstance(kinds[split.x[0]], datasets.Image) or lists(kinds.arrow_schema.field(split.x[0]).type),
     )
 
 
 def _read(items: Any, columns: Sequence[str], indices: Indices) -> Iterator[tuple[Any, ...]]:
     for start in range(0, len(indices), ROWS_AT_A_TIME):
         rows = items[list(indices[start : start + ROWS_AT_A_TIME])]
-        yield from zip(*(rows[column] for column in columns), strict=True)
+        yield from zip(*(values_of(rows[column]) for column in columns), strict=True)
 
 
 def _chosen(known: list[str], split: Split, name: str, where: str) -> str:
