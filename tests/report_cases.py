@@ -57,12 +57,12 @@ def report(
     **changes: Any,
 ) -> Report:
     """The experts, the base and some checkpoints on every task."""
-    made = _report(tuple(tasks.items()), tuple(checkpoints), cross, tuple(corruptions), compare, n, seed)
-    return replace(made, **changes)
+    found = made(tuple(tasks.items()), tuple(checkpoints), cross, tuple(corruptions), compare, n, seed)
+    return replace(found, **changes)
 
 
 @cache
-def _report(
+def made(
     named: tuple[tuple[str, str], ...],
     checkpoints: tuple[str, ...],
     cross: bool,
@@ -71,6 +71,7 @@ def _report(
     n: int,
     seed: int,
 ) -> Report:
+    """`report` without changes, made once."""
     tasks = dict(named)
     generator = torch.Generator().manual_seed(seed)
     labels = {task: labels_for(metric, n, generator) for task, metric in tasks.items()}
@@ -96,7 +97,7 @@ def _report(
                     comparisons.append(said | discrepancy(*pair))
                     related += [said | one for one in correlations(*pair)]
     groups = {one: "experts" if one.startswith("expert:") else one for one in encoders}
-    made = normalised(rows)
+    relative = normalised(rows)
     plain = {"split": "test", "n": n, "corruption": None, "severity": None}
     return Report(
         version="0.1.0",
@@ -104,8 +105,8 @@ def _report(
         split="test",
         checkpoints=tuple({"name": one, "kind": "checkpoint", "digest": "00"} for one in encoders),
         data=tuple({"task": task, "fingerprint": f"{task}{seed}", **plain} for task in tasks),
-        rows=tuple(made),
-        averages=averages(made, groups),
+        rows=tuple(relative),
+        averages=averages(relative, groups),
         comparisons=tuple(comparisons),
         correlations=tuple(related),
         timing={"total": 1.5},

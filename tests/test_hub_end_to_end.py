@@ -21,7 +21,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save, save_file
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import matthews_corrcoef
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 
@@ -197,7 +199,8 @@ def photographs(seed: int, mode: str) -> list[Image.Image]:
     sizes = [(28, 28)] * COUNT if mode == "L" else [(40 + n, 60 - n) for n in range(COUNT)]
     small = random.integers(0, 256, (COUNT, 5, 5, 3), dtype=np.uint8)
     return [
-        Image.fromarray(one).resize(size, Image.Resampling.BICUBIC).convert(mode) for one, size in zip(small, sizes)
+        Image.fromarray(one).resize(size, Image.Resampling.BICUBIC).convert(mode)
+        for one, size in zip(small, sizes, strict=True)
     ]
 
 
@@ -280,23 +283,24 @@ def test_a_second_run_needs_no_hub(hub: Hub, clip: Clip, environment: dict[str, 
     assert hub.asked == []
 
 
-# --- GLUE: the experts' own heads, texts and pairs of texts ------------------------------------------------------------
+# --- GLUE: the experts' own heads, texts and pairs of texts ----------------------------------------------------------
 
 WORDS = ("a", "film", "worth", "seeing", "the", "dog", "is", "kind", "bad", "on", "under", "never", "blue", "old")
 TEXTS = 24
-PARTS = {"cola": ("sentence",), "rte": ("sentence1", "sentence2"), "stsb": ("sentence1", "sentence2"),
-         "mnli": ("premise", "hypothesis")}
-OUTPUTS = {"stsb": 1, "mnli": 3}
-SPLITS = {"mnli": "validation_matched"}
-SMALL_TEXT = {"vocab_size": 261, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+COLUMNS = {
+    "cola": ("sentence",), "stsb": ("sentence1", "sentence2"), "mnli": ("premise", "hypothesis"),
+    "sst2": ("sentence",), "rte": ("sentence1", "sentence2"),
+}  # fmt: skip
+CLASSES = {"stsb": 1, "mnli": 3}
+METRICS = {"cola": "matthews", "stsb": "pearson+spearman"}
+READ_BY = {"roberta": ("cola", "stsb", "mnli"), "gpt2": ("sst2", "rte")}
+"""The tasks that have data here, by the family whose experts know their labels."""
 
 
 def sentences(task: str) -> list[tuple[str, ...]]:
     """Items of a task: texts, or pairs of texts, of different lengths."""
-    random = np.random.default_rng(len(task))
-    return [
-        tuple(" ".join(random.choice(WORDS, random.integers(1, 9))) for _ in PARTS[task]) for _ in range(TEXTS)
-    ]
+    random = np.random.default_rng(list(COLUMNS).index(task))
+    return [tuple(" ".join(random.choice(WORDS, random.integers(1, 9))) for _ in COLUMNS[task]) for _ in range(TEXTS)]
 
 
 def byte_tokens(*special: str) -> dict[str, int]:
@@ -304,10 +308,11 @@ def byte_tokens(*special: str) -> dict[str, int]:
 
 
 @dataclass
-class Glue:
-    """One family: its tokenizer, its experts as transformers' classifiers, and the labels."""
+class Family:
+    """The tokenizer, the base's tensors, the experts as transformers' classifiers, and labels that they mostly say."""
 
     tokenizer: Any
+    base: dict[str, Tensor]
     experts: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
 
@@ -317,86 +322,155 @@ class Glue:
             return torch.cat([model(**self.tokenizer(*item, return_tensors="pt")).logits for item in sentences(task)])
 
     def add(self, task: str, model: Any) -> None:
-        """An expert, balanced between its classes, and labels that it mostly says."""
         found, random = self.outputs(task, model), np.random.default_rng(7)
-        if OUTPUTS.get(task) == 1:
+        if CLASSES.get(task) == 1:
             self.labels[task] = (found[:, 0].numpy() + random.normal(size=TEXTS) * float(found.std())).tolist()
         else:
-            said = found.argmax(1).numpy()
             noise = random.integers(0, found.shape[1], TEXTS)
-            self.labels[task] = np.where(random.random(TEXTS) < 0.3, noise, said).tolist()
+            self.labels[task] = np.where(random.random(TEXTS) < 0.3, noise, found.argmax(1).numpy()).tolist()
         self.experts[task] = model
 
-    def score(self, task: str, metric: str, model: Any) -> float:
+    def score(self, task: str, body: Mapping[str, Tensor] | None = None) -> float:
+        """Of the task's classifier, with another encoder if one is given, whose names may lack the prefix."""
+        model = self.experts[task]
+        if body is not None:
+            own, prefix = model.state_dict(), f"{model.base_model_prefix}."
+            named = {prefix + name.removeprefix(prefix): one for name, one in body.items()}
+            model = type(model)(model.config).eval()
+            model.load_state_dict({name: named[name] if name.startswith(prefix) else one for name, one in own.items()})
         found, true = self.outputs(task, model), np.array(self.labels[task])
-        if metric == "pearson+spearman":
+        if METRICS.get(task) == "pearson+spearman":
             return float(pearsonr(found[:, 0], true)[0] + spearmanr(found[:, 0], true)[0]) / 2
         said = found.argmax(1).numpy()
-        return float(matthews_corrcoef(true, said) if metric == "matthews" else (true == said).mean())
+        return float(matthews_corrcoef(true, said) if METRICS.get(task) == "matthews" else (true == said).mean())
 
-    def data(self) -> dict[str, bytes]:
-        """The repository of all tasks."""
-        configurations = {}
-        for task, labels in self.labels.items():
-            columns = {name: [item[place] for item in sentences(task)] for place, name in enumerate(PARTS[task])}
-            names = [f"class {n}" for n in range(OUTPUTS.get(task, 2))]
-            kind = datasets.Value("float32") if task == "stsb" else datasets.ClassLabel(names=names)
-            features = {**{name: datasets.Value("string") for name in columns}, "label": kind}
-            configurations[task] = {SPLITS.get(task, "validation"): parquet({**columns, "label": labels}, features)}
-        return data_set(configurations)
+    def scores(self, row: str, body: Mapping[str, Tensor] | None = None) -> dict[tuple[str, str], Any]:
+        """Of all its tasks, as `Program.scores` gives them."""
+        return {(row.format(task), task): pytest.approx(self.score(task, body), abs=1e-5) for task in self.experts}
 
 
-def balanced(model: Any, layer: nn.Linear, outputs: Any) -> None:
-    """Takes the typical output off a classifier's bias, so that all classes are said."""
-    with torch.no_grad():
-        layer.bias.sub_(outputs.median(0).values)
-
-
-def roberta_config(outputs: int = 2) -> Any:
-    special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    return transformers.RobertaConfig(
-        **SMALL_TEXT, **special, intermediate_size=32, max_position_embeddings=514, type_vocab_size=1,
-        num_labels=outputs,
-    )  # fmt: skip
+def table(task: str, labels: Sequence[Any]) -> dict[str, bytes]:
+    """The one split of a task that is scored."""
+    columns = {name: [item[place] for item in sentences(task)] for place, name in enumerate(COLUMNS[task])}
+    kind = datasets.ClassLabel(num_classes=CLASSES.get(task, 2)) if task != "stsb" else datasets.Value("float32")
+    features = {**{name: datasets.Value("string") for name in columns}, "label": kind}
+    return {"validation_matched" if task == "mnli" else "validation": parquet({**columns, "label": labels}, features)}
 
 
 @pytest.fixture(scope="module")
-def roberta(hub: Hub) -> Glue:
-    """All experts are in folders of one repository; the base is a language model with the constant buffer of old."""
-    tokens = byte_tokens("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-    found = Glue(transformers.RobertaTokenizer(tokens, [], model_max_length=512))
-    base = drawn(transformers.RobertaForMaskedLM(roberta_config()), 0)
-    buffer = {"roberta.embeddings.position_ids": torch.arange(514)[None]}
-    state = {name: one for name, one in base.state_dict().items() if name != "lm_head.decoder.weight"}
-    folder = files(base, weights=False) | files(found.tokenizer)
-    hub.repositories["models/FacebookAI/roberta-base"] = folder | {"model.safetensors": save(state | buffer)}
-    experts: dict[str, bytes] = {}
-    for seed, task in enumerate(("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte"), 1):
-        kind = transformers.RobertaForSequenceClassification
-        model = near(kind(roberta_config(OUTPUTS.get(task, 2))), base.state_dict(), seed)
-        if task in PARTS:
-            balanced(model, model.classifier.out_proj, found.outputs(task, model))
-            found.add(task, model)
-        experts[f"{task}/roberta-base_lr1e-05/model.safetensors"] = save(model.state_dict())
-    hub.repositories["models/lu-vae/roberta-glue"] = experts
-    hub.repositories["datasets/nyu-mll/glue"] = found.data()
+def glue(hub: Hub) -> dict[str, Family]:
+    """Both families and the data of their tasks, on the hub under the names of the packaged suites."""
+    found = {"roberta": roberta(hub), "gpt2": gpt2(hub)}
+    labels = {task: one for family in found.values() for task, one in family.labels.items()}
+    hub.repositories["datasets/nyu-mll/glue"] = data_set({task: table(task, one) for task, one in labels.items()})
     return found
 
 
-METRICS = {"cola": "matthews", "rte": "accuracy", "stsb": "pearson+spearman", "mnli": "accuracy"}
+def roberta(hub: Hub) -> Family:
+    """All experts are in folders of one repository; the base is a language model with the constant buffer of old."""
+    tokens = byte_tokens("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    tokenizer = transformers.RobertaTokenizer(tokens, [], model_max_length=512)
+    settings = {**SMALL, "vocab_size": len(tokens), "max_position_embeddings": 514, "type_vocab_size": 1}
+    base = drawn(transformers.RobertaForMaskedLM(transformers.RobertaConfig(**settings)), 0)
+    state = {name: one for name, one in base.state_dict().items() if not name.startswith("lm_head.decoder")}
+    buffer = {"roberta.embeddings.position_ids": torch.arange(514)[None]}
+    hub.repositories["models/FacebookAI/roberta-base"] = {
+        **files(base, weights=False), **files(tokenizer), "model.safetensors": save(state | buffer)
+    }  # fmt: skip
+    found, experts = Family(tokenizer, state), {}
+    for seed, task in enumerate(one.name for one in load_suite(packaged()["glue-roberta-base-8"]).tasks):
+        config = transformers.RobertaConfig(**settings, num_labels=CLASSES.get(task, 2))
+        model = near(transformers.RobertaForSequenceClassification(config), state, 1 + seed)
+        if task in READ_BY["roberta"]:
+            with torch.no_grad():  # all classes are said
+                model.classifier.out_proj.bias.sub_(found.outputs(task, model).median(0).values)
+            found.add(task, model)
+        experts[f"{task}/roberta-base_lr1e-05/model.safetensors"] = save(model.state_dict())
+    hub.repositories["models/lu-vae/roberta-glue"] = experts
+    return found
 
 
-def with_body(model: Any, body: Mapping[str, Tensor], prefix: str) -> Any:
-    """A classifier whose encoder has other weights."""
-    state = {name: one for name, one in body.items() if name.startswith(prefix)}
-    model.load_state_dict(model.state_dict() | {name: state[name] for name in model.state_dict() if name in state})
-    return model
+def gpt2(hub: Hub) -> Family:
+    """Experts are classifiers with a tokenizer in their repository; the base is the bare encoder, its masks saved."""
+    tokenizer = transformers.GPT2Tokenizer(byte_tokens("<|endoftext|>"), [], model_max_length=1024)
+    special = {"bos_token_id": 0, "eos_token_id": 0}
+    settings = {"vocab_size": 257, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 1024, **special}
+    base = drawn(transformers.GPT2Model(transformers.GPT2Config(**settings)), 0)
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 8, 8).tril() for layer in range(2)}
+    weights = {"model.safetensors": save(base.state_dict() | masks)}
+    hub.repositories["models/openai-community/gpt2"] = files(base, weights=False) | weights
+    found = Family(tokenizer, base.state_dict())
+    start = {f"transformer.{name}": one for name, one in found.base.items()}
+    for seed, task in enumerate(one.name for one in load_suite(packaged()["glue-gpt2-7"]).tasks):
+        config = transformers.GPT2Config(**settings, num_labels=CLASSES.get(task, 2), pad_token_id=0)
+        model = near(transformers.GPT2ForSequenceClassification(config), start, 1 + seed)
+        if task in READ_BY["gpt2"]:
+            found.add(task, model)
+        hub.repositories[f"models/tanganke/gpt2_{task}"] = files(model) | files(tokenizer)
+    return found
 
 
-def test_debug(hub, roberta, program):
-    tasks="cola,rte,stsb,mnli"
-    found=program.scores("experts","base","--suite","glue-roberta-base-8","--tasks",tasks)
-    print(found); print("\n".join(program.said))
-    print({t: roberta.score(t,METRICS[t],m) for t,m in roberta.experts.items()})
-    print(hub.downloads())
-    print(program("merge","--suite","glue-roberta-base-8","-m","task_arithmetic","-o","/tmp/hm2.safetensors","--overwrite"), "\n".join(program.said))
+SUITES = {"glue-roberta-base-8": "roberta", "glue-gpt2-7": "gpt2"}
+CLASSIFIERS = {  # not merged: every task has its own
+    "glue-roberta-base-8": ("--exclude", "classifier.*"),
+    "glue-gpt2-7": ("--exclude", "score.weight", "--strip-prefix", "transformer."),
+}
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_classifiers_and_base_score_as_transformers_classifiers_do(
+    glue: dict[str, Family], program: Program, suite: str
+) -> None:
+    family = glue[SUITES[suite]]
+    found = program.scores("experts", "base", "--suite", suite, "--tasks", ",".join(family.experts))
+    assert found == family.scores("expert:{}") | family.scores("base", family.base)
+    for task in family.experts:
+        assert found[f"expert:{task}", task] > found["base", task], "scores that tell apart"
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_encoders_of_classifiers_are_merged_and_scored_with_the_experts_heads(
+    glue: dict[str, Family], program: Program, tmp_path: Path, suite: str
+) -> None:
+    family, merged = glue[SUITES[suite]], tmp_path / "merged.safetensors"
+    program("merge", "--suite", suite, "-m", "task_arithmetic", *CLASSIFIERS[suite], "-o", merged)
+    assert any(f"merging the {suite[-1]} experts" in line for line in program.said)
+    found = program.scores(f"merged={merged}", "--suite", suite, "--tasks", ",".join(family.experts))
+    assert found == family.scores("merged", load_file(merged))
+
+
+def test_roberta_of_seven_tasks_is_that_of_eight_without_one(glue: dict[str, Family], program: Program) -> None:
+    found = program.scores("experts", "--suite", "glue-roberta-base-7", "--tasks", "cola,mnli")
+    wanted = glue["roberta"].scores("expert:{}")
+    assert found == {key: value for key, value in wanted.items() if key[1] != "stsb"}
+
+
+# --- NYUv2: maps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_nyuv2_with_ones_own_checkpoints(hub: Hub, program: Program, tmp_path: Path) -> None:
+    """The packaged suite printed and copied, as its notes say, and the public data's columns: arrays, not pictures."""
+    from torchvision.models import resnet50
+    from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+    path = tmp_path / "suite.yaml"
+    path.write_text(program("suites", "nyuv2-resnet50", "--yaml"))
+    save_file(resnet50().state_dict(), tmp_path / "base.safetensors")
+    (tmp_path / "heads").mkdir()
+    for task, outputs in (("segmentation", 13), ("depth", 1), ("normals", 3)):
+        (tmp_path / f"{task}.safetensors").symlink_to(tmp_path / "base.safetensors")
+        save_file(DeepLabHead(2048, outputs).state_dict(), tmp_path / "heads" / f"{task}.safetensors")
+    size, random = (24, 32), np.random.default_rng(0)
+    arrays = {"image": (3, "float32"), "depth": (1, "float32"), "normal": (3, "float32"), "noise": (1, "float32")}
+    features = {name: datasets.Array3D((first, *size), kind) for name, (first, kind) in arrays.items()}
+    rows = {name: list(random.random((3, first, *size), dtype=np.float32)) for name, (first, _) in arrays.items()}
+    rows["segmentation"] = list(random.integers(-1, 13, (3, *size)))
+    table = parquet(rows, {**features, "segmentation": datasets.Array2D(size, "int64")})
+    hub.repositories["datasets/tanganke/nyuv2"] = data_set({"default": {"train": table, "val": table}})
+    found = program.scores("experts", "base", "--suite", path)
+    for task in ("segmentation", "depth", "normals"):
+        assert found[f"expert:{task}", task] == found["base", task] > 0
+    true = np.stack(rows["segmentation"])
+    assert found["base", "segmentation"] < 0.5
+    assert (true == -1).any(), "pixels without a class"

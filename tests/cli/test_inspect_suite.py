@@ -13,6 +13,7 @@ import torch
 from merge_cases import refused, run, save, tree
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.specs.suite_file import packaged
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny"
 SUITE = """\
@@ -150,3 +151,10 @@ def test_a_suite_that_is_wrong_in_itself(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("expert:", "expret:"))
     refused(2, "inspect", path, says=("suite.yaml:6:5", "did you mean `expert`?"))
     refused(3, "inspect", tmp_path / "nothing.yaml", says=("there is no such file",))
+
+
+def test_what_is_on_the_hub_is_not_called_complete() -> None:
+    outcome = run("inspect", packaged()["clip-vit-b-32-8"])
+    assert outcome.code == 0
+    assert "8 tasks, complete but for the hub, which was not asked" in outcome.out
+    assert "mnist: classification, accuracy, 10 classes, 1 template\n" in outcome.out

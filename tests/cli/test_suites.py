@@ -56,7 +56,10 @@ def test_a_copy_of_the_file_is_a_suite(tmp_path: Path) -> None:
         (("clip-vit-b-33-8",), "did you mean `clip-vit-b-32-8`?"),
         (("clip-vit-b-32-8", "--classes", "eurosatt"), "did you mean `eurosat`?"),
         (("--classes", "eurosatt"), "did you mean `eurosat`?"),
+        (("--yaml",), "--yaml: prints the file of one suite"),
+        (("clip-vit-b-32-8", "--yaml", "--json"), "--yaml: prints the file of one suite"),
+        (("clip-vit-b-32-8", "--yaml", "--classes", "mnist"), "--yaml: prints the file of one suite"),
     ],
 )
-def test_unknown_names(arguments: tuple[str, ...], says: str) -> None:
+def test_unknown_names_and_contradictions(arguments: tuple[str, ...], says: str) -> None:
     refused(2, "suites", *arguments, says=(says,))

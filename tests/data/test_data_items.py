@@ -23,7 +23,7 @@ from taskmerge.data.cache import default_cache
 from taskmerge.data.datasets import load_items
 from taskmerge.data.items import Items
 from taskmerge.data.labels import match_classes
-from taskmerge.errors import BadFile, UsageError
+from taskmerge.errors import BadFile, Mismatch, UsageError
 from taskmerge.specs.suite import Split
 
 
@@ -56,6 +56,7 @@ def test_a_limit_draws_by_the_seed_alone(tmp_path: Path) -> None:
     assert same(load(split, limit=200), whole)
     # written down, so that another machine or version draws the same
     assert load(split, limit=5).indices.tolist() == DRAWN
+    assert len(load(split, limit=1)) == 1
     with pytest.raises(UsageError, match="leaves nothing"):
         load(split, limit=0)
 
@@ -190,18 +191,23 @@ def test_numbers_for_regression(tmp_path: Path) -> None:
 
 
 def test_maps_of_classes(tmp_path: Path) -> None:
-    maps = np.arange(24).reshape(2, 3, 4).astype(np.uint8) % 3
+    maps = (np.arange(2 * 16 * 16).reshape(2, 16, 16) % 3).astype(np.uint8)
     maps[0, 0, 0] = 255
     items = load(npz(tmp_path / "a.npz", x=pictures(2), y=maps[..., None]), kind="segmentation")
     assert items.labels is not None
     assert items.labels.dtype == torch.int64
     assert items.labels.tolist() == np.where(maps == 255, -1, maps.astype(int)).tolist()
+    floats = load(npz(tmp_path / "a.npz", x=pictures(2), y=maps.astype(np.float32)), kind="segmentation")
+    assert floats.labels is not None
+    assert torch.equal(floats.labels, items.labels)
+    with pytest.raises(BadFile, match="class maps are float32, not integers"):
+        load(npz(tmp_path / "a.npz", x=pictures(2), y=maps / np.float32(2)), kind="segmentation")
     maps[1, 2, 3] = 3
     with pytest.raises(BadFile, match="item 1: label 3 is outside the 3 classes"):
         load(npz(tmp_path / "a.npz", x=pictures(2), y=maps), kind="segmentation")
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("depth", (2, 3, 4)), ("normals", (2, 3, 5, 4))])
+@pytest.mark.parametrize(("kind", "shape"), [("depth", (2, 16, 16)), ("normals", (2, 3, 16, 16))])
 def test_maps_of_numbers(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
     maps = np.random.default_rng(0).normal(size=shape)
     last = maps.transpose(0, 2, 3, 1) if kind == "normals" else maps[:, None]
@@ -214,6 +220,8 @@ def test_maps_of_numbers(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> N
         load(npz(tmp_path / "a.npz", x=pictures(2), y=maps), kind=kind)
     with pytest.raises(BadFile, match="map has the shape"):
         load(npz(tmp_path / "a.npz", x=pictures(2), y=np.zeros((2, 5))), kind=kind)
+    with pytest.raises(Mismatch, match="label maps are 8x8, pictures 16x16"):
+        load(npz(tmp_path / "a.npz", x=pictures(2), y=np.ones_like(maps[..., ::2, ::2])), kind=kind)
 
 
 @given(st.lists(st.sampled_from("aAbBcC_-"), min_size=1, max_size=5, unique=True), st.data())
@@ -251,6 +259,7 @@ def test_what_is_kept_comes_back_bit_for_bit(tmp_path: Path) -> None:
     made, found = load(split, first, cache=cache), load(split, second, cache=cache)
     assert same(made, found)
     assert same(made, load(split))
+    assert not [one for one in Path("/proc/self/fd").glob("*") if str(one.resolve()).startswith(str(cache))], "closed"
     assert first.seen
     assert not second.seen
     assert len(kept(cache)) == 1

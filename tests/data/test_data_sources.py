@@ -68,6 +68,16 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
             load(Split("npz", tmp_path / "a.npz", ("x",)))
 
 
+def test_texts_in_an_array(tmp_path: Path) -> None:
+    items = load(npz(tmp_path / "a.npz", x=np.array(["one", "öh", "three"]), y=np.array([0, 2, 1])), Bytes())
+    assert texts_of(items) == ["one", "öh", "three"]
+    for x in (np.array([b"one"]), np.array([["one"]]), np.arange(3.0)):
+        with pytest.raises(BadFile, match="neither pictures nor texts"):
+            load(npz(tmp_path / "a.npz", x=x), Bytes())
+    with pytest.raises(BadFile, match="is a single value"):
+        load(npz(tmp_path / "a.npz", x=np.array("one")), Bytes())
+
+
 def test_a_missing_array_is_named_with_those_there(tmp_path: Path) -> None:
     split = npz(tmp_path / "a.npz", test_x=pictures(2), test_y=np.zeros(2, int))
     with pytest.raises(
@@ -134,6 +144,14 @@ def test_folders_are_matched_to_classes_by_name(tmp_path: Path) -> None:
     assert items.labels.tolist() == [1, 1, 0, 0, 2, 2]  # folders in sorted order, capitals first
     assert len(told) == 1
     assert "by name" in told[0]
+
+
+def test_only_folders_that_are_shown_are_classes(tmp_path: Path) -> None:
+    split = class_folders(tmp_path / "d", ["a", "b", ".hidden"])
+    (tmp_path / "d" / "README.md").write_text("pictures of a and b")
+    items = load(split, classes=["a", "b"])
+    assert items.labels is not None
+    assert items.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_some_folders_of_a_task_are_matched_by_name_too(tmp_path: Path) -> None:
@@ -308,6 +326,8 @@ def test_bad_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "b.parquet")
     with pytest.raises(UsageError, match=r"no column `texts`\nhint: did you mean `text`"):
         load(Split("parquet", tmp_path / "b.parquet", ("texts",)), Bytes())
+    with pytest.raises(UsageError, match="names no column"):
+        load(Split("parquet", tmp_path / "b.parquet"), Bytes())
     big = pa.table({"text": [f"{n}" * 50 for n in range(500)]})
     pq.write_table(big, tmp_path / "c.parquet", compression="zstd")
     raw = bytearray((tmp_path / "c.parquet").read_bytes())
@@ -346,6 +366,37 @@ def test_saved_data_sets(tmp_path: Path) -> None:
         load_items(task(many, dev=many), "dev", Squares(), resolve=lambda path: path)  # type: ignore[arg-type, return-value]
     with pytest.raises(UsageError, match=r"no column `labels`"):
         load(replace(split, y="labels"))
+    with pytest.raises(UsageError, match=r"names no column\nhint: such as `x: image`; it has image, label"):
+        load(replace(split, x=()))
+
+
+def turned(path: Path) -> bytes:
+    """A picture that its camera says to turn."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pictures(1)[0]).save(path, "PNG", exif=exif)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet"])
+def test_pictures_in_columns_are_upright_and_the_broken_are_named(tmp_path: Path, form: str) -> None:
+    rows = [{"bytes": turned(tmp_path / "a.png"), "path": None}, {"bytes": b"\x89PNG\r\n\x1a\n", "path": None}]
+    if form == "saved":
+        datasets.Dataset.from_dict(
+            {"image": rows, "label": [1, 2]},
+            features=datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}),
+        ).save_to_disk(tmp_path / "d")
+        split = Split("datasets", tmp_path / "d", ("image",), "label")
+    else:
+        pq.write_table(pa.table({"image": rows, "label": [1, 2]}), tmp_path / "a.parquet")
+        split = Split("parquet", tmp_path / "a.parquet", ("image",), "label")
+    with pytest.raises(BadFile, match=r"(item|row) 1: cannot be decoded"):
+        load(split)
+    items = load(split, skip_bad=True)
+    upright = torch.from_numpy(np.rot90(pictures(1)[0], -1).copy()).permute(2, 0, 1)
+    assert torch.equal(items.inputs["pixels"], upright[None])
+    assert items.labels is not None
+    assert items.labels.tolist() == [1]
 
 
 def test_classes_of_a_data_set_in_another_order_are_matched_by_name(tmp_path: Path) -> None:

@@ -304,6 +304,12 @@ def test_every_set_that_is_not_there_says_so(tmp_path: Path, name: str) -> None:
     )
 
 
+def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known.MNIST, "download", lambda self: pytest.fail("asked for a download"))
+    with pytest.raises(BadFile):
+        load(Split("torchvision", tmp_path, (), "label", "MNIST", None, "train"))
+
+
 def test_the_hint_is_the_command_that_downloads_it(tmp_path: Path) -> None:
     for case, said in (("SVHN", "split='test'"), ("EMNIST letters", "split='letters', train=False")):
         with pytest.raises(BadFile) as caught:

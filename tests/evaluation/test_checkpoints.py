@@ -122,6 +122,12 @@ def test_an_adapted_folder_brings_its_heads(folder: Path) -> None:
     assert found.heads.samefile(home / "heads")
 
 
+def test_a_protocol_that_is_no_text_is_none(folder: Path) -> None:
+    (adapted(folder) / "folder.json").write_text(json.dumps({"method": "tint", "protocol": ["adapt"]}))
+    (found,) = opened(["adapted"], suite(folder))
+    assert found.protocol is None
+
+
 @pytest.mark.parametrize("part", ["blocks", "adapters", "tasks"])
 def test_parts_that_cannot_be_applied_are_refused_by_name(folder: Path, part: str) -> None:
     adapted(folder, **{part: "cars.safetensors"})

@@ -236,6 +236,9 @@ def test_depth_without_a_measurement_and_zero_normals_count_nowhere() -> None:
     said = torch.tensor([[3.0, 0, 0], [5, 0, 0], [1.0, 0, 0]]).T.reshape(1, 3, 1, 3)
     assert score("angle", said, true)[0].value == pytest.approx(45.0)  # 0 and 90 degrees
     assert score("angle", torch.zeros_like(said), true)[0].value == pytest.approx(90.0)
+    many = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    assert score("angle", 0.3 * many, many)[0].value == pytest.approx(0, abs=1e-4)  # no cosine is above 1
+    assert score("angle", -0.3 * many, many)[0].value == pytest.approx(180, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +251,7 @@ def test_depth_without_a_measurement_and_zero_normals_count_nowhere() -> None:
         ("accuracy", torch.tensor([[0.0, math.nan]]), torch.tensor([0]), BadNumber),
         ("accuracy", torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), BadFile),
         ("pearson", torch.zeros(3, 2), torch.zeros(3), Mismatch),
+        ("pearson", torch.zeros(3), torch.zeros(3, 1), Mismatch),
         ("pearson", torch.zeros(3), torch.tensor([0, math.nan, 1]), BadFile),
         ("pearson", torch.tensor([0, math.inf, 1]), torch.zeros(3), BadNumber),
         ("miou", torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 4, dtype=torch.long), Mismatch),
@@ -255,6 +259,7 @@ def test_depth_without_a_measurement_and_zero_normals_count_nowhere() -> None:
         ("miou", torch.zeros(1, 2, 1, 1), torch.full((1, 1, 1), -1), BadFile),
         ("abs_error", torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), BadFile),
         ("angle", torch.zeros(1, 2, 2, 2), torch.zeros(1, 2, 2, 2), Mismatch),
+        ("angle", torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 3), Mismatch),
         ("acuracy", torch.zeros(1, 2), torch.tensor([0]), UsageError),
     ],
 )

@@ -55,8 +55,9 @@ def test_a_file_head_is_its_formula(tmp_path: Path, normalised: bool) -> None:
     head = load_head(task(head_file(tmp_path, weight, bias)), plain(5, normalised=normalised), resolve=local)
     z = features / features.norm(dim=1, keepdim=True) if normalised else features
     torch.testing.assert_close(head(features), z @ weight.T + bias)
-    half = load_head(task(head_file(tmp_path, weight.half())), plain(5, normalised=normalised), resolve=local)
-    torch.testing.assert_close(half(features), z @ weight.half().float().T)
+    file = head_file(tmp_path, weight.half(), bias.half())
+    half = load_head(task(file), plain(5, normalised=normalised), resolve=local)
+    torch.testing.assert_close(half(features), z @ weight.half().float().T + bias.half().float())
     assert head_classes(head) == head_classes(half) == 3
     assert head_classes(lambda features: features) is None
 
@@ -128,30 +129,40 @@ def test_zero_shot_says_what_it_lacks(tmp_path: Path) -> None:
     good = task("zero_shot", classes=COLOURS, templates=TEMPLATES)
     with pytest.raises(UsageError, match="the base's text tower"):
         load_head(good, backbone, resolve=local)
-    with pytest.raises(UsageError, match="`templates`"):
+    with pytest.raises(UsageError, match="`templates`") as caught:
         load_head(task("zero_shot", classes=COLOURS), backbone, resolve=local, base=base)
+    assert caught.value.where == "suite.yaml:7:3"
+    with pytest.raises(Mismatch, match="prompts have 12 numbers, features 13"):
+        load_head(good, replace(backbone, width=13), resolve=local, base=base)
     with pytest.raises(UsageError, match="`classes`"):
         load_head(task("zero_shot", classes=0, templates=TEMPLATES), backbone, resolve=local, base=base)
     with pytest.raises(UsageError, match="text tower"):
         load_head(good, plain(12, normalised=True), resolve=local, base=base)
-    with pytest.raises(Mismatch, match="lacks") as caught:
+    with pytest.raises(Mismatch, match=r"lacks (\d+) of \1 tensors: .*, .* and \d+ more") as lacking:
         load_head(good, backbone, resolve=local, base=bare)
-    assert caught.value.where == str(tmp_path / "bare.safetensors")
+    assert lacking.value.where == str(tmp_path / "bare.safetensors")
+    turned = {**state, "text_projection": state["text_projection"].T.reshape(12, 16)}
+    with pytest.raises(Mismatch, match=r"`text_projection` is \[12, 16\], expected \[16, 12\]"):
+        load_head(good, backbone, resolve=local, base=open_checkpoint(saved(tmp_path / "turned.safetensors", turned)))
 
 
 def test_a_tokenizer_that_does_not_fit_or_cannot_be_read_is_named(tmp_path: Path) -> None:
     spec = clip_spec(tmp_path)
     backbone = build(replace(spec, tokenizer=None), resolve=local)
     base = open_checkpoint(saved(tmp_path / "base.safetensors", clip_model().state_dict()))
-    with pytest.raises(Mismatch, match="49407, the text tower has 516"):
+    with pytest.raises(Mismatch, match="49408 tokens, the text tower 516"):
         load_head(task("zero_shot", classes=COLOURS, templates=TEMPLATES), backbone, resolve=local, base=base)
     damaged = tmp_path / "damaged.txt.gz"
     damaged.write_bytes((tmp_path / "bpe.txt.gz").read_bytes()[:-9])
     for path in (damaged, tmp_path / "model.json", tmp_path / "none.txt.gz"):
         backbone = build(replace(spec, tokenizer=Tokenizer(bpe=path)), resolve=local)
-        with pytest.raises(BadFile, match="no BPE file") as caught:
+        with pytest.raises(BadFile, match=r"no BPE file|no such file") as caught:
             load_head(task("zero_shot", classes=COLOURS, templates=TEMPLATES), backbone, resolve=local, base=base)
         assert caught.value.where == str(path)
+    (tmp_path / "empty.txt.gz").touch()  # no merges are a vocabulary too, of other numbers
+    backbone = build(replace(spec, tokenizer=Tokenizer(bpe=tmp_path / "empty.txt.gz")), resolve=local)
+    with pytest.raises(Mismatch, match="514 tokens, the text tower 516"):
+        load_head(task("zero_shot", classes=COLOURS, templates=TEMPLATES), backbone, resolve=local, base=base)
 
 
 @pytest.mark.parametrize("family", sorted(set(CLASSIFIERS) - {"vit"}))

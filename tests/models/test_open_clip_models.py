@@ -42,8 +42,6 @@ def test_arrays_and_pictures_are_the_same_inputs(tmp_path: Path) -> None:
         assert of_pictures.dtype == torch.uint8
         assert of_pictures.shape == (3, 3, 16, 16)
         assert torch.equal(prepare(arrays)["pixels"], of_pictures)
-        assert torch.equal(prepare(list(arrays / 255))["pixels"], of_pictures)
-        assert torch.equal(prepare(list(arrays.transpose(0, 3, 1, 2)))["pixels"], of_pictures)
     assert prepare([])["pixels"].shape == (0, 3, 16, 16)
 
 
@@ -53,7 +51,7 @@ def test_texts_are_a_mismatch(tmp_path: Path, raw: list[object]) -> None:
         build(clip_spec(tmp_path), resolve=local).prepare(raw)
 
 
-@pytest.mark.parametrize("raw", [np.zeros((1, 16, 16, 4), np.uint8), np.full((1, 16, 16, 3), 7.0), np.zeros((1, 5))])
+@pytest.mark.parametrize("raw", [np.zeros((1, 16, 16, 4), np.uint8), np.full((1, 16, 16, 3), 0.5), np.zeros((1, 5))])
 def test_what_is_no_picture_is_named(tmp_path: Path, raw: np.ndarray) -> None:
     with pytest.raises(BadFile, match="item 0"):
         build(clip_spec(tmp_path), resolve=local).prepare(raw)
@@ -118,6 +116,7 @@ def test_a_folder_with_open_clip_config_and_its_preprocessing(tmp_path: Path) ->
         (None, BadFile, "cannot be read"),
         ("{", BadFile, "no JSON"),
         ("[]", BadFile, "JSON object"),
+        ('{"model_cfg": 3}', BadFile, "JSON object"),
         ('{"embed_dim": 1}', BadFile, "lacks vision_cfg, text_cfg"),
         ('{"embed_dim": 1, "vision_cfg": 1, "text_cfg": {}}', BadFile, "lacks vision_cfg"),
         (json.dumps({**CLIP, "vision_cfg": {"colour": 1}}), BadFile, "colour"),

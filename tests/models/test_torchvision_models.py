@@ -54,6 +54,7 @@ def dense_task(head: Any, kind: Kind = "segmentation", classes: int = 4) -> Task
 
 def test_maps_are_those_of_torchvisions_model(reference: Any, backbone: Backbone, model_file: Checkpoint) -> None:
     given = pictures(2, 32, 48)
+    assert not backbone.normalised
     fill(backbone, model_file)
     head = load_head(dense_task("expert"), backbone, resolve=local, expert=model_file)
     values = torch.from_numpy(given).permute(0, 3, 1, 2) / 255

@@ -99,6 +99,9 @@ def test_an_empty_text_has_finite_features(tmp_path: Path) -> None:
         assert bool(backbone.module(backbone.prepare(["", "a film"])).isfinite().all())
         assert bool(backbone.module(backbone.prepare([""])).isfinite().all())
     assert backbone.prepare([])["input_ids"].shape[0] == 0
+    assert {name: one.tolist() for name, one in backbone.prepare([""]).items()} == {
+        "input_ids": [[0]], "attention_mask": [[1]]
+    }  # fmt: skip
 
 
 def test_texts_are_cut_to_max_length(tmp_path: Path) -> None:
@@ -150,6 +153,17 @@ def test_a_missing_tokenizer_is_one_error_that_names_the_folder(tmp_path: Path, 
         build(BackboneSpec("transformers", folder), resolve=local)
     with pytest.raises(BadFile, match="no such folder"):
         build(BackboneSpec("transformers", folder, Tokenizer(folder=tmp_path / "none")), resolve=local)
+
+
+def test_a_tokenizer_without_padding_needs_an_end(tmp_path: Path) -> None:
+    folder = text_folder(tmp_path, config_of("gpt2"))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            said = json.loads((folder / name).read_text())
+            said.pop("eos_token", None)
+            (folder / name).write_text(json.dumps(said))
+    with pytest.raises(BadFile, match="neither a padding nor an end token"):
+        build(BackboneSpec("transformers", folder), resolve=local)
 
 
 def test_a_tokenizer_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -218,6 +232,11 @@ def test_vit_gives_the_first_token_after_the_last_norm(tmp_path: Path) -> None:
         found = backbone.module(backbone.prepare(given))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert (backbone.width, backbone.normalised) == (16, False)
+    named = build(BackboneSpec("transformers", folder / "config.json"), resolve=local)  # its preprocessor beside it
+    assert torch.equal(named.prepare(given)["pixels"], backbone.prepare(given)["pixels"])
+    fill(named, open_checkpoint(folder))
+    with torch.inference_mode():
+        assert torch.equal(named.module(named.prepare(given)), found)
 
 
 @pytest.mark.parametrize("processor", [VIT_PROCESSOR, CLIP_PROCESSOR])

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from report_cases import DENSE, TEXT, VISION, report
-from taskmerge.evaluation.scores import Report
 from taskmerge.reports import render
 from taskmerge.reports.layout import arranged, folded
 from taskmerge.reports.tables import Cell, Table, scores, tables
@@ -96,6 +96,15 @@ def test_names_are_text_not_markup() -> None:
     text = render.console(found, width=120, colour=False)
     assert "[red]task" in text
     assert "[bold]x[/bold]" in text
+
+
+def test_numbers_stand_under_each_other() -> None:
+    cells = ((Cell("100.0"),), (Cell("9.5"),), (Cell("–"),))
+    table = Table("t", "name", ("score",), ("a", "b", "c"), cells)
+    stream = io.StringIO()
+    render._print(table, Console(file=stream, width=40))
+    rows = [line.rstrip() for line in stream.getvalue().splitlines() if line.startswith(("a", "b", "c"))]
+    assert len({len(row) for row in rows}) == 1
 
 
 def test_markdown_has_every_number_with_its_interval() -> None:

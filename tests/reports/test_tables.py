@@ -1,11 +1,12 @@
 """Tables: what stands where, in which unit, and with which interval."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from report_cases import DENSE, TEXT, VISION, report
-from taskmerge.evaluation.scores import Report
+from taskmerge.evaluation.scores import Score
 from taskmerge.evaluation.thresholds import against_thresholds, thresholds
 from taskmerge.reports import tables
 from taskmerge.reports.tables import Table
@@ -35,6 +36,24 @@ def test_tasks_across_checkpoints_down_and_the_means_last() -> None:
     assert cell(table, "experts", "normalised").text == "100.0"
     own = next(row for row in found.rows if (row.encoder, row.task) == ("expert:kana", "kana"))
     assert cell(table, "experts", "kana").text == f"{100 * own.score.value:.1f}"
+
+
+def test_the_title_says_what_the_numbers_are() -> None:
+    for metrics, said in (
+        (["accuracy"], "accuracy, in percent"),
+        (["abs_error"], "abs error"),
+        (["accuracy", "mean_per_class"], "scores, in percent"),
+        (["abs_error", "angle"], "scores"),
+    ):
+        table = tables.scores(report({f"task{place}": metric for place, metric in enumerate(metrics)}, n=10))
+        assert table is not None
+        assert table.title == f"small, split test: {said} ± 95% interval"
+        assert len(table.notes) == len(set(metrics)), "metrics are explained where there are several"
+
+
+def test_a_margin_is_half_of_a_narrow_interval_too() -> None:
+    found = report(rows=tuple(replace(row, score=Score(0.5, 9, 0.49, 0.502)) for row in report().rows))
+    assert cell(tables.scores(found), "merged", "mnist") == tables.Cell("50.0", "1.0", "49.0 to 50.2")
 
 
 def test_one_task_needs_no_average_and_no_experts_no_normalisation() -> None:
@@ -114,7 +133,9 @@ def test_comparisons_and_correlations_have_a_table_for_each_checkpoint() -> None
     assert len(related.columns) == 4
     where = {"encoder": "merged", "task": "langid", "loss": "entropy", "items": "all", "corruption": None}
     other = next(one for one in found.correlations if where.items() <= one.items())
-    assert cell(related, "langid", "entropy, all").text == f"{other['score']:.2f}"
+    told = cell(related, "langid", "entropy, all")
+    assert told.text == f"{other['score']:.2f}"
+    assert told.interval == f"{other['low']:.2f} to {other['high']:.2f}"
 
 
 def test_choices_are_ranked_and_unknown_numbers_are_dashes() -> None:
@@ -137,9 +158,9 @@ def test_checks_say_what_was_wanted() -> None:
     assert cell(table, "merged: mnist", "wanted").text == "≥ 0.9990"
 
 
-@pytest.mark.parametrize("found", [report(), report(TEXT, cross=True, compare=True, corruptions=["jpeg"])])
-def test_every_table_is_rectangular(found: Report) -> None:
-    for table in tables.tables(found):
+@pytest.mark.parametrize("made", [{}, {"tasks": TEXT, "cross": True, "compare": True, "corruptions": ["jpeg"]}])
+def test_every_table_is_rectangular(made: dict[str, Any]) -> None:
+    for table in tables.tables(report(**made)):
         assert len(table.cells) == len(table.names)
         assert {len(row) for row in table.cells} == {len(table.columns)}
         assert table.transposed("x").transposed(table.corner) == table

@@ -201,6 +201,8 @@ def test_a_task_of_the_catalogue(tmp_path: Path) -> None:
         ("ViT-B-32", "ViT-B-32\n  tokenizer: {bpe: x, context_length: 0}", "6:23", "whole number from 1 on"),
         ("ViT-B-32", "ViT-B-32\n  preprocess: {image_size: 0, mean: [0, 0, 0], std: [1, 1, 1]}", "6:16", "from 1 on"),
         ("ViT-B-32", "ViT-B-32\n  preprocess: {image_size: 9, mean: [0, 0], std: [1, 1, 1]}", "6:31", "3 numbers"),
+        ("ViT-B-32", "ViT-B-32\n  preprocess: {image_size: 9, mean: [x, 0, 0], std: [1, 1, 1]}", "6:31", "3 numbers"),
+        ("ViT-B-32", "ViT-B-32\n  preprocess: {image_size: 9, mean: [true, 0, 0], std: [1, 1, 1]}", "6:31", "3 num"),
         ("ViT-B-32", "ViT-B-32\n  preprocess: {image_size: 9, mean: [0, 0, 0], std: [1, 1, 0]}", "6:48", "positive"),
         ("ViT-B-32", "ViT-B-32\n  preprocess: {image_size: 9, mean: [9, 0, 0], std: [1, 1, 1]}", "6:31", "by 255"),
         ("ViT-B-32", "ViT-B-32\n  preprocess: {mean: [0, 0, 0], std: [1, 1, 1]}", "6:3", "`image_size` is missing"),
@@ -211,6 +213,7 @@ def test_a_task_of_the_catalogue(tmp_path: Path) -> None:
         ("{file: cars.npz, x: adapt_x}", "{file: cars.npz, folder: b, x: a}", "17:7", "`file` and `folder`"),
         ("{file: cars.npz, x: adapt_x}", "{x: a}", "17:7", "one source, not none"),
         ("{file: cars.npz, x: adapt_x}", "{torchvision: MNIST}", "17:7", "`root` is missing"),
+        ("{file: cars.npz, x: adapt_x}", "{folder: p, x: a, labelled: false}", "17:32", "belongs to class folders"),
         ("{file: cars.npz, x: adapt_x}", "{folder: p, labelled: perhaps}", "17:26", "is true or false"),
         ("{file: cars.npz, x: adapt_x}", "cars.npz", "17:7", "`adapt` is a mapping, not `cars.npz`"),
         ("{file: cars.npz, x: adapt_x}", "{file: cars.npz, x: a, x: b}", "17:37", "the key `x` stands twice"),
@@ -223,6 +226,7 @@ def test_complaints_name_the_place_and_the_way_out(tmp_path: Path, old: str, new
     assert f"suite.yaml{':' if place else ''}{place}: " in said
     assert says in said
     assert "\nhint: " in said
+    assert "things are wrong" not in said or "did you mean" in says, "one complaint, but for a key that then lacks"
 
 
 @pytest.mark.parametrize("text", ["tasks: {}", "tasks:", "tasks: {cars: }", "tasks: [cars]"])

@@ -58,7 +58,13 @@ def test_a_criterion_is_averaged_over_the_tasks_it_can_judge() -> None:
 
 def test_agreement_is_the_share_of_the_experts_own_answers(suite: Suite, merges: list[str]) -> None:
     experts = {task: str(TINY / f"{task}.safetensors") for task in TASKS}
-    judged = judge(experts, suite=suite, limit=30, batch_size=16, device=torch.device("cpu"))
+    told: list[tuple[int, int | None, str]] = []
+    judged = judge(
+        experts, suite=suite, limit=30, batch_size=16, device=torch.device("cpu"),
+        progress=lambda *now: told.append(now),
+    )  # fmt: skip
+    assert told[-1] == (told[-1][1], told[-1][1], TASKS[-1])
+    assert [done for done, _, _ in told] == sorted({done for done, _, _ in told})
     own = {one.task: one.values["agreement"] for one in judged if one.encoder == one.task}
     assert own == dict.fromkeys(TASKS, 1.0)
     other = [one.values["agreement"] for one in judged if one.encoder != one.task]

@@ -1,5 +1,7 @@
 """The program: its commands, its streams, its exit codes. Imports no torch."""
 
+import errno
+import io
 import os
 import sys
 import traceback
@@ -11,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from taskmerge import __version__
-from taskmerge.errors import TaskmergeError
+from taskmerge.errors import BadOutput, TaskmergeError
 
 
 class Commands(TyperGroup):
@@ -38,6 +40,7 @@ COMPLETION = "_TASKMERGE_COMPLETE"
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 INTERNAL = 1
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _version(wanted: bool) -> None:
@@ -59,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program and ends the process with its exit code."""
     if COMPLETION in os.environ:
         _complete()
+    if sys.stdout is None:  # closed by the caller: `>&-`
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no result is lost to a terminal that lacks a sign
     code = run(sys.argv[1:] if arguments is None else arguments)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -66,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complete() -> None:
-    """Answers a shell that completes a line, or asks for its script with `_TASKMERGE_COMPLETE=source_bash taskmerge`."""
+    """Answers a shell that completes a line, or asks for its script: `_TASKMERGE_COMPLETE=source_bash taskmerge`."""
     import taskmerge.cli.commands  # noqa: F401  registers the commands
 
     import_module("typer.completion").completion_init()  # registers the shells
@@ -90,16 +97,24 @@ def run(arguments: Sequence[str]) -> int:
         print("interrupted: no unfinished output is left", file=sys.stderr)
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):  # the argument parser exits by itself when the reader has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at exit
+        _give_up_stdout()
         return BROKEN_PIPE
     except MemoryError as error:
         return _say(error, "memory ran out\nhint: allow less at a time with --max-memory or --threads 1", 5, debug)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            _give_up_stdout()
+            return _say(error, f"the output cannot be written: {error.strerror}", BadOutput.exit_code, debug)
         if hasattr(error, "format_message"):  # the argument parser's own complaints
             return _usage(error, debug)
         # anything else is a defect of ours: one message, the traceback on request
         hint = "this is a defect in taskmerge; run again with --debug and report it"
         return _say(error, f"{type(error).__name__}: {error}\nhint: {hint}", INTERNAL, debug)
+
+
+def _give_up_stdout() -> None:
+    """What is still buffered goes nowhere: the interpreter flushes once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: Any, debug: bool) -> int:

@@ -57,6 +57,9 @@ def evaluate(
         str | None, _option("Write the rows as CSV to a file; `-` prints them instead of the table.", OUT)
     ] = None,
     output: Annotated[Path | None, _option("Write the JSON report to this file.", OUT, "--output", "-o")] = None,
+    clip_benchmark: Annotated[
+        Path | None, _option("Folder for one JSON file a score, which `clip_benchmark build` reads.", OUT)
+    ] = None,
     overwrite: Annotated[bool, _option("Replace existing files.", OUT, "--overwrite")] = False,
     fail_under: Annotated[
         list[str] | None, _option("NAME=SCORE: exit 8 if average, normalised or a task is lower.", CHECK)
@@ -64,7 +67,7 @@ def evaluate(
     fail_over: Annotated[list[str] | None, _option("NAME=ERROR: exit 8 if it is higher.", CHECK)] = None,
     baseline: Annotated[Path | None, _option("Earlier report: exit 8 if a score is worse than there.", CHECK)] = None,
     tolerance: Annotated[float | None, _option("How much worse than the baseline may be (default: 0).", CHECK)] = None,
-    batch_size: Annotated[int | None, _option("Items encoded at once (default: 128).", COST)] = None,
+    batch_size: Annotated[int | None, _option("Items encoded at once (default: 64).", COST)] = None,
     device: Annotated[str, _option("auto, cpu or cuda:N (default: auto).", COST)] = "auto",
     seed: Annotated[int, _option("Of --limit and of intervals (default: 0).", COST)] = 0,
     cache: Annotated[Path | None, _option("Folder that keeps decoded items.", COST)] = None,

@@ -39,6 +39,8 @@ def run(said: Mapping[str, Any]) -> None:
     _check_words(said)
     for path in _files(said):
         writing.check_target(path, overwrite=said["overwrite"])
+    if said["clip_benchmark"] is not None:
+        writing.check_folder(said["clip_benchmark"], overwrite=said["overwrite"])
     path, note = find_suite(said["suite"])
     show.notices([note] if note else [], (), said["quiet"])
     suite = load_suite(path)
@@ -185,6 +187,10 @@ def _written(report: Report, said: Mapping[str, Any]) -> TaskmergeError | None:
             writing.write_text(said["output"], dumps(report), overwrite=said["overwrite"])
         if said["csv"] not in (None, "-"):
             writing.write_text(Path(said["csv"]), _rendered(report, "csv"), overwrite=said["overwrite"])
+        if said["clip_benchmark"] is not None:
+            from taskmerge.reports.render import clip_benchmark_files
+
+            writing.write_texts(said["clip_benchmark"], clip_benchmark_files(report), overwrite=said["overwrite"])
     except BadOutput as error:
         return error
     return None

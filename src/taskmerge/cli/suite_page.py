@@ -8,9 +8,8 @@ if TYPE_CHECKING:
 
 def page(one: "SuiteInspection") -> str:
     """The backbone and base, then three or more lines a task: expert, head, splits."""
-    state = f"{len(one.missing)} things missing or bad" if one.missing else "complete"
     lines = [
-        f"{one.path}: the suite {one.name}, {len(one.tasks)} tasks, {state}",
+        f"{one.path}: the suite {one.name}, {len(one.tasks)} tasks, {_state(one)}",
         f"  backbone   {one.library} {_told(one.model)}",
         f"  tokenizer  {_told(one.tokenizer)}",
         f"  base       {_told(one.base)}",
@@ -20,9 +19,19 @@ def page(one: "SuiteInspection") -> str:
     return "\n".join([*lines, *(line for task in one.tasks for line in ("", *_task(task)))])
 
 
+def _state(one: "SuiteInspection") -> str:
+    """Whether something is missing; nobody asked the hub."""
+    from taskmerge.data.suite_contents import things
+
+    if one.missing:
+        return f"{len(one.missing)} thing{'' if len(one.missing) == 1 else 's'} missing or bad"
+    remote = any(thing.state == "hub" for thing in things(one.model, one.tokenizer, one.base, one.tasks))
+    return "complete but for the hub, which was not asked" if remote else "complete"
+
+
 def _task(task: "TaskEntry") -> list[str]:
     names = f", {task.classes} classes" if task.classes else ""
-    templates = f", {task.templates} templates" if task.templates else ""
+    templates = f", {task.templates} template{'' if task.templates == 1 else 's'}" if task.templates else ""
     width = max([6, *(len(name) for name in task.splits)])
     return [
         f"  {task.name}: {task.kind}, {task.metric}{names}{templates}",

@@ -26,9 +26,13 @@ def suites(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """List the suites of the papers that come with the package, or show one."""
+    from taskmerge.errors import UsageError
     from taskmerge.specs.suite_file import load_suite, packaged
     from taskmerge.specs.suite_tasks import names_of
 
+    if yaml and (json or classes is not None or name is None):
+        hint = "give the name of a suite, and --yaml alone"
+        raise UsageError("prints the file of one suite and nothing else", where="--yaml", hint=hint)
     if classes is not None:
         names, templates = names_of(classes) if name is None else _names_in(load_suite(_path(name)), classes)
         said = {"name": classes, "classes": names, "templates": templates}
@@ -96,7 +100,8 @@ def _in_full(suite: "Suite") -> dict[str, object]:
 
 def _names_page(name: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> str:
     """Class names and templates, one a line."""
-    lines = [f"{name}: {len(classes)} classes, {len(templates)} templates", ""]
+    said = f"{len(templates)} template{'' if len(templates) == 1 else 's'}"
+    lines = [f"{name}: {len(classes)} classes, {said}", ""]
     lines += [f"  {template}" for template in templates]
     lines += ["", *(f"  {index:>3}  {one}" for index, one in enumerate(classes))]
     return "\n".join(lines)

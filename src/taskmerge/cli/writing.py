@@ -4,6 +4,7 @@ Devices and pipes (/dev/stdout, `>(gzip > report.json.gz)`) are written as they 
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise BadOutput(
             "cannot be written: its folder does not allow it", where=str(path), hint="choose another folder"
         )
+
+
+def check_folder(folder: Path, *, overwrite: bool) -> None:
+    """Raises BadOutput, before any work, where `folder` is no place for new files: it has some, or cannot be one."""
+    if folder.is_dir() and not overwrite and any(folder.iterdir()):
+        hint = "pass --overwrite to replace files of the same names, or choose another folder"
+        raise BadOutput("holds files already", where=str(folder), hint=hint)
+    if folder.exists() and not folder.is_dir():
+        raise BadOutput("is a file, not a folder", where=str(folder), hint="choose another name")
+    check_target(folder / "file", overwrite=True)
 
 
 def is_device(path: Path) -> bool:
@@ -58,4 +69,16 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
         if isinstance(error, OSError):
             hint = "check the disk and the folder's permissions"
             raise BadOutput(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error
+        raise
+
+
+def write_texts(folder: Path, files: Mapping[str, str], *, overwrite: bool) -> None:
+    """Writes files by name into a folder; if one cannot be written, those that were not there before go again."""
+    new = [folder / name for name in files if not (folder / name).exists()]
+    try:
+        for name, text in files.items():
+            write_text(folder / name, text, overwrite=overwrite)
+    except BaseException:
+        for path in new:
+            path.unlink(missing_ok=True)
         raise

@@ -131,7 +131,7 @@ def _single(values: NDArray[Any], source: Source) -> NDArray[Any]:
 def _is_number(value: Any) -> bool:
     if isinstance(value, np.ndarray) and value.size != 1:
         return False
-    return isinstance(value, int | float | np.number | np.bool_ | np.ndarray)
+    return isinstance(value, int | float | np.number | np.bool_ | np.ndarray) and not np.iscomplexobj(value)
 
 
 def _outside(

@@ -1,7 +1,7 @@
 """`inspect` of a suite: what is there and what is missing, from listings, headers and metadata alone."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -94,13 +94,19 @@ def inspect_suite(path: str | Path, *, allow_pickle: bool = False) -> SuiteInspe
     tokenizer = _tokenizer(spec.tokenizer)
     base = _weights("the base", suite.base, allow_pickle)
     tasks = tuple(_task(suite, one, allow_pickle) for one in suite.tasks)
-    things = [model, tokenizer, base]
-    for task in tasks:
-        things += [task.expert, task.head, *(split.source for split in task.splits.values())]
-    missing = tuple(one.problem for one in things if one.problem)
+    found = things(model, tokenizer, base, tasks)
+    missing = tuple(one.problem for one in found if one.problem)
     return SuiteInspection(
         str(path), suite.name, spec.library, suite.qkv, model, tokenizer, base, tasks, missing, suite.notes
     )
+
+
+def things(model: Found, tokenizer: Found, base: Found, tasks: Sequence[TaskEntry]) -> list[Found]:
+    """Everything that a suite names."""
+    found = [model, tokenizer, base]
+    for task in tasks:
+        found += [task.expert, task.head, *(split.source for split in task.splits.values())]
+    return found
 
 
 def _task(suite: Suite, task: Task, allow_pickle: bool) -> TaskEntry:

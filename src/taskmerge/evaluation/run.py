@@ -33,7 +33,7 @@ from taskmerge.numerics.device import named_device
 from taskmerge.specs.suite import Suite, Task
 from taskmerge.specs.suite_file import find_suite, load_suite
 
-BATCH = 128
+BATCH = 64
 PHASES = ("reading", "filling", "encoding", "scoring")
 DENSE = ("segmentation", "depth", "normals")
 Key = tuple[str, Corruption | None]

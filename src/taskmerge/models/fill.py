@@ -64,9 +64,9 @@ class Tensors(Mapping[str, Tensor]):
 def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
     """Puts the checkpoint's tensors into the backbone's module, in place and in the module's dtype.
 
-    Embeddings (`LENT`) that the checkpoint lacks come from `base`. Nothing of an earlier checkpoint stays: every tensor is written, the
-    counters in `backbone.optional` with zeros where no file has them. Raises `Mismatch`, before anything is written,
-    that lists every missing, unexpected and differently shaped tensor.
+    Embeddings (`LENT`) that the checkpoint lacks come from `base`. Nothing of an earlier checkpoint stays: every tensor
+    is written, the counters in `backbone.optional` with zeros where no file has them. Raises `Mismatch`, before
+    anything is written, that lists every missing, unexpected and differently shaped tensor.
     """
     origins = state_for(backbone, checkpoint, base)
     for name, target in _tensors(backbone.module).items():

@@ -32,7 +32,8 @@ def load_tokenizer(folder: Path, key: str = "tokenizer") -> Any:
     except Exception as error:  # whatever a library's parsers raise for a damaged or missing file
         raise BadFile(f"no tokenizer: {error}", where=str(folder), hint=hint) from error
     # a configuration without a vocabulary makes a tokenizer that knows nothing, and says nothing
-    files = [name for name in tokenizer.vocab_files_names.values() if isinstance(name, str)]
+    named = (name for name in tokenizer.vocab_files_names.values() if isinstance(name, str))
+    files = list(dict.fromkeys([*named, "tokenizer.json"]))  # which every fast tokenizer may be saved as
     if not any((folder / name).is_file() for name in files):
         raise BadFile(f"no tokenizer: it has none of {', '.join(files)}", where=str(folder), hint=hint)
     tokenizer.padding_side = "right"  # positions count from the first token

@@ -63,6 +63,8 @@ def clip_benchmark_files(report: Report) -> dict[str, str]:
         document = {key: value for key, value in flat(row, report).items() if key not in metrics}
         name = "_".join(str(document[key]) for key in ("dataset", "head", "checkpoint", "corruption", "severity"))
         safe = re.sub(r"[^\w.+-]+", "-", name.removesuffix("_None_None"))
+        while f"{safe}.json" in found:  # `a b` and `a:b` are two checkpoints
+            safe += "-"
         found[f"{safe}.json"] = json.dumps(document | {"metrics": metrics}, sort_keys=True, ensure_ascii=False) + "\n"
     return found
 
