@@ -3,8 +3,8 @@
     python benchmarks/choice.py [--suite examples/tiny/suite.yaml] [--subsets 0]
 
 Merges a grid (CART 2-32% x 0.5-2.0, task arithmetic 0.1-0.7), ranks it by every criterion on the unlabelled adapt
-split, and compares the normalised test scores of the choices. `--subsets N` does so for N seeded subsets of 3 to 6 tasks too:
-defaults are settled on the embedded example that way.
+split, and compares the normalised test scores of the choices. `--subsets N` does so for N seeded subsets of 3 to 6
+tasks too: defaults are settled on the embedded example that way.
 """
 
 import argparse

@@ -156,11 +156,19 @@ def test_labels_that_are_no_classes(suite: Path, here: Path) -> None:
     """Not cut down to what could be one, with a warning of numpy's on the way."""
     with np.load(here / "data" / "digits.npz") as found:
         labels = found["test_y"]
-    for wrong, says in ((labels.astype(np.complex64), "no class number"), (labels + 0.5, "no class number"),
-                        (np.where(labels == 3, np.nan, labels), "label `nan`"), (np.eye(10)[labels], "labels of shape"),
-                        (labels[:-1], "different lengths")):  # fmt: skip
+    cases = [
+        (labels.astype(np.complex64), "no class number"),
+        (labels + 0.5, "no class number"),
+        (labels * 1e30, "no class number"),
+        (np.where(labels == 3, np.nan, labels), "label `nan`"),
+        (np.eye(10, dtype=np.int64)[labels], "labels of shape"),
+        (labels[:-1], "different lengths"),
+    ]
+    for wrong, says in cases:
         rewritten(here / "data" / "digits.npz", test_y=wrong)
         refused(3, "eval", "base", "--tasks", "digits", "--no-cache", folder=here, says=("data/digits.npz", says))
+    rewritten(here / "data" / "digits.npz", test_y=labels[:, None].astype(np.float32))
+    evaluated("base", *LIMIT)
 
 
 def test_a_folder_of_heads_that_is_none(suite: Path, here: Path) -> None:

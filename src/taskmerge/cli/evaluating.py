@@ -208,6 +208,8 @@ def _rendered(report: Report, form: str) -> str:
 
 def _summary(report: Report) -> str:
     timing = report.timing
+    if not timing:
+        return "done: nothing was scored"
     return (
         f"done in {timing['total']:.1f} s: {timing['samples']:,.0f} samples, "
         f"{timing['samples_per_second']:,.0f}/s while encoding"

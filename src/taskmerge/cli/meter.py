@@ -18,7 +18,9 @@ class Meter:
         self._quiet = quiet
         self._bar: Any = None
         self._spent = 0.0  # seconds of encoding, reading left out
-        self._last = self._told = time.monotonic()
+        self._uncounted = 0  # samples whose time is not in them: those before the first call
+        self._last: float | None = None
+        self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -44,14 +46,18 @@ class Meter:
         if self._quiet:
             return
         now = time.monotonic()
-        self._spent += now - self._last if total is not None else 0.0
+        if self._last is None:
+            self._uncounted = done
+        elif total is not None:
+            self._spent += now - self._last
         self._last = now
-        pace = "" if total is None else _pace(done, total, self._spent)
+        pace = "" if total is None else _pace(done - self._uncounted, total - self._uncounted, self._spent)
         if self._bar is not None:
             self._bar.update(self._task, description=what, completed=done, total=total, pace=pace)
         elif now - self._told >= EVERY:
             self._told = now
-            say(what if total is None else f"{what}: {done:,} of {total:,} samples, {pace}")
+            counted = f"{what}: {done:,} of {total:,} samples" if total is not None else what
+            say(f"{counted}, {pace}" if pace else counted)
 
 
 def _pace(done: int, total: int, seconds: float) -> str:

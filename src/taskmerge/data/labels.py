@@ -1,6 +1,5 @@
 """Labels as tensors of their kind, every one checked; class names of the source brought into the task's order."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,8 @@ from taskmerge.specs.suite import Kind, Task
 IGNORED = -1
 """The class of pixels that no score counts; 255, the other custom, is read as this where no class has that number."""
 
-
+LARGEST = 2**53
+"""Above it floats are no longer sure to be whole."""
 FROM_ZERO = "classes are whole numbers from 0, or their names"
 
 Labels = Sequence[Any] | NDArray[Any]
@@ -112,10 +112,12 @@ def _by_name(values: Labels, source: Source, indices: Sequence[int], task: Task)
 
 def _integers(values: Labels, source: Source, indices: Sequence[int]) -> NDArray[np.int64]:
     """Class numbers as int64 [N]; whole floats count, empty values and texts don't."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "iub":
-        return _single(values, source).astype(np.int64)
+    if isinstance(values, np.ndarray):
+        values = _single(values, source)
+        if values.dtype.kind in "iub":
+            return values.astype(np.int64)
     for place, value in enumerate(values):
-        if not _is_number(value) or not math.isfinite(value) or value != int(value):
+        if not _is_number(value) or not abs(value) < LARGEST or value != int(value):
             raise BadFile(f"label `{value}` is no class number", where=source.place(indices[place]), hint=FROM_ZERO)
     return np.array([int(value) for value in values], dtype=np.int64)
 

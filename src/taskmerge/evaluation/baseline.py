@@ -10,6 +10,9 @@ from taskmerge.evaluation.scores import Report, Row
 from taskmerge.evaluation.selection import checkpoints_of, is_reference
 from taskmerge.evaluation.thresholds import SLACK, Record
 
+SHOWN = 6
+"""Scores that a message names."""
+
 
 def against_baseline(
     report: Report, baseline: Report, tolerance: float = 0.0
@@ -38,7 +41,9 @@ def against_baseline(
             records.append(_baseline_record(twin, row, tolerance))
     if lost:
         hint = "evaluate the same tasks and corruptions as the baseline"
-        raise Mismatch(f"the baseline has scores that this run lacks: {', '.join(lost)}", where="--baseline", hint=hint)
+        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+        what = f"the baseline has scores that this run lacks: {', '.join(lost[:SHOWN])}{more}"
+        raise Mismatch(what, where="--baseline", hint=hint)
     return tuple(records), _unmatched(report, baseline, pairs)
 
 

@@ -312,9 +312,13 @@ class _Run:
         """What a reader of the averages and comparisons should know."""
         if all(one.kind != "expert" for one in self.encoders):
             self.notes.append("scores are not normalised: add `experts` to the checkpoints")
-        useless = [row.task for row in rows if row.encoder == EXPERT + row.task and row.normalised is None]
+        useless = [
+            f"{row.task} ({row.corruption})" if row.corruption else row.task
+            for row in rows
+            if row.encoder == EXPERT + row.task and row.normalised is None
+        ]
         if useless:
-            self.notes.append(f"not normalised, as the expert scores 0 or less: {', '.join(dict.fromkeys(useless))}")
+            self.notes.append(f"not normalised, as the expert scores 0 or less: {', '.join(useless)}")
         if len({row.score.lower_is_better for row in rows}) > 1:
             self.notes.append("the plain average mixes scores with errors: compare normalised ones")
         others = [task.name for task in self.suite.tasks if task.kind != "classification"]
