@@ -408,13 +408,6 @@ def test_a_checkpoint_of_another_architecture(suite: Path, here: Path) -> None:
     assert "samples" not in outcome.err, "found before anything was encoded"
 
 
-def test_a_checkpoint_with_nan(suite: Path, here: Path) -> None:
-    weights = load_file(here / "digits.safetensors")
-    weights["visual.proj"][0, 0] = torch.nan
-    save_file(weights, here / "broken.safetensors")
-    refused(7, "eval", "broken.safetensors", *LIMIT, folder=here, says=("`broken`", "`digits`"))
-
-
 def pictures(here: Path) -> Change:
     """A folder of pictures, one of which is no picture."""
     with np.load(EXAMPLE / "data" / "digits.npz") as found:

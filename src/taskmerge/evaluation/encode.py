@@ -33,9 +33,9 @@ def encode(
             features: Tensor = module(batch)
             return features.float()
 
-    found = []
-    with torch.inference_mode(), _exact(device), _mapped(device) as mapped:
-        for features in mapped(forward, range(0, count, batch_size)):
+    found, starts = [], range(0, count, batch_size)
+    with torch.inference_mode(), _exact(device), _mapped(device, len(starts)) as mapped:
+        for features in mapped(forward, starts):
             found.append(features)
             if progress is not None:
                 progress(len(features))
@@ -44,15 +44,17 @@ def encode(
 
 
 @contextmanager
-def _mapped(device: torch.device) -> Iterator[Callable[[Callable[[int], Tensor], range], Iterable[Tensor]]]:
+def _mapped(
+    device: torch.device, batches: int
+) -> Iterator[Callable[[Callable[[int], Tensor], range], Iterable[Tensor]]]:
     """A `map` for batches: on a CPU several at once, each on its share of torch's threads.
 
     That is faster than all threads inside one batch, whose small operations wait for each other, and far faster where
     other programs use the cores too. On a GPU they follow each other.
     """
     threads = torch.get_num_threads()
-    workers = min(AT_ONCE, threads)
-    if device.type != "cpu" or workers == 1:
+    workers = min(AT_ONCE, threads, batches)
+    if device.type != "cpu" or workers < 2:
         yield map
         return
     torch.set_num_threads(threads // workers)
