@@ -54,6 +54,28 @@ def test_pictures_are_slices_of_what_was_loaded(batch_size: int) -> None:
         assert batch["pixels"].is_contiguous()
 
 
+@pytest.mark.parametrize(("batch_size", "threads"), [(8, 4), (4, 2), (3, 1), (1, 1)])
+def test_batches_share_the_threads_that_there_are(batch_size: int, threads: int) -> None:
+    """One batch alone has all of them; the setting is what it was afterwards."""
+    counts: list[int] = []
+
+    class Counting(nn.Module):
+        def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+            counts.append(torch.get_num_threads())
+            return inputs["pixels"].flatten(1).float()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        pixels = torch.randint(0, 256, (8, 3, 2, 2), dtype=torch.uint8)
+        found = encode(Counting(), {"pixels": pixels}, batch_size=batch_size, device=CPU)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert set(counts) == {threads}
+    assert torch.equal(found, pixels.flatten(1).float())
+
+
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=20), batch_size=st.integers(1, 25))
 @settings(max_examples=60, deadline=None)
 def test_texts_come_back_in_their_order_and_no_batch_is_longer_than_its_longest(

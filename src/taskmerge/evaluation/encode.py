@@ -13,6 +13,7 @@ AT_ONCE = 8
 """Most batches that a CPU encodes at once: each holds its activations."""
 Step = Callable[[int], None]
 """Called with how many items were encoded since the last call."""
+Map = Callable[[Callable[[int], Tensor], range], Iterable[Tensor]]
 
 
 def encode(
@@ -44,10 +45,8 @@ def encode(
 
 
 @contextmanager
-def _mapped(
-    device: torch.device, batches: int
-) -> Iterator[Callable[[Callable[[int], Tensor], range], Iterable[Tensor]]]:
-    """A `map` for batches: on a CPU several at once, each on its share of torch's threads.
+def _mapped(device: torch.device, batches: int) -> Iterator[Map]:
+    """A `map` for so many batches: on a CPU several at once, each on its share of torch's threads.
 
     That is faster than all threads inside one batch, whose small operations wait for each other, and far faster where
     other programs use the cores too. On a GPU they follow each other.
