@@ -295,3 +295,25 @@ def test_two_suites_with_models_of_one_name(tmp_path: Path) -> None:
     with pytest.raises(taskmerge.TaskmergeError, match=r"12 unexpected: visual\.transformer\.resblocks\.3"):
         taskmerge.evaluate("base", suite=other, tasks="digits", limit=5)
     assert taskmerge.evaluate("base", suite=one, tasks="digits", limit=5).rows[0].score == before.rows[0].score
+
+
+def test_one_item(suite: Path) -> None:
+    out = evaluated("base", "--tasks", "digits", "--limit", "1", "--no-cache").out
+    assert "1 item a task" in out
+    assert "100.0 ±79.3" in out or "0.0 ±79.3" in out, "one item says next to nothing"
+
+
+def test_a_choice_without_any_labels_is_summed_up_too(suite: Path) -> None:
+    outcome = evaluated("digits.safetensors", "--rank-by", "agreement", "--split", "adapt", *LIMIT)
+    assert "digits" in outcome.out
+    assert "done: nothing was scored" in outcome.err
+
+
+def test_what_a_run_lacks_of_its_baseline_is_not_listed_without_end(suite: Path) -> None:
+    kinds = "contrast,pixelate,jpeg,spatter,snow,fog,brightness,saturate"
+    pytest.importorskip("imagecorruptions")
+    evaluated("base", "--corrupt", kinds, "-o", "before.json", *LIMIT)
+    outcome = run("eval", "base", "--baseline", "before.json", *LIMIT)
+    assert outcome.code == 4
+    assert "base: digits (contrast 5)" in outcome.err
+    assert "and 2 more" in outcome.err

@@ -158,3 +158,30 @@ def test_what_is_on_the_hub_is_not_called_complete() -> None:
     assert outcome.code == 0
     assert "8 tasks, complete but for the hub, which was not asked" in outcome.out
     assert "mnist: classification, accuracy, 10 classes, 1 template\n" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [("", "is no JSON"), ("[]", "is no JSON object"), ("{", "is no JSON"), (None, "is missing")]
+)
+def test_a_model_whose_configuration_is_none(tmp_path: Path, content: str | None, says: str) -> None:
+    path = suite(tmp_path, "{file: cars.jsonl, x: text, y: label}")
+    (tmp_path / "cars.jsonl").write_text('{"text": "a", "label": 0}\n')
+    (tmp_path / "model.json").unlink() if content is None else (tmp_path / "model.json").write_text(content)
+    (missing,) = document(3, path)["missing"]
+    assert missing.startswith("the model: ")
+    assert says in missing
+
+
+def test_folders_without_model_or_tokenizer(tmp_path: Path) -> None:
+    path = suite(tmp_path, "{file: cars.jsonl, x: text, y: label}")
+    (tmp_path / "cars.jsonl").write_text('{"text": "a", "label": 0}\n')
+    (tmp_path / "bert").mkdir()
+    words = "{library: transformers, model: bert, tokenizer: bert, pooling: mean}"
+    path.write_text(path.read_text().replace("{library: open_clip, model: model.json}", words))
+    found = document(3, path)["missing"]
+    assert [one.split(":")[0] for one in found] == ["the model", "the tokenizer"]
+    assert "config.json cannot be read: No such file" in found[0]
+    assert "has none of tokenizer.json, vocab.txt" in found[1]
+    (tmp_path / "bert" / "config.json").write_text("{}")
+    (tmp_path / "bert" / "vocab.txt").write_text("a")
+    assert document(0, path)["missing"] == []

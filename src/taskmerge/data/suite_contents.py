@@ -1,18 +1,28 @@
 """`inspect` of a suite: what is there and what is missing, from listings, headers and metadata alone."""
 
+import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.data.data_headers import size_of
 from taskmerge.errors import TaskmergeError
-from taskmerge.specs.suite import HubPath, Location, Split, Suite, Task, Tokenizer
+from taskmerge.specs.suite import BackboneSpec, HubPath, Location, Split, Suite, Task, Tokenizer
 from taskmerge.specs.suite_file import load_suite
 from taskmerge.specs.suite_tasks import DENSE
 
+CONFIGS = {"open_clip": "open_clip_config.json", "transformers": "config.json", "torchvision": "config.json"}
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 State = Literal["found", "missing", "bad", "hub", "named", "none"]
 
 
@@ -90,8 +100,7 @@ def inspect_suite(path: str | Path, *, allow_pickle: bool = False) -> SuiteInspe
     """
     suite = load_suite(Path(path))
     spec = suite.backbone
-    model = Found("the model", spec.model, "named") if isinstance(spec.model, str) else _place("the model", spec.model)
-    tokenizer = _tokenizer(spec.tokenizer)
+    model, tokenizer = _model(spec), _tokenizer(spec.tokenizer)
     base = _weights("the base", suite.base, allow_pickle)
     tasks = tuple(_task(suite, one, allow_pickle) for one in suite.tasks)
     found = things(model, tokenizer, base, tasks)
@@ -126,8 +135,34 @@ def _place(what: str, place: Location | None) -> Found:
     return Found(what, str(place), "found" if place.exists() else "missing")
 
 
+def _model(spec: BackboneSpec) -> Found:
+    """A registered name, or a configuration file (in a folder: the library's own name for it) that is a JSON object."""
+    if isinstance(spec.model, str):
+        return Found("the model", spec.model, "named")
+    found = _place("the model", spec.model)
+    if found.state != "found" or not isinstance(spec.model, Path):
+        return found
+    file = spec.model / CONFIGS[spec.library] if spec.model.is_dir() else spec.model
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        return replace(found, state="bad", said=f"{file} cannot be read: {error.strerror}")
+    except ValueError as error:
+        return replace(found, state="bad", said=f"{file} is no JSON: {error}")
+    return found if isinstance(document, dict) else replace(found, state="bad", said=f"{file} is no JSON object")
+
+
 def _tokenizer(tokenizer: Tokenizer | None) -> Found:
-    return _place("the tokenizer", None if tokenizer is None else tokenizer.bpe or tokenizer.folder)
+    """A BPE file that is not empty, or a folder with any of the files that tokenizers are saved in."""
+    place = None if tokenizer is None else tokenizer.bpe or tokenizer.folder
+    found = _place("the tokenizer", place)
+    if found.state != "found" or not isinstance(place, Path):
+        return found
+    if place.is_file() and not place.stat().st_size:
+        return replace(found, state="bad", said=f"{place} is empty (0 bytes)")
+    if place.is_dir() and not any((place / name).is_file() for name in VOCABULARIES):
+        return replace(found, state="bad", said=f"{place} has none of {', '.join(VOCABULARIES)}")
+    return found
 
 
 def _opened(what: str, place: Location | None, allow_pickle: bool) -> tuple[Found, Checkpoint | None]:

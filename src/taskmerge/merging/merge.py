@@ -27,6 +27,7 @@ from taskmerge.merging.plan import Plan, make_plan
 from taskmerge.merging.record import MergeReceipt, OutputRecord
 from taskmerge.merging.sources import Source, Tally
 from taskmerge.numerics.device import named_device
+from taskmerge.numerics.lapack import load_routines
 from taskmerge.specs.merge import MergeSpec
 
 MOST_POINTS = 512  # outputs of one grid: each is an open file
@@ -123,6 +124,8 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     started = time.perf_counter()
     plan, inputs, spec = prepared.plan, prepared.inputs, prepared.spec
     sources: list[Source] = [*inputs.experts, *([inputs.base] if inputs.base else [])]
+    if any(job.reads == "matrix" for job in plan.jobs):
+        load_routines()  # before anything is staged
     known = ahead.take() if ahead is not None else {}
     tallies = {id(source): Tally(_known(source, known)) for source in sources} if running.digests else {}
     warnings = [*inputs.warnings, *tokenizer_warnings(inputs.experts)]

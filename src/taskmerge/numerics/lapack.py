@@ -31,6 +31,12 @@ class LapackError(ArithmeticError):
     """A LAPACK routine ended with `info` other than 0, or with fewer eigenvalues than asked for."""
 
 
+def load_routines() -> None:
+    """Imports scipy's libraries now; a Ctrl-C while they are being imported can get lost in them."""
+    for name in _ARGUMENTS:
+        routine(name, torch.float32)
+
+
 @contextmanager
 def single_threaded(*, factoring: bool = True) -> Iterator[None]:
     """Everything inside runs BLAS, LAPACK and torch on one thread a call; the former settings come back at the end.
@@ -39,8 +45,8 @@ def single_threaded(*, factoring: bool = True) -> Iterator[None]:
     not depend on how many threads there are. The setting is the process's: enter it once, around all work, before
     the worker threads start. Work that is not `factoring` any matrix is spared loading scipy (a tenth of a second).
     """
-    for name in _ARGUMENTS if factoring else ():
-        routine(name, torch.float32)  # a library that is not loaded yet cannot be limited
+    if factoring:
+        load_routines()  # a library that is not loaded yet cannot be limited
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

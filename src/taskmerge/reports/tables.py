@@ -216,7 +216,7 @@ def _score_notes(rows: Sequence[Row]) -> Iterable[str]:
     """Items, metrics other than the common one, and what adapted checkpoints have seen."""
     sizes = [row.score.n for row in rows]
     few, many = min(sizes), max(sizes)
-    yield f"{few:,} items a task" if few == many else f"{few:,} to {many:,} items a task"
+    yield f"{few:,} item{'' if many == 1 else 's'} a task" if few == many else f"{few:,} to {many:,} items a task"
     tasks: dict[str, list[str]] = {}
     for row in rows:
         tasks.setdefault(row.metric, [])
