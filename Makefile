@@ -24,7 +24,7 @@ quickstart: setup
 		quickstart/cart.safetensors --suite $(TINY)/suite.yaml
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m 'slow and not cuda'

@@ -57,7 +57,7 @@ def rank(
     return replace(report, choices=chosen, notes=(*report.notes, *summary(chosen, report, by, adapt_split)))
 
 
-SHARED = ("tasks", "limit", "seed", "cache", "skip_bad", "allow_pickle")
+SHARED = ("tasks", "heads", "limit", "seed", "cache", "skip_bad", "allow_pickle")
 """Options that mean the same for the unlabelled split."""
 
 
