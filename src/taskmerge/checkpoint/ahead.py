@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -77,7 +78,7 @@ def main(files: Sequence[str]) -> None:
     """One line of JSON a tensor: the file's version, the tensor's name, its SHA-256."""
     buffer = bytearray(CHUNK)
     for path in files:
-        with open(path, "rb", buffering=0) as file:
+        with open(path, "rb") as file:
             version = stamp(file.fileno())
             length = int.from_bytes(file.read(8), "little")
             if length > HEADER_LIMIT:
@@ -91,11 +92,11 @@ def main(files: Sequence[str]) -> None:
                     sys.stdout.flush()
 
 
-def _digest(file: IO[bytes], start: int, size: int, buffer: memoryview) -> str:
+def _digest(file: BufferedReader, start: int, size: int, buffer: memoryview) -> str:
     digest = hashlib.sha256()
     file.seek(start)
     while size > 0:
-        count = file.readinto(buffer[: min(size, len(buffer))])  # type: ignore[attr-defined]
+        count = file.readinto(buffer[: min(size, len(buffer))])
         if not count:
             raise EOFError(file.name)
         digest.update(buffer[:count])

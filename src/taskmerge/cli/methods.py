@@ -1,6 +1,6 @@
 """`taskmerge methods`."""
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -9,7 +9,7 @@ from taskmerge.cli.app import app
 
 @app.command()
 def methods(
-    name: Annotated[Optional[str], typer.Argument(help="A method, for its formula, options and notes.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(help="A method, for its formula, options and notes.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,

@@ -1,6 +1,6 @@
 """`taskmerge schema`."""
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -10,7 +10,7 @@ from taskmerge.cli.app import app
 
 @app.command()
 def schema(
-    name: Annotated[Optional[str], typer.Argument(help="A kind of report: eval.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(help="A kind of report: eval.")] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Print the JSON schema of a report, or the names of those there are."""

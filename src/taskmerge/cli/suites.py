@@ -1,7 +1,7 @@
 """`taskmerge suites`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,9 +16,9 @@ Names = tuple[tuple[str, ...], tuple[str, ...]]
 
 @app.command()
 def suites(
-    name: Annotated[Optional[str], typer.Argument(help="A suite, to see it in full.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(help="A suite, to see it in full.")] = None,
     classes: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Class names and templates of a task: of the suite, or of the catalogue.", metavar="TASK"),
     ] = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print the suite's file, to make one's own of it.")] = False,

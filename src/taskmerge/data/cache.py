@@ -40,7 +40,7 @@ def read_items(file: Path) -> Items | None:
     try:
         with safe_open(file, framework="pt") as opened:
             said = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
         if said["content"] != _digest(tensors):
             return None
         return Items(

@@ -110,7 +110,7 @@ class BoundPoint:
             return merged
         from taskmerge.methods.lines import depth_factor
 
-        factor: float = depth_factor(handed["position"], tasks, **self.lines)  # type: ignore[arg-type]
+        factor: float = depth_factor(handed["position"], tasks, **self.lines)  # type: ignore[arg-type]  # `handed` holds objects
         return merged * factor
 
 

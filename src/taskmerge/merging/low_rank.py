@@ -56,7 +56,7 @@ def cut_up(parts: Sequence[LowRank | None], pieces: int, axis: int) -> list[LowR
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
-    left: Tensor = torch.block_diag(*(left for left, _ in known))  # type: ignore[no-untyped-call]
+    left: Tensor = torch.block_diag(*(left for left, _ in known))  # type: ignore[no-untyped-call]  # torch's has no types
     right = torch.cat([right for _, right in known])
     if axis == 0:
         return [(piece, right) for piece in left.chunk(pieces)]

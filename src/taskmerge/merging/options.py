@@ -1,7 +1,7 @@
 """Sorts the keywords of a merge: what shapes the result, how inputs are understood, and how the run goes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ def split_options(
 ) -> tuple[MergeSpec, InputOptions, RunOptions]:  # fmt: skip
     """The three groups of keywords; what belongs to none of them is an option of the method."""
     groups: dict[type, dict[str, Any]] = {MergeSpec: {}, InputOptions: {}, RunOptions: {}}
+    fields_of = {one: {field.name for field in fields(one)} for one in (MergeSpec, InputOptions, RunOptions)}
     rest: dict[str, Any] = {}
     for name, value in options.items():
-        owner = next((one for one in groups if name in one.__dataclass_fields__), None)  # type: ignore[attr-defined]
+        owner = next((one for one, names in fields_of.items() if name in names), None)
         (rest if owner is None else groups[owner])[name] = value
     groups[InputOptions]["base"] = None if base is None else Path(base)
     groups[RunOptions]["output"] = None if output is None else Path(output)
