@@ -1,6 +1,7 @@
 """The program: its commands, its streams, its exit codes. Imports no torch."""
 
 import errno
+import gc
 import io
 import os
 import sys
@@ -40,6 +41,7 @@ COMPLETION = "_TASKMERGE_COMPLETE"
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 INTERNAL = 1
+SELDOM = (50_000, 50, 50)  # imports make objects that stay: looking for cycles among them is a tenth of torch's import
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,6 +62,7 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the program and ends the process with its exit code."""
+    gc.set_threshold(*SELDOM)
     if COMPLETION in os.environ:
         _complete()
     if sys.stdout is None:  # closed by the caller: `>&-`
