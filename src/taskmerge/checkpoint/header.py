@@ -186,7 +186,8 @@ def _check_text(value: object, depth: int) -> None:
     """Refuse text that UTF-8 cannot hold (an escaped lone surrogate), and nesting beyond any sense."""
     if depth > MAX_DEPTH:
         raise _HeaderError("header is nested too deeply")
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+    foreign = isinstance(value, str) and not value.isascii()
+    if foreign and any("\ud800" <= character <= "\udfff" for character in str(value)):
         raise _HeaderError("header is not Unicode text: lone surrogate")
     entries = (*value.keys(), *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ()
     for entry in entries:

@@ -52,9 +52,9 @@ def flattened(matrices: TaskMatrices, common_fraction: float) -> Flat:
     own = TaskMatrices(torch.stack([_outside(matrix, common.u) for matrix in matrices.stack])).top(each)
     parts = [*map(_above, own, noise), Factors(*(part.to(matrices.stack) for part in common))]
     total = sum(float(part.s.sum()) for part in parts)
-    left = polar(torch.cat([part.u for part in parts], dim=1))
-    right = polar(torch.cat([part.vt.mT for part in parts], dim=1))
-    return Flat(total, left @ right.mT)
+    left = polar(torch.cat([part.u.mT for part in parts]))
+    right = polar(torch.cat([part.vt for part in parts]))
+    return Flat(total, left.mT @ right)
 
 
 @method(

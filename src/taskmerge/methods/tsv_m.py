@@ -14,9 +14,9 @@ def whitened(matrices: TaskMatrices) -> Matrix:
     """polar([U_1 … U_T]) diag(s_1 … s_T) polar([V_1 … V_T])ᵀ of each task's share of the components."""
     factors = matrices.top(max(1, matrices.full // len(matrices)))
     values = torch.cat([s for _, s, _ in factors])
-    left = polar(torch.cat([u for u, _, _ in factors], dim=1))
-    right = polar(torch.cat([vt.mT for _, _, vt in factors], dim=1))
-    return left.mul_(values) @ right.mT
+    left = polar(torch.cat([u.mT for u, _, _ in factors]))  # rows lie together in memory
+    right = polar(torch.cat([vt for _, _, vt in factors]))
+    return left.mul_(values[:, None]).mT @ right
 
 
 @method(

@@ -15,6 +15,8 @@ DEEPEST = 1e-10
 """Least λ_min/λ_max of a float64 Gram matrix that answers for every direction (error at most 3e-7)."""
 FLAT = 3e-2
 """Least σ_min/σ_max for which float32 matrices get their last product in float32."""
+SAFE = 30
+"""Matrices whose largest entry is within 2^±30 of 1 are squared as they are: no Gram matrix of them leaves its range."""
 
 
 class Polar(NamedTuple):
@@ -40,25 +42,33 @@ def polar_decomposition(matrix: Tensor, *, parity: bool = False) -> Polar:
     if largest == 0:
         return Polar(torch.zeros_like(matrix), matrix.new_zeros(min(matrix.shape)), 0)
     exponent = math.frexp(largest)[1]
-    scaled = times_power(matrix, -exponent)
+    exponent = exponent if abs(exponent) > SAFE else 0
+    scaled = times_power(matrix, -exponent) if exponent else matrix
     try:
-        squares, vectors = torch.linalg.eigh(precise_gram(scaled))
+        squares, vectors = torch.linalg.eigh(precise_gram(scaled))  # ascending
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not annotate it
         return _by_svd(matrix, parity)
     if parity and squares[0] < DEEPEST * squares[-1]:
         return _by_svd(matrix, parity)
-    keep = squares >= (0 if parity else DROPPED**2) * squares[-1]
-    root = (vectors[:, keep] * squares[keep].rsqrt()) @ vectors[:, keep].mT
-    flat = bool(squares[keep][0] >= FLAT**2 * squares[-1])
-    precision = matrix.dtype if flat else torch.float64
-    root = root.to(precision)
-    factor = torch.empty_like(scaled)
-    axis = 0 if matrix.shape[0] >= matrix.shape[1] else 1
-    for out, block in zip(torch.split(factor, BLOCK, axis), torch.split(scaled, BLOCK, axis), strict=True):
-        wide = block.to(precision)
-        out.copy_(wide @ root if axis == 0 else root @ wide)
+    dropped = 0 if parity else int((squares < DROPPED**2 * squares[-1]).sum())
+    kept, vectors = squares[dropped:], vectors[:, dropped:]
+    root = (vectors * kept.rsqrt()) @ vectors.mT
+    flat = bool(kept[0] >= FLAT**2 * kept[-1])
     s = times_power(squares.flip(0).clamp(min=0).sqrt(), exponent)
-    return Polar(factor, s.to(matrix.dtype), int(keep.sum()))
+    return Polar(_whitened(scaled, root.to(matrix.dtype) if flat else root), s.to(matrix.dtype), len(kept))
+
+
+def _whitened(matrix: Tensor, root: Tensor) -> Tensor:
+    """A root (A [m, n], m >= n) or root A, in the root's precision; a matrix is widened a block at a time."""
+    tall = matrix.shape[0] >= matrix.shape[1]
+    if root.dtype == matrix.dtype:
+        return matrix @ root if tall else root @ matrix
+    factor = torch.empty_like(matrix)
+    axis = 0 if tall else 1
+    for out, block in zip(torch.split(factor, BLOCK, axis), torch.split(matrix, BLOCK, axis), strict=True):
+        wide = block.to(root.dtype)
+        out.copy_(wide @ root if tall else root @ wide)
+    return factor
 
 
 def _by_svd(matrix: Tensor, parity: bool) -> Polar:
