@@ -182,7 +182,7 @@ def test_every_method_through_files_is_its_kernel_on_whole_tensors(
     if declared.statistic is not None:
         from taskmerge.methods.contract import accepted
 
-        def scan(f):  # type: ignore[no-untyped-def]
+        def scan(f, share=1):  # type: ignore[no-untyped-def]
             return (
                 f((stack - base[n]).reshape(len(stack), -1)) for n, stack in sorted(stacks.items()) if stack.numel()
             )

@@ -13,6 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from taskmerge.numerics.selection import Scan, part_of
+
 PROPERTY = settings(max_examples=40, deadline=None)
 DENSITIES = st.sampled_from([0.01, 0.1, 0.2, 0.29, 0.5, 0.58, 0.9, 1.0])
 R = TypeVar("R")
@@ -55,13 +57,13 @@ def sign(value: float) -> int:
     return (value > 0) - (value < 0)
 
 
-def scan_of(*stacks: Tensor, cuts: int = 3) -> Callable[[Callable[[Tensor], R]], Iterator[R]]:
+def scan_of(*stacks: Tensor, cuts: int = 3) -> Scan:
     """A model of several tensors as the engine would pass it: flat slices of a few elements."""
     flat = [stack.reshape(len(stack), -1) for stack in stacks]
 
-    def scan(f: Callable[[Tensor], R]) -> Iterator[R]:
+    def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
         pieces = itertools.chain.from_iterable(one.split(cuts, dim=1) for one in flat)
-        return (f(piece) for piece in pieces if piece.numel())
+        return (f(part_of(piece, share)) for piece in pieces if piece.numel())
 
     return scan
 

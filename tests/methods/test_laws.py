@@ -4,7 +4,7 @@ import inspect
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from taskmerge.methods.contract import HANDED_IN, Method, Setting, accepted, bind
 from taskmerge.methods.registry import find, methods
 from taskmerge.numerics.rank import Rank
+from taskmerge.numerics.selection import Scan, part_of
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.seeds import uniform_at
 
@@ -45,10 +46,10 @@ class Result:
     merged: Tensor
 
 
-def scan_of(stack: Tensor) -> Callable[[Callable[[Tensor], R]], Iterator[R]]:
+def scan_of(stack: Tensor) -> Scan:
     """A model of this one tensor, in slices of 25 elements."""
     flat = stack.reshape(len(stack), math.prod(stack.shape[1:]))
-    return lambda f: (f(piece) for piece in flat.split(25, dim=1) if piece.numel())
+    return lambda f, share=1: (f(part_of(piece, share)) for piece in flat.split(25, dim=1) if piece.numel())
 
 
 def in_space(method: Method, experts: Tensor, base: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from taskmerge.numerics.selection import largest, share_of, slices, sort_rows
+from taskmerge.numerics import selection
+from taskmerge.numerics.selection import Scan, largest, part_of, share_of, slices, sort_rows
 
 R = TypeVar("R")
 PROPERTY = settings(max_examples=50, deadline=None)
@@ -31,12 +32,12 @@ def finite_rows(draw: st.DrawFn) -> Tensor:
     return torch.tensor(values, dtype=dtype).view(rows, count)
 
 
-def in_pieces(stack: Tensor, cuts: list[int]) -> Callable[[Callable[[Tensor], R]], Iterator[R]]:
+def in_pieces(stack: Tensor, cuts: list[int]) -> Scan:
     """The stack cut at these columns; empty slices are passed too."""
     bounds = [0, *sorted(cut % (stack.shape[1] + 1) for cut in cuts), stack.shape[1]]
 
-    def scan(f: Callable[[Tensor], R]) -> Iterator[R]:
-        return (f(stack[:, a:b]) for a, b in itertools.pairwise(bounds))
+    def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
+        return (f(part_of(stack[:, a:b], share)) for a, b in itertools.pairwise(bounds))
 
     return scan
 
@@ -48,18 +49,24 @@ def by_sorting(values: list[float], rank: int) -> tuple[float, int, int]:
 
 
 @PROPERTY
-@given(finite_rows(), st.lists(st.integers(0, 100), max_size=4), st.booleans(), st.data())
-def test_every_rank_is_what_sorting_finds(stack: Tensor, cuts: list[int], signed: bool, data: st.DataObject) -> None:
+@given(finite_rows(), st.lists(st.integers(0, 100), max_size=4), st.booleans(), st.booleans(), st.data())
+def test_every_rank_is_what_sorting_finds(
+    stack: Tensor, cuts: list[int], signed: bool, sampled: bool, data: st.DataObject
+) -> None:
     count = stack.shape[1]
     ranks = data.draw(st.lists(st.integers(1, count), min_size=1, max_size=3))
     asked = []
-    found = largest(
-        in_pieces(stack, cuts),
-        lambda size: asked.append(size) or ranks,
-        *([lambda piece: iter(piece)] if signed else []),
-        signed=signed,
-    )
-    assert asked == [count] * len(stack)
+    with pytest.MonkeyPatch.context() as patch:
+        if sampled:  # samples of a few numbers, right or wrong
+            patch.setattr(selection, "ENOUGH", 1)
+            patch.setattr(selection, "SHARE", 3)
+        found = largest(
+            in_pieces(stack, cuts),
+            lambda size: asked.append(size) or [min(rank, size) for rank in ranks],
+            *([lambda piece: iter(piece)] if signed else []),
+            signed=signed,
+        )
+    assert asked[-len(stack) :] == [count] * len(stack)
     for row, statistics in zip(stack.tolist(), found, strict=True):
         values = row if signed else [abs(value) for value in row]
         expected = [by_sorting(values, rank) for rank in ranks]
@@ -71,9 +78,9 @@ def test_every_rank_is_what_sorting_finds(stack: Tensor, cuts: list[int], signed
 def test_large_streams_in_threads(dtype: torch.dtype) -> None:
     stack = torch.randn(3, 400_001, generator=torch.Generator().manual_seed(0), dtype=dtype) * 1e-3
 
-    def scan(f: Callable[[Tensor], R]) -> Iterator[R]:
+    def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
         with ThreadPoolExecutor(4) as pool:
-            yield from pool.map(f, stack.split(10_007, dim=1))
+            yield from pool.map(f, [part_of(piece, share) for piece in stack.split(10_007, dim=1)])
 
     ranks = [1, 80_000, 200_000, 400_001]
     ordered = stack.abs().sort(descending=True).values
@@ -81,6 +88,48 @@ def test_large_streams_in_threads(dtype: torch.dtype) -> None:
     for one in (scan, slices(stack)):
         found = largest(one, lambda count: ranks)
         assert [[statistic.value for statistic in row] for row in found] == expected
+
+
+def counted(scan: Scan, shares: list[int]) -> Scan:
+    """The same scan, that notes which share every pass asked for."""
+
+    def noting(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
+        shares.append(share)
+        return scan(f, share)
+
+    return noting
+
+
+@pytest.mark.parametrize(("dtype", "passes"), [(torch.float32, 1), (torch.float64, 3)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_sample_saves_a_pass(dtype: torch.dtype, passes: int, signed: bool) -> None:
+    stack = torch.randn(2, 64 * 70_000, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    stack[1].mul_(1e-3)
+    shares: list[int] = []
+    rows = [lambda piece: iter(piece)] if signed else []
+    found = largest(counted(slices(stack), shares), lambda count: [count // 5, count // 4], *rows, signed=signed)
+    assert shares == [64] + [1] * passes
+    ordered = (stack if signed else stack.abs()).sort(descending=True).values
+    for row, statistics in zip(ordered, found, strict=True):
+        assert [one.value for one in statistics] == [float(row[len(row) // 5 - 1]), float(row[len(row) // 4 - 1])]
+
+
+def test_a_sample_that_misleads_costs_a_pass_and_no_more() -> None:
+    stack = torch.randn(1, 64 * 70_000, generator=torch.Generator().manual_seed(0))
+    for piece in stack.split(selection.SLICE, dim=1):
+        part_of(piece, 64).mul_(100)
+    shares: list[int] = []
+    ((found,),) = largest(counted(slices(stack), shares), lambda count: [count // 5])
+    assert shares == [64, 1, 1, 1]
+    assert found.value == float(stack.abs().sort(descending=True).values[0, 64 * 14_000 - 1])
+
+
+def test_ranks_at_the_edges_ask_no_sample_where_to_look() -> None:
+    stack = torch.randn(1, 64 * 70_000, generator=torch.Generator().manual_seed(0))
+    shares: list[int] = []
+    ((found,),) = largest(counted(slices(stack), shares), lambda count: [1])
+    assert shares == [64, 1, 1]
+    assert found.value == float(stack.abs().max())
 
 
 def test_one_number_everywhere() -> None:
@@ -102,7 +151,7 @@ def test_slices_pass_any_shape(shape: tuple[int, ...]) -> None:
 
 def test_nothing_to_select_from() -> None:
     assert largest(slices(torch.empty(2, 0)), lambda count: [1]) == []
-    assert largest(lambda f: iter(()), lambda count: [1]) == []
+    assert largest(lambda f, share=1: iter(()), lambda count: [1]) == []
 
 
 def test_the_stack_is_left_alone() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from taskmerge.numerics.signs import agreeing, balance, elect, split, trimmed
+from taskmerge.numerics.signs import agreeing, balance, elect, split, split_and_count, trimmed
 
 STACK = torch.tensor([[3.0, -2.0, 1.0, 0.0, 2.0], [-1.0, -3.0, 2.0, 0.0, -2.0]])
 WEIGHTS = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -45,5 +45,8 @@ def test_balance_counts_elected_entries() -> None:
 
 def test_entries_of_the_elected_sign_are_counted() -> None:
     up = torch.tensor([True, False, True, True, False])
-    found = agreeing(iter(STACK.clone()), up, torch.float32)
-    assert found.tolist() == [1.0, 2.0, 2.0, 0.0, 1.0]
+    sums, counts = split_and_count(iter(STACK.clone()))
+    assert [one.tolist() for one in sums] == [one.tolist() for one in split(iter(STACK.clone()))]
+    assert counts.net.tolist() == [0.0, -2.0, 2.0, 0.0, 0.0]
+    assert counts.touched.tolist() == [2.0, 2.0, 2.0, 0.0, 2.0]
+    assert agreeing(counts, up).tolist() == [1.0, 2.0, 2.0, 0.0, 1.0]

@@ -271,6 +271,42 @@ def test_a_near_tie_behind_the_cut_asks_for_float64():
     assert solver.solves[0].gap == pytest.approx(1e-5, rel=0.1)
 
 
+NEAR_TIE = torch.cat([torch.tensor([1.0, 0.9, 0.8, 0.8 * (1 - 1e-5), 0.7]), torch.linspace(0.6, 0.3, 45)])
+
+
+@pytest.mark.parametrize("shape", [(90, 50), (50, 90)])
+def test_a_near_tie_behind_the_cut_is_sorted_again_where_the_spectrum_goes_on(shape):
+    matrix = with_values(NEAR_TIE, *shape, 1).float()
+    solver = TaskMatrices(matrix[None])
+    assert off(solver.truncated_sum(3, [1.0]), truncated_by_hand(matrix, 3)) <= 2e-6
+    (solve,) = solver.solves
+    assert (solve.means, solve.known) == ("float32 Gram", 3)
+    assert solve.gap == pytest.approx(1e-5, rel=0.2)
+    assert off(solver.truncated_sum(2, [1.0]), truncated_by_hand(matrix, 2)) <= 2e-6
+    assert solver.solves == [solve]  # nothing was factored again
+
+
+def test_without_a_second_look_the_same_cut_is_wrong_or_goes_to_float64(monkeypatch):
+    matrix = with_values(NEAR_TIE, 90, 50, 1).float()
+    monkeypatch.setattr(leading, "_sorted_again", lambda matrix, near: None)
+    assert leading.leading(matrix, 3).means == "float64 Gram"
+    monkeypatch.setattr(leading, "LOOSEST", 1.0)
+    loose = TaskMatrices(matrix[None])
+    assert off(loose.truncated_sum(3, [1.0]), truncated_by_hand(matrix, 3)) > 1e-5
+
+
+def test_dependent_vectors_are_not_sorted_again():
+    matrix = with_values(NEAR_TIE, 90, 50, 1).float()
+    assert leading._sorted_again(matrix, torch.eye(50)[[0, 1, 1, 2]]) is None
+
+
+def test_vectors_are_sorted_within_their_span_alone():
+    matrix = torch.diag(torch.tensor([5.0, 4.0, 3.0, 2.0]))
+    mixed = torch.tensor([[0.6, 0.8, 0, 0], [0.8, -0.6, 0, 0], [0, 0, 0, 1.0]])
+    found = leading._sorted_again(matrix, mixed)
+    assert torch.allclose(found.abs(), torch.eye(4)[[0, 1, 3]], atol=1e-6)
+
+
 def test_a_tie_inside_what_is_kept_costs_nothing():
     s = torch.tensor([1.0, 0.9, 0.8, 0.8 * (1 - 1e-5), 0.5, 0.3])
     solver = TaskMatrices(with_values(s, 40, 6, 1).float()[None])

@@ -19,9 +19,9 @@ from taskmerge.merging.low_rank import Subspace, compress, cut_up
 from taskmerge.merging.memory import return_large_blocks
 from taskmerge.merging.plan import CHUNK, COUNTER, Plan, TensorJob
 from taskmerge.merging.sources import CheckpointSource, Source, Tally, finite
-from taskmerge.methods.contract import Scan
 from taskmerge.numerics.centre import centre_
 from taskmerge.numerics.lapack import single_threaded
+from taskmerge.numerics.selection import Scan, part_of
 from taskmerge.numerics.spectral import Factors, TaskMatrices
 from taskmerge.seeds import uniform_at
 from taskmerge.specs.merge import MergeSpec
@@ -341,15 +341,18 @@ def _scan(run: Run, point: BoundPoint, index: int) -> Scan:
         for start in range(0, job.numel, max(step, 1)):
             yield start, min(step, job.numel - start)
 
-    def scan(f: Callable[[Tensor], R]) -> Iterator[R]:
+    def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
         def look(job: TensorJob) -> list[R]:
             found = []
             for start, count in slices(job):
+                if job.reads == "elements":  # nothing needs the rest of the slice
+                    count = -(-count // share)
                 _, stack = gather(run, job, start, count, tallied=False)
                 shape = (count,) if job.reads == "elements" else job.shape
                 handed = _handed(run, job, start, count, shape)
                 left = point.transform(stack.view(len(stack), *shape), handed, index)
-                found.append(f(left.reshape(len(left), -1)))
+                flat = left.reshape(len(left), -1)
+                found.append(f(flat if job.reads == "elements" else part_of(flat, share)))
             return found
 
         for results in parallel(run, jobs, look):

@@ -9,7 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from taskmerge.methods.contract import Kernel, Method, Scan, Value, accepted, bind
+from taskmerge.methods.contract import Kernel, Method, Value, accepted, bind
+from taskmerge.numerics.selection import Scan
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.specs.merge import MergeSpec
 

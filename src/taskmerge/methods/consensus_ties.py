@@ -5,9 +5,9 @@ from typing import Annotated
 import torch
 
 from taskmerge.methods.consensus_ta import consensus
-from taskmerge.methods.contract import Option, Scan, method
+from taskmerge.methods.contract import Option, method
 from taskmerge.methods.ties import Trim, elected_sum, measure
-from taskmerge.numerics.selection import slices
+from taskmerge.numerics.selection import Scan, slices
 from taskmerge.types import Merged, Stack, Weights
 
 

@@ -22,10 +22,10 @@ never writes into `stack`, opens no file and keeps no state. `space` says what t
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -42,16 +42,12 @@ R = TypeVar("R")
 HANDED_IN = frozenset({"weights", "statistic", "shared", "uniform", "position"})
 LARGEST_GRID = 10_000
 
-
-class Scan(Protocol):
-    """One pass over all float tensors of a model: yields `f(stack)` for slices of `stack` [task, count], in canonical
-    order, computed in parallel. Call it again for another pass."""
-
-    def __call__(self, f: Callable[[Tensor], R]) -> Iterator[R]: ...
-
-
 Statistic = Callable[..., Any]
-"""First pass: `statistic(scan, **options it names)` returns a frozen value for the kernel, or None."""
+"""First pass: `statistic(scan, **options it names)` returns a frozen value for the kernel, or None.
+
+The scan (`numerics.selection.Scan`) passes all float tensors of the model: slices of `stack` [task, count], in
+canonical order, computed in parallel.
+"""
 Shared = Callable[..., Any]
 """`shared(matrices, **options it names)`: what is costly in a kernel on matrices; the kernel never writes into it."""
 

@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from taskmerge.methods.contract import Option, Scan, method
+from taskmerge.methods.contract import Option, method
 from taskmerge.numerics.rank import GUARD
-from taskmerge.numerics.selection import OrderStatistic, largest, slices
+from taskmerge.numerics.selection import OrderStatistic, Scan, largest, slices
 from taskmerge.types import Merged, Stack, Weights
 
 CLIPPED = 1e-4

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import torch
 
-from taskmerge.methods.contract import Option, Scan, method
-from taskmerge.numerics.selection import OrderStatistic, largest, share_of, slices
-from taskmerge.numerics.signs import agreeing, balance, elect, split, trimmed
+from taskmerge.methods.contract import Option, method
+from taskmerge.numerics.selection import OrderStatistic, Scan, largest, share_of, slices
+from taskmerge.numerics.signs import agreeing, balance, elect, split, split_and_count, trimmed
 from taskmerge.types import Merged, Stack, Weights
 
 SUM_COEFFICIENT = 0.3  # of the tables in the four papers
@@ -41,7 +41,7 @@ class Trim:
 
 
 def measure(scan: Scan, density: float, threshold: Threshold = "kth", weights: Weights | None = None) -> Trim:
-    """The exact thresholds and the majority sign of everything that the scan passes (methods.md E12); three passes.
+    """The exact thresholds and the majority sign of everything that the scan passes (methods.md E12).
 
     The majority, Σ sign(Σ_t w_t τ̂_t) > 0, decides only the entries whose trimmed sum cancels exactly.
     """
@@ -52,7 +52,7 @@ def measure(scan: Scan, density: float, threshold: Threshold = "kth", weights: W
         return (min(count, share_of(count, density) + (threshold == "next")),)
 
     found = tuple(row[0] for row in largest(scan, rank))
-    count = counts[0] if counts else 0
+    count = counts[-1] if found else 0  # a sample may have been counted before
     asked = rank(count)[0]
     thresholds = [one.value for one in found]
 
@@ -79,10 +79,9 @@ def elected_sum(stack: Stack, weights: Weights, trim: Trim) -> Merged:
 
 def elected_mean(stack: Stack, weights: Weights, trim: Trim) -> Merged:
     """The elected sum divided by the number of entries in it; 0 where there is none."""
-    positive, negative = split(trimmed(stack, trim.thresholds, weights))
+    (positive, negative), counts = split_and_count(trimmed(stack, trim.thresholds, weights))
     up = elect(positive, negative, trim.mostly_up)
-    count = agreeing(trimmed(stack, trim.thresholds, weights), up, stack.dtype)
-    return torch.where(up, positive, negative).div_(count.clamp_(min=1))
+    return torch.where(up, positive, negative).div_(agreeing(counts, up).clamp_(min=1))
 
 
 @method(

@@ -21,7 +21,7 @@ Means = Literal["zero", "given", "float32 Gram", "float64 Gram", "SVD", "randomi
 SHALLOWEST = 3e-2
 """Least s_k/s_1 for a float32 Gram matrix: its relative error is about eps (s_1/s_k)², and eps is 6e-8."""
 LOOSEST = 2e-6
-"""Largest `turned` for a float32 Gram matrix; the error of the truncated product is up to five times that (nine were seen)."""
+"""Largest `turned` for a float32 Gram matrix; the truncated product's error is up to five times that, seldom nine."""
 SPARE = 8
 """Eigenvectors beyond the cut that a second look at a float32 Gram matrix sorts again (`_sorted_again`)."""
 RESIDUAL = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -226,7 +226,7 @@ def _sorted_again(matrix: Tensor, near: Tensor) -> Tensor | None:
     """The singular vectors of A within the span of `near` [k, r], to float64: rows, descending (Rayleigh-Ritz).
 
     Where s_k and s_{k+1} are close, a float32 Gram matrix mixes the vectors before a cut with those behind it. Their
-    span is known better: what it lacks lies behind all of them, where the gap is wider. None if they are not independent.
+    span is known better: what it lacks lies behind all of them, where the gap is wider. None if they are dependent.
     """
     basis = near.double()
     far = _far(matrix, basis)
@@ -237,7 +237,8 @@ def _sorted_again(matrix: Tensor, near: Tensor) -> Tensor | None:
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not annotate it
         return None
     straight = torch.linalg.solve_triangular(root, basis, upper=False)
-    return (turn.flip(-1).mT @ straight).to(near.dtype)
+    sorted_: Tensor = turn.flip(-1).mT @ straight
+    return sorted_.to(near.dtype)
 
 
 def _by_float64(matrix: Tensor, symmetric: Tensor, k: int) -> Leading | None:

@@ -16,7 +16,7 @@ DEEPEST = 1e-10
 FLAT = 3e-2
 """Least σ_min/σ_max for which float32 matrices get their last product in float32."""
 SAFE = 30
-"""Matrices whose largest entry is within 2^±30 of 1 are squared as they are: no Gram matrix of them leaves its range."""
+"""Matrices whose largest entry is within 2^±30 of 1 are squared as they are: no sum of squares leaves its range."""
 
 
 class Polar(NamedTuple):
