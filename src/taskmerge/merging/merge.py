@@ -16,15 +16,16 @@ from taskmerge.checkpoint.writer import Sink, lay_out, stage
 from taskmerge.errors import UsageError
 from taskmerge.merging import memory, record
 from taskmerge.merging.card import sidecars, tokenizer_warnings
-from taskmerge.merging.execute import Run, execute
+from taskmerge.merging.execute import execute
 from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.heads import head_files, heads_folder, stage_heads
 from taskmerge.merging.inputs import InputOptions, Inputs, resolve
 from taskmerge.merging.kernels import BoundPoint, bind_points, earlier_points, largest_first
 from taskmerge.merging.options import Arguments, RunOptions, split_options
-from taskmerge.merging.outputs import check_disk, check_free, is_folder, output_paths
+from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, make_plan
 from taskmerge.merging.record import MergeReceipt, OutputRecord
+from taskmerge.merging.run import Run
 from taskmerge.merging.sources import Source, Tally
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.lapack import load_routines
@@ -72,7 +73,7 @@ def merge(
     (`rank=0.08`; a sequence of values means a grid). Raises `TaskmergeError`.
     """
     if suite is not None:
-        inputs, options = from_suite(suite, inputs, {**options, "base": base})
+        inputs, options = from_suite(suite, inputs, {**options, "base": base}, method=method, output=output)
         base = options.pop("base")
     spec, opening, running = split_options(method, base, output, weights, options)
     return carry_out(prepare(inputs, spec, opening, running), running)
@@ -90,7 +91,7 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     resolved = resolve(inputs, replace(opening, outputs=tuple(paths)))
     workers = running.threads or len(os.sched_getaffinity(0))
     plan = make_plan(
-        spec, resolved.base, resolved.experts, workers=workers, points=[point.point for point in points],
+        spec, resolved.base, resolved.experts, workers=workers, points=points,
         max_memory=running.max_memory, resident=memory.settled_memory(),
         peak=memory.peak_memory(),
     )  # fmt: skip
@@ -102,12 +103,14 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
 
 
 def _check_files(prepared: Prepared, running: RunOptions) -> None:
-    """Refuses files of the outputs, and heads, that are there already, as staging them would."""
+    """Refuses files of the outputs, and heads, that are there already, as staging them would, and inputs among them."""
+    inputs = prepared.inputs
+    read = files_read([*inputs.experts, *([inputs.base] if inputs.base else [])])
     for point, path in zip(prepared.points, prepared.paths, strict=True):
-        lay_out(path, prepared.plan.outputs(), **_layout(path, point, running, prepared))
+        check_kept(lay_out(path, prepared.plan.outputs(), **_layout(path, point, running, prepared)), read)
     for folder in _heads_folders(prepared):
-        for _, path, specs in head_files(prepared.plan.heads, prepared.inputs.experts, folder):
-            lay_out(path, specs, overwrite=running.overwrite)
+        for _, path, specs in head_files(prepared.plan.heads, inputs.experts, folder):
+            check_kept(lay_out(path, specs, overwrite=running.overwrite), read)
 
 
 def device_for(said: str, spec: MergeSpec) -> torch.device:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
-from taskmerge.merging.execute import check_numbers, common_buffer, gather, parallel, raw_bytes
 from taskmerge.merging.factors import PARTS
-from taskmerge.merging.plan import CHUNK, TensorJob
+from taskmerge.merging.gather import common_buffer, gather, raw_bytes
+from taskmerge.merging.plan import TensorJob
+from taskmerge.merging.run import parallel, slices
 from taskmerge.merging.vector_files import Files, Work
+from taskmerge.merging.write import check_numbers
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import Factors, TaskMatrices, energy_rank
 
@@ -41,8 +43,8 @@ def subtract(work: Work, files: Files, job: TensorJob) -> None:
     elif job.reads == "matrix":
         _matrices(work, files, job)
     else:
-        for start in range(0, max(job.numel, 1), CHUNK):
-            origin, stack = gather(run, job, start, min(CHUNK, job.numel - start))
+        for start, count in slices(job):
+            origin, stack = gather(run, job, start, count)
             _write_centre(work, files, job, origin, start)
             for expert, row in zip(run.experts, stack, strict=True):
                 _write(work, files, expert.task, job.name, origin, row, start)

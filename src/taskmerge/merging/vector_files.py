@@ -12,11 +12,11 @@ from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.writer import OutputSpec, Sink, stage
 from taskmerge.errors import Mismatch
 from taskmerge.merging import record
-from taskmerge.merging.execute import Run
 from taskmerge.merging.factors import PARTS, VectorSource
 from taskmerge.merging.inputs import Inputs
 from taskmerge.merging.options import RunOptions
 from taskmerge.merging.plan import TensorJob
+from taskmerge.merging.run import Run
 from taskmerge.merging.sources import CheckpointSource, Source, Tally
 from taskmerge.numerics.rank import Rank
 

@@ -14,13 +14,14 @@ from taskmerge.errors import BadOutput, Mismatch, UsageError, unknown_name
 from taskmerge.merging import memory
 from taskmerge.merging.classes import classify
 from taskmerge.merging.compare import Agreed, agree
-from taskmerge.merging.execute import Run, account_adapters, parallel
+from taskmerge.merging.execute import account_adapters
 from taskmerge.merging.inputs import InputOptions, Inputs, named, resolve
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import device_for, progress_of
 from taskmerge.merging.options import Arguments, RunOptions, split_options
 from taskmerge.merging.outputs import check_disk, check_free
 from taskmerge.merging.plan import GROWTH, TensorJob, costed
+from taskmerge.merging.run import Run, parallel
 from taskmerge.merging.sources import Tally
 from taskmerge.merging.subtract import energy_counts, subtract
 from taskmerge.merging.vector_files import (

@@ -1,0 +1,38 @@
+"""First passes: what a method wants to know of the whole model before it merges the first tensor."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from torch import Tensor
+
+from taskmerge.merging.gather import gather, handed_for
+from taskmerge.merging.kernels import BoundPoint
+from taskmerge.merging.plan import TensorJob
+from taskmerge.merging.run import Run, parallel, slices
+from taskmerge.numerics.selection import Scan, part_of
+
+R = TypeVar("R")
+
+
+def scan_of(run: Run, point: BoundPoint, index: int) -> Scan:
+    """One pass over all float tensors, as the transforms before method `index` of the chain leave them."""
+    jobs = [job for job in run.plan.jobs if job.action == "merge" and job.numel]
+
+    def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
+        def look(job: TensorJob) -> list[R]:
+            found = []
+            for start, count in slices(job):
+                if job.reads == "elements":  # nothing needs the rest of the slice
+                    count = -(-count // share)
+                _, stack = gather(run, job, start, count, tallied=False)
+                shape = (count,) if job.reads == "elements" else job.shape
+                handed = handed_for(run, job, start, count, shape)
+                left = point.transform(stack.view(len(stack), *shape), handed, index)
+                flat = left.reshape(len(left), -1)
+                found.append(f(flat if job.reads == "elements" else part_of(flat, share)))
+            return found
+
+        for results in parallel(run, jobs, look):
+            yield from results
+
+    return scan
