@@ -1,5 +1,6 @@
 """`taskmerge.merge` from Python: the same names as on the command line, typed receipts, one family of errors."""
 
+import ast
 import os
 from pathlib import Path
 
@@ -73,3 +74,11 @@ def test_no_file_stays_open(files: dict[str, Path], tmp_path: Path) -> None:
         return len(os.listdir("/proc/self/fd"))
 
     assert len({merge() for _ in range(3)}) == 1
+
+
+def test_type_checkers_see_every_public_name_where_it_is_loaded_from() -> None:
+    source = ast.parse(Path(taskmerge.__file__).read_text())
+    (block,) = [node for node in source.body if isinstance(node, ast.If)]
+    seen = {one.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for one in node.names}
+    assert seen == taskmerge._HOMES
+    assert sorted([*seen, "__version__"]) == sorted(taskmerge.__all__)

@@ -1,4 +1,4 @@
-"""README's commands, copied literally, print what README says."""
+"""README's commands, copied literally, print what README says; options that docs/migration.md gives are understood."""
 
 import os
 import re
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from taskmerge.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,3 +51,16 @@ def test_every_linked_page_is_there() -> None:
     linked = re.findall(r"\]\(((?:docs|examples)/[^)#]+|[A-Z]+\.md)\)", README)
     assert linked
     assert [name for name in linked if not (ROOT / name).exists()] == []
+
+
+MIGRATION = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+PLACES = {"D": "0.5", "P": "0.5", "GAMMA": "0.01", "T": "0.3", "a=FIRST": "", "b=SECOND": ""}
+
+
+@pytest.mark.parametrize("given", sorted(set(re.findall(r"`(--method [^`]+)`", MIGRATION))))
+def test_the_options_for_users_of_other_tools_are_understood(given: str, here: Path) -> None:
+    words = [PLACES.get(word, word) for word in given.split()]
+    tasks = ("arrows", "colours") if "slerp" in words else ("arrows", "colours", "counts")
+    files = [f"{here}/examples/tiny/{name}.safetensors" for name in ("base", *tasks)]
+    output = here / "merged.safetensors"
+    assert app.run(["merge", "--dry-run", "--quiet", *filter(None, words), *files, "-o", str(output)]) == 0

@@ -153,19 +153,6 @@ def test_a_failing_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             checkpoint.tensor("a")
 
 
-def test_with_names_renames_without_reading(tmp_path: Path) -> None:
-    with open_checkpoint(save(tmp_path / "x.safetensors", TENSORS)) as checkpoint:
-        # A swap, so that a name must not be looked up in the file.
-        view = checkpoint.with_names({"a": "b", "b": "a", "c": "z.c"}).with_names({"z.c": "y"})
-        assert_holds(view, {"b": TENSORS["a"], "a": TENSORS["b"], "y": TENSORS["c"], "d": TENSORS["d"]})
-        assert view.specs["y"].name == "y"
-        assert_holds(checkpoint, TENSORS)
-        with pytest.raises(ValueError, match="same name"):
-            checkpoint.with_names({"a": "b"})
-        with pytest.raises(KeyError):
-            checkpoint.with_names({"absent": "b"})
-
-
 # Folders and indexes
 
 
@@ -376,13 +363,12 @@ def test_pickled_state_dicts_of_every_dtype(
         assert checkpoint.tied == {}
 
 
-def test_a_pickle_reads_in_pieces_and_renamed(tmp_path: Path) -> None:
+def test_a_pickle_reads_in_pieces(tmp_path: Path) -> None:
     torch.save({"a": TENSORS["a"].T, "p": torch.nn.Parameter(TENSORS["b"])}, tmp_path / "x.pt")
     with open_checkpoint(tmp_path / "x.pt", allow_pickle=True) as checkpoint:
-        view = checkpoint.with_names({"a": "p", "p": "a"})
-        assert_holds(view, {"p": TENSORS["a"].T.contiguous(), "a": TENSORS["b"]})
+        assert_holds(checkpoint, {"a": TENSORS["a"].T.contiguous(), "p": TENSORS["b"]})
         part = torch.empty(7, dtype=torch.uint8)
-        view.read_into("p", part, 5)
+        checkpoint.read_into("a", part, 5)
         assert bytes(part.untyped_storage()) == raw_bytes(TENSORS["a"].T.contiguous())[5:12]
     with pytest.raises(ValueError, match="closed"):
         checkpoint.tensor("a")
@@ -396,7 +382,6 @@ def test_tied_tensors_of_a_pickle_are_reported(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "x.pt", allow_pickle=True) as checkpoint:
         assert checkpoint.tied == {"third": "lm_head", "wte": "lm_head"}
         assert_holds(checkpoint, {name: tensor.contiguous().clone() for name, tensor in state.items()})
-        assert checkpoint.with_names({"wte": "x", "lm_head": "y"}).tied == {"third": "y", "x": "y"}
 
 
 def test_pickled_shards(tmp_path: Path) -> None:

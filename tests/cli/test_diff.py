@@ -1,7 +1,9 @@
 """`taskmerge diff`: norms, cosine and what changed, against naive float64; a difference is a result."""
 
+import errno
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -218,3 +220,17 @@ def test_refusals(here: Path) -> None:
     data = (here / "a.safetensors").read_bytes()
     (here / "a.safetensors").write_bytes(data[:-1])
     refused(3, "diff", "a.safetensors", "a.safetensors", says=("truncated",))
+
+
+def test_a_file_without_permission_is_an_input_that_cannot_be_read(
+    here: Path, experts: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The argument parser's own look at permissions would make it wrong usage."""
+    monkeypatch.setattr(os, "access", lambda *anything, **options: False)
+    monkeypatch.setattr(os, "open", denied)
+    for command in (("diff", "cars.safetensors", "dogs.safetensors"), ("verify", "cars.safetensors")):
+        refused(3, *command, says=("cars.safetensors: cannot be opened: Permission denied", "check path"))
+
+
+def denied(path: object, *anything: object, **options: object) -> int:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

@@ -18,6 +18,7 @@ from merge_cases import Outcome, refused, run, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from letter_cases import letter_config, save_letters
 from taskmerge.evaluation.results import schema
 
 Change = Callable[[dict[str, Any]], None]
@@ -181,7 +182,9 @@ def test_someone_elses_heads(suite: Path, here: Path) -> None:
 def test_an_adapted_folder_is_scored_with_its_own_heads(suite: Path, here: Path) -> None:
     folder = here / "adapted"
     (folder / "heads").mkdir(parents=True)
-    (folder / "folder.json").write_text('{"method": "tint", "protocol": "adapted on adapt, 100 iterations"}')
+    (folder / "folder.json").write_text(
+        '{"version": 1, "method": "tint", "protocol": "adapted on adapt, 100 iterations"}'
+    )
     save_file(load_file(here / "digits.safetensors"), folder / "model.safetensors")
     weight = load_file(here / "heads" / "digits.safetensors")["weight"]
     save_file({"weight": weight.roll(1, dims=0)}, folder / "heads" / "digits.safetensors")
@@ -453,16 +456,10 @@ def test_texts_for_a_vision_backbone(here: Path) -> None:
 @pytest.fixture
 def text_suite(here: Path) -> Path:
     """A random small BERT with one task of two sentences, in the working directory."""
-    import transformers
+    from transformers import BertModel
 
-    config = transformers.BertConfig(
-        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=16,
-    )  # fmt: skip
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(97 + one) for one in range(15))]
-    transformers.BertModel(config).save_pretrained(here / "bert")
-    (here / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizerFast(vocab=str(here / "vocab.txt")).save_pretrained(here / "bert")
+    BertModel(letter_config()).save_pretrained(here / "bert")
+    save_letters(here / "bert")
     save_file({"weight": torch.randn(2, 8), "bias": torch.zeros(2)}, here / "head.safetensors")
     lines = [json.dumps({"text": text, "label": label}) for text, label in (("a b c", 0), ("d", 1), ("e f g h i", 1))]
     (here / "test.jsonl").write_text("\n".join(lines))

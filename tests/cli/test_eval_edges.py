@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,15 @@ def test_a_full_disk_does_not_cost_the_printed_result(suite: Path, here: Path) -
 def test_not_even_overwrite_replaces_an_input(suite: Path, here: Path, place: str) -> None:
     for words in (("-o", place), ("--csv", f"./{place}")):
         refused(6, "eval", "base", *words, "--overwrite", *LIMIT, folder=here, says=(place, "is an input"))
+
+
+def test_the_weights_in_an_input_folder_are_inputs_too(suite: Path, here: Path) -> None:
+    (here / "model").mkdir()
+    shutil.copy(here / "digits.safetensors", here / "model" / "model.safetensors")
+    for place in ("model/model.safetensors", "other"):
+        (here / "other").unlink(missing_ok=True)
+        (here / "other").symlink_to(here / "model" / "model.safetensors")
+        refused(6, "eval", "model", "-o", place, "--overwrite", *LIMIT, folder=here, says=(place, "is an input"))
 
 
 def test_a_baseline_can_be_replaced_by_the_report_that_is_compared_with_it(suite: Path) -> None:

@@ -168,6 +168,17 @@ def test_the_same_content_twice_is_merged_with_a_warning(experts: Files, here: P
     assert tasks_of(outcome.paths[0]) == ["cars", "copy", "dogs", "maps"]
 
 
+def test_names_that_headers_escape_twice_fit_into_the_record(here: Path) -> None:
+    """Room for the record is taken before anybody knows which inputs are the same."""
+    odd = ['"' * 200, "\x01" * 200, "\\" * 200, "é" * 120, "x" * 240]
+    first = save(here / f"{odd[0]}.safetensors", model(1))
+    for name in [*odd[1:], *(f"{number}" for number in range(8))]:
+        shutil.copy(first, here / f"{name}.safetensors")
+    outcome = merge("*.safetensors", "-m", "average", "-o", "out/x.safetensors")
+    assert outcome.err.count("are the same, tensor for tensor") == 12
+    assert sorted(tasks_of(outcome.paths[0])) == sorted([*odd, *(f"{number}" for number in range(8))])
+
+
 def test_globs_that_match_no_tensor_are_noted(experts: Files) -> None:
     outcome = merge("*.safetensors", "--exclude", "classifier.*")
     assert "note: --exclude 'classifier.*' matches no tensor" in outcome.err

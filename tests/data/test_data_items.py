@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +17,9 @@ from data_cases import Bytes, Squares, class_folders, load, npz, pictures, resol
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
+from taskmerge.checkpoint.staging import remove_stale
 from taskmerge.data import cache as caching
 from taskmerge.data import datasets
 from taskmerge.data.cache import default_cache
@@ -356,10 +359,39 @@ def test_a_cache_that_cannot_be_written_is_a_note(tmp_path: Path, monkeypatch: p
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(caching, "save_file", full)
+    monkeypatch.setattr(caching, "header_bytes", full)
     assert same(load(split, cache=tmp_path / "cache", note=told.append), load(split))
     assert "No space left" in told[-1]
     assert kept(tmp_path / "cache") == []
+
+
+@pytest.mark.usefixtures("keep")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_what_is_kept_is_a_file_like_any_other(tmp_path: Path, umask: int) -> None:
+    split = class_folders(tmp_path / "d", ["no", "so", "yes"])
+    before = os.umask(umask)
+    try:
+        load(split, cache=tmp_path / "cache")
+    finally:
+        os.umask(before)
+    (file,) = kept(tmp_path / "cache")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~umask
+    assert {name.split(".")[0] for name in load_file(file)} == {"input", "indices"}, "the library reads it"
+
+
+@pytest.mark.usefixtures("keep")
+def test_what_is_being_written_is_not_taken_for_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, cache = class_folders(tmp_path / "d", ["no", "so", "yes"]), tmp_path / "cache"
+    there: list[bool] = []
+
+    def meanwhile(staged: Path, final: Path) -> None:
+        """Another run to the same name begins before the rename."""
+        remove_stale(cache, lambda name: name == final.name)
+        there.append(staged.exists())
+
+    monkeypatch.setattr(caching.os, "replace", meanwhile)
+    load(split, cache=cache)
+    assert there == [True]
 
 
 @pytest.mark.usefixtures("keep")

@@ -106,7 +106,7 @@ def test_cross_and_comparisons_bring_the_experts(folder: Path) -> None:
 def adapted(folder: Path, **parts: str) -> Path:
     home = folder / "adapted"
     home.mkdir()
-    (home / "folder.json").write_text(json.dumps({"method": "tint", "protocol": "adapted on adapt"}))
+    (home / "folder.json").write_text(json.dumps({"version": 1, "method": "tint", "protocol": "adapted on adapt"}))
     save_file({"w": torch.zeros(1)}, home / "model.safetensors")
     for part, file in parts.items():
         (home / part).mkdir()
@@ -123,7 +123,7 @@ def test_an_adapted_folder_brings_its_heads(folder: Path) -> None:
 
 
 def test_a_protocol_that_is_no_text_is_none(folder: Path) -> None:
-    (adapted(folder) / "folder.json").write_text(json.dumps({"method": "tint", "protocol": ["adapt"]}))
+    (adapted(folder) / "folder.json").write_text(json.dumps({"version": 1, "method": "tint", "protocol": ["adapt"]}))
     (found,) = opened(["adapted"], suite(folder))
     assert found.protocol is None
 
@@ -137,6 +137,22 @@ def test_parts_that_cannot_be_applied_are_refused_by_name(folder: Path, part: st
 def test_a_broken_manifest(folder: Path) -> None:
     (adapted(folder) / "folder.json").write_text("{")
     refused(BadFile, ["adapted"], suite(folder), "folder.json")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        ({"version": 2}, "is of version 2, this taskmerge reads 1"),
+        ({"version": "1"}, 'is of version "1", this taskmerge reads 1'),
+        ({"method": "tint"}, "has no `version`"),
+    ],
+)
+def test_a_folder_of_another_version_is_refused(folder: Path, manifest: dict[str, object], said: str) -> None:
+    (adapted(folder) / "folder.json").write_text(json.dumps(manifest))
+    refused(BadFile, ["adapted"], suite(folder), said)
+    assert [one.kind for one in opened(["adapted/model.safetensors"], suite(folder))] == ["checkpoint"], (
+        "as the hint says"
+    )
 
 
 def test_what_is_no_model(folder: Path) -> None:

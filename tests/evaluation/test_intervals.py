@@ -94,6 +94,11 @@ def test_the_seed_alone_decides() -> None:
     assert bootstrap(estimate, counts, 1) == bootstrap(estimate, counts, 1) != bootstrap(estimate, counts, 2)
 
 
+def test_zero_has_no_sign() -> None:
+    low, high = bootstrap(lambda weights: np.full(len(weights), -0.0), np.ones(9, dtype=np.int64), 0)
+    assert (str(low), str(high)) == ("0.0", "0.0")
+
+
 def test_group_sums_are_sums_by_key() -> None:
     keys = np.array([4, 1, 4, 9, 1])
     values = np.arange(10).reshape(2, 5)

@@ -9,6 +9,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
+from letter_cases import LETTERS, letter_config, save_letters
 from taskmerge import Report, evaluate
 from taskmerge.errors import TaskmergeError
 from taskmerge.evaluation.results import to_json
@@ -73,10 +74,7 @@ def test_items_left_out_are_counted(suite: Suite, tmp_path: Path, count: int, sa
 @pytest.mark.parametrize("from_base", [True, False])
 def test_an_experts_own_classifier_scores_every_encoder(tmp_path: Path, from_base: bool) -> None:
     """BERT with a classifier of its own, against transformers; the expert's head is used for the base too."""
-    config = transformers.BertConfig(
-        vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=8, num_labels=3,
-    )  # fmt: skip
+    config = letter_config(num_labels=3)
     torch.manual_seed(0)
     expert, base = (transformers.BertForSequenceClassification(config).eval() for _ in range(2))
     with torch.no_grad():
@@ -84,10 +82,8 @@ def test_an_experts_own_classifier_scores_every_encoder(tmp_path: Path, from_bas
             model.classifier.weight.normal_(std=5)
     expert.save_pretrained(tmp_path / "expert")
     base.bert.save_pretrained(tmp_path / "base")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "base")
-    texts = [" ".join("abcdefghij"[start : start + 1 + start % 4]) for start in range(10)] * 3
+    save_letters(tmp_path / "base")
+    texts = [" ".join(LETTERS[start : start + 1 + start % 4]) for start in range(10)] * 3
     labels = [number % 3 for number in range(30)]
     lines = "".join(f'{{"text": "{text}", "label": {label}}}\n' for text, label in zip(texts, labels, strict=True))
     (tmp_path / "test.jsonl").write_text(lines)

@@ -666,6 +666,7 @@ def test_what_counts_as_an_adapter(tmp_path: Path) -> None:
     save_file({"fc.weight": torch.zeros(4, 6)}, tmp_path / "model.safetensors")
     assert not is_adapter(tmp_path)
     assert not is_adapter(tmp_path / "model.safetensors")
+    assert not is_adapter(tmp_path / ("x" * 300)), "what cannot be looked at is told by whoever opens it"
 
 
 def test_the_digest_names_factors_and_scaling(tmp_path: Path) -> None:

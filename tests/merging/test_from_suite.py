@@ -1,5 +1,8 @@
 """`merge --suite`: experts, base and qkv come from the suite wherever nothing else is said."""
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import taskmerge
+from taskmerge.checkpoint import ahead
 from taskmerge.cli.app import run
 from taskmerge.errors import BadFile, TaskmergeError, UsageError
 from taskmerge.merging import from_suite as module
@@ -139,8 +143,20 @@ def test_tasks_without_experts_are_named(here: Path) -> None:
         taskmerge.merge(suite=models, method="average", overwrite=True)
 
 
-def test_places_on_a_hub_are_fetched(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A packaged suite: its base and its experts, each once."""
+@pytest.mark.parametrize(
+    ("said", "fetched"),
+    [
+        ({"method": "average"}, 8),
+        ({"rank": 2}, 8),
+        ({"method": "task_arithmetic"}, 9),
+        ({"method": "dare", "then": "ties"}, 9),
+        ({"method": "average", "on_missing": "base"}, 9),
+    ],
+)
+def test_places_on_a_hub_are_fetched_once_and_the_base_only_where_it_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any], fetched: int
+) -> None:
+    """A packaged suite of eight experts. CART is the default and works on differences from the experts' mean."""
     asked: list[str] = []
 
     def fetch(location: Any) -> Path:
@@ -148,9 +164,45 @@ def test_places_on_a_hub_are_fetched(here: Path, monkeypatch: pytest.MonkeyPatch
         return here / "models" / ("start.safetensors" if "openai" in str(location) else "one.safetensors")
 
     monkeypatch.setattr(module, "resolve", fetch)
-    receipt = taskmerge.merge(suite="clip-vit-b-32-8", method="average", qkv="as-is")
+    receipt = taskmerge.merge(suite="clip-vit-b-32-8", qkv="as-is", **said)
     assert len(receipt.provenance["tasks"]) == 8
-    assert len(asked) == len(set(asked)) == 9
+    assert len(asked) == len(set(asked)) == fetched
+    assert any("is not fetched" in note for note in receipt.notes) == (fetched == 8)
+
+
+def test_task_vectors_among_the_inputs_need_the_base_whatever_merges_them(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = here / "models"
+    (vector,) = taskmerge.vectors([models / "one.safetensors"], base=models / "start.safetensors").paths
+    monkeypatch.setattr(module, "resolve", lambda location: models / "start.safetensors")
+    given = module.from_suite("clip-vit-b-32-8", [vector], {}, method="average")[1]
+    assert given["base"] == models / "start.safetensors"
+    plain = [models / "one.safetensors"]
+    assert "base" not in module.from_suite("clip-vit-b-32-8", plain, {}, method="average")[1]
+
+
+def test_what_a_suite_names_is_digested_ahead_the_base_last(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    class Recorded(ahead.Ahead):
+        def __init__(self, files: Sequence[Path]) -> None:
+            asked.append([file.stem for file in files])
+            super().__init__(files)
+
+    monkeypatch.setattr(ahead, "Ahead", Recorded)
+    models = here / "models"
+    assert merge("--suite", models, "-o", "a.safetensors") == 0
+    assert merge("--suite", models, models / "two.safetensors", "-o", "b.safetensors") == 0
+    assert merge("--suite", models, "--no-digest", "-o", "c.safetensors") == 0
+    assert asked == [["one", "two", "three", "start"], ["two"], []]
+
+
+def test_the_suite_is_read_before_torch_is_imported(here: Path) -> None:
+    """In a fresh process: what digests ahead has to start while torch is imported."""
+    check = "import sys, pathlib; from taskmerge.cli import merge as m; s = m._loaded(pathlib.Path(sys.argv[1]))"
+    check += "; assert len(m._places(s)) == 4 and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check, str(here / "models")], check=True)
 
 
 @pytest.mark.parametrize(

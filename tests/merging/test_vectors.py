@@ -472,6 +472,9 @@ def test_refusals(models: dict[str, Path], tmp_path: Path) -> None:
         taskmerge.vectors(experts(models), **out)
     with pytest.raises(UsageError, match="scales what is applied"):
         taskmerge.vectors(experts(models), base=models["base"], coefficient=0.5, **out)
+    for coefficient in (float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="give a finite number"):
+            taskmerge.vectors(experts(models), base=models["base"], apply=True, coefficient=coefficient, **out)
     with pytest.raises(UsageError, match="unknown option of vectors `ranks`"):
         taskmerge.vectors(experts(models), base=models["base"], ranks=2, **out)
     with pytest.raises(Mismatch, match="no matrix to factor"):
@@ -517,7 +520,7 @@ def test_nothing_is_replaced_by_accident(models: dict[str, Path], tmp_path: Path
     with pytest.raises(BadOutput):
         vectors(models, tmp_path / "v")
     assert vectors(models, tmp_path / "v", overwrite=True)["a"].read_bytes() == before
-    with pytest.raises(BadOutput, match="would replace an input"):
+    with pytest.raises(UsageError, match="would replace a file of the input"):
         taskmerge.vectors(experts(models), base=models["base"], apply=True, overwrite=True, output=tmp_path / "models")
     folder = tmp_path / "models"
     everything = str(folder / "*.safetensors")

@@ -106,6 +106,15 @@ def truncated(array: np.ndarray, rank: int) -> np.ndarray:
     return total
 
 
+def lowest(array: np.ndarray, count: int) -> np.ndarray:
+    """The `count` lowest components of a matrix, one outer product at a time."""
+    u, s, vt = np.linalg.svd(array, full_matrices=False)
+    total = np.zeros_like(array)
+    for i in range(len(s) - count, len(s)):
+        total += s[i] * np.outer(u[:, i], vt[i])
+    return total
+
+
 def polar_factor(array: np.ndarray) -> np.ndarray:
     """The sum of u_i v_iᵀ over the directions above a thousandth of the largest."""
     u, s, vt = np.linalg.svd(array, full_matrices=False)

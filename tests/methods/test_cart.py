@@ -5,7 +5,18 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from spectral_cases import EXACT, PROPERTY, Case, assert_near, cases, embedded, gap, truncated
+from spectral_cases import (
+    COEFFICIENTS,
+    EXACT,
+    PROPERTY,
+    Case,
+    assert_near,
+    cases,
+    embedded,
+    gap,
+    lowest,
+    truncated,
+)
 from torch import Tensor
 
 from taskmerge.methods.average import average
@@ -160,6 +171,45 @@ def test_a_compressed_stack_stands_for_the_whole_matrices(case: tuple[Tensor, Te
     small = cart(TaskMatrices(cores, full=min(whole.shape[1:])), weights, rank=rank)
     scale = float(torch.linalg.vector_norm(whole))
     assert_near(left @ small @ right.mT, cart(TaskMatrices(whole), weights, rank=rank), 1e-8, scale)
+
+
+@PROPERTY
+@given(cases(dtypes=EXACT, tasks=(3, 5)), COEFFICIENTS, st.data())
+def test_the_lowest_components_give_the_mirror_image_through_the_average(
+    case: Case, coefficient: float, data: st.DataObject
+) -> None:
+    """E2: keeping the k lowest components of every centred task vector is 2 θ̄ - (CART at r - k)."""
+    highest = data.draw(st.integers(1, case.full))
+    weights = torch.ones(case.tasks).double()
+    found = centred_gap(case, weights.tolist(), highest)
+    assume(found > 1e-3)
+    mean = sum(case.arrays) / case.tasks
+    expected = mean + coefficient * sum(lowest(array - mean, case.full - highest) for array in case.arrays)
+    proper = merged(case.stack, weights, rank=Rank("count", highest), coefficient=coefficient)
+    mirrored = 2 * average(case.stack, weights) - proper
+    scale = (1 + abs(coefficient)) * sum(map(np.linalg.norm, case.arrays))
+    assert_near(mirrored, expected, 3 * case.tolerance(found), scale)
+
+
+@PROPERTY
+@given(cases(dtypes=EXACT, tasks=(3, 5)), st.data())
+def test_one_factorisation_serves_every_rank_and_coefficient(case: Case, data: st.DataObject) -> None:
+    """E5, in any order of the points, and nested: the larger rank adds its further components to the smaller."""
+    weights = torch.ones(case.tasks).double()
+    ranks = data.draw(st.lists(st.integers(1, case.full), min_size=1, max_size=4, unique=True))
+    found = min(centred_gap(case, weights.tolist(), rank) for rank in ranks)
+    assume(found > 1e-3)
+    centred = case.stack.clone()
+    centre_(centred, weights)
+    shared = TaskMatrices(centred)
+    shared.prepare(ranks)
+    scale = sum(map(np.linalg.norm, case.arrays))
+    for rank in ranks:
+        coefficient = data.draw(COEFFICIENTS)
+        mean = sum(case.arrays) / case.tasks
+        expected = coefficient * sum(truncated(array - mean, rank) for array in case.arrays)
+        result = cart(shared, weights, rank=Rank("count", rank), coefficient=coefficient)
+        assert_near(result, expected, 3 * case.tolerance(found), (1 + abs(coefficient)) * scale)
 
 
 def test_a_grid_over_one_factorisation_equals_separate_runs() -> None:

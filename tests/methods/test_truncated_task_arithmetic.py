@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from spectral_cases import EXACT, PROPERTY, Case, assert_near, cases, embedded, gap, truncated
+from spectral_cases import EXACT, PROPERTY, Case, assert_near, cases, embedded, gap, lowest, truncated
 from torch import Tensor
 
 from taskmerge.methods.registry import find
@@ -62,6 +62,20 @@ def test_at_full_rank_it_is_task_arithmetic(case: Case, coefficient: float) -> N
     result = truncated_task_arithmetic(case.matrices, weights, rank=Rank("ratio", 1.0), coefficient=coefficient)
     scale = 3 * float(torch.linalg.vector_norm(case.stack.double()))
     assert_near(result, task_arithmetic(case.stack, weights, coefficient=coefficient), 50 * max(case.eps, 1e-10), scale)
+
+
+@PROPERTY
+@given(cases(dtypes=EXACT), st.data())
+def test_the_lowest_components_are_what_truncation_leaves(case: Case, data: st.DataObject) -> None:
+    """E2: Σ rev_k(τ_t) = Σ τ_t - Σ SVD_{r-k}(τ_t), without a decomposition of its own."""
+    highest = data.draw(st.integers(1, case.full))
+    found = least_gap(case, highest)
+    assume(found > 1e-3)
+    weights = torch.ones(case.tasks).double()
+    options = {"rank": Rank("count", highest), "coefficient": 1.0}
+    rest = case.stack.sum(0) - truncated_task_arithmetic(case.matrices, weights, **options)
+    expected = sum(lowest(array, case.full - highest) for array in case.arrays)
+    assert_near(rest, expected, 3 * case.tolerance(found), sum(map(np.linalg.norm, case.arrays)))
 
 
 def test_other_tensors_get_task_arithmetic_with_the_same_options() -> None:

@@ -255,7 +255,7 @@ def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
     )
     assert "\n  suite.yaml:12:5: `pearson` is no metric of classification" in said
     assert "\n  suite.yaml:14:21: no is a truth value" in said
-    assert said.endswith("\nhint: docs/suites.md has the format")
+    assert said.endswith("\nhint: `taskmerge suites clip-vit-b-32-8 --yaml` shows a whole one")
 
 
 def test_texts_need_a_tokenizer_and_pictures_a_preprocess(tmp_path: Path) -> None:

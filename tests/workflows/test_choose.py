@@ -1,6 +1,7 @@
 """Choice without labels: the order is the criterion's, labels only comment on it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from taskmerge.evaluation.label_free import Judged, judge
 from taskmerge.evaluation.results import schema
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import load_suite
+from taskmerge.workflows import chosen_merge
 from taskmerge.workflows.choose import choices, criterion_means, ordered, rank
 from taskmerge.workflows.chosen_merge import choose
 
@@ -105,6 +107,29 @@ def test_unknown_criteria_and_splits_are_named(suite: Suite, merges: list[str]) 
         rank(merges, suite=suite, adapt_split="unlabelled")
     with pytest.raises(UsageError, match="no checkpoint to rank"):
         rank(["experts"], suite=suite)
+    with pytest.raises(UsageError) as misspelt:
+        rank(merges, suite=suite, split="adpat")
+    assert (misspelt.value.where, misspelt.value.hint) == ("--split", "did you mean `adapt`?")
+    with pytest.raises(UsageError, match="unknown task `digit`"):
+        rank(merges, suite=suite, tasks="digit", split="adapt")
+
+
+def test_a_suite_without_the_default_split_is_ordered_all_the_same(suite: Suite, merges: list[str]) -> None:
+    tasks = tuple(replace(one, splits={"adapt": one.splits["adapt"]}) for one in suite.tasks)
+    report = rank(merges, suite=replace(suite, tasks=tasks), limit=5)
+    assert len(report.choices) == 2 * len(merges)
+    assert "split `test` is not labelled everywhere: nothing is scored" in report.notes
+
+
+def test_trust_is_in_clean_items_and_judging_takes_time_too(suite: Suite, merges: list[str]) -> None:
+    pytest.importorskip("imagecorruptions")
+    clean, both = (rank(merges[:1], suite=suite, limit=20, corrupt=also) for also in ((), "contrast"))
+    (plain,), (said,) = ([note for note in one.notes if "agree with the labels" in note] for one in (clean, both))
+    assert said == plain
+    assert [said.count(f"{task} ") for task in TASKS] == [1, 1]
+    timing = clean.timing
+    parts = sum(timing[phase] for phase in ("judging", "reading", "filling", "encoding", "scoring"))
+    assert 0 < timing["judging"] < parts <= timing["total"]
 
 
 @pytest.fixture
@@ -138,6 +163,23 @@ def test_the_chosen_merge_is_the_best_point_and_nothing_else_is_left(suite_file:
     assert final.read_bytes() == Path(twin).read_bytes()
     with pytest.raises(BadOutput):
         choose(suite=suite_file, output=final, limit=40, **grid)
+
+
+def test_an_output_that_is_an_input_is_refused_before_anything_is_judged(
+    suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chosen_merge, "judge", lambda *_, **__: pytest.fail("judged"))
+    for task in TASKS:
+        (tmp_path / task).mkdir()
+        shutil.copy(TINY / f"{task}.safetensors", tmp_path / task / "model.safetensors")
+    before = (tmp_path / "digits" / "model.safetensors").read_bytes()
+    for output in ("digits", "digits/model.safetensors"):
+        with pytest.raises(UsageError, match="would be lost"):
+            choose(
+                [tmp_path / task for task in TASKS], suite=suite_file, output=tmp_path / output, rank=(0.04, 0.5),
+                overwrite=True,
+            )  # fmt: skip
+    assert (tmp_path / "digits" / "model.safetensors").read_bytes() == before
 
 
 def test_there_must_be_something_to_choose_from(suite_file: Path, tmp_path: Path) -> None:

@@ -49,7 +49,6 @@ class Checkpoint:
         source: Source,
         metadata: Mapping[str, str],
         tied: Mapping[str, str],
-        stored: Mapping[str, TensorSpec] | None = None,
     ) -> None:
         self.path = path
         self.folder = weights.folder
@@ -58,16 +57,14 @@ class Checkpoint:
         self.metadata = metadata
         self.tied = tied
         self.warnings = _warnings(weights)
-        self._weights = weights
         self._source = source
-        self._stored = self.specs if stored is None else stored
 
     def read_into(self, name: str, buffer: Tensor, start: int = 0) -> None:
         """Fill `buffer` (uint8, 1-D, contiguous, CPU) with the tensor's bytes [start, start + len(buffer)).
 
         Raises BadFile when the file ends before that or has changed since its header was read.
         """
-        spec = self._stored[name]
+        spec = self.specs[name]
         if buffer.dtype != torch.uint8 or buffer.dim() != 1 or not buffer.is_contiguous():
             raise ValueError("buffer must be a contiguous 1-D uint8 tensor")
         if start < 0 or start + buffer.numel() > spec.nbytes:
@@ -81,27 +78,6 @@ class Checkpoint:
         buffer = torch.empty(spec.nbytes, dtype=torch.uint8)
         self.read_into(name, buffer)
         return buffer.view(DTYPES[spec.dtype]).reshape(spec.shape)
-
-    def with_names(self, new_names: Mapping[str, str]) -> "Checkpoint":
-        """The same checkpoint with tensors renamed old -> new; the rest keep their names. Closing either closes both.
-
-        Raises ValueError when two tensors would have one name, KeyError for an old name that is not there.
-        """
-        unknown = [old for old in new_names if old not in self.specs]
-        if unknown:
-            raise KeyError(unknown[0])
-        renamed = {new_names.get(name, name): name for name in self.specs}
-        if len(renamed) < len(self.specs):
-            raise ValueError("two tensors would have the same name")
-        return Checkpoint(
-            self._weights,
-            path=self.path,
-            specs={new: _renamed(self.specs[old], new) for new, old in renamed.items()},
-            source=self._source,
-            metadata=self.metadata,
-            tied={new_names.get(a, a): new_names.get(b, b) for a, b in self.tied.items()},
-            stored={new: self._stored[old] for new, old in renamed.items()},
-        )
 
     def close(self) -> None:
         """Close the files; reads under way end first."""
@@ -178,10 +154,6 @@ def _warnings(weights: Weights) -> tuple[str, ...]:
     more = f" and {len(weights.strays) - 5} more" if len(weights.strays) > 5 else ""
     reader = weights.index.name if weights.index else weights.files[0].name
     return (f"{weights.folder}: not part of the model that {reader} describes, ignored: {names}{more}",)
-
-
-def _renamed(spec: TensorSpec, name: str) -> TensorSpec:
-    return TensorSpec(name, spec.dtype, spec.shape, spec.file, spec.start, spec.nbytes)
 
 
 class _FileSource:

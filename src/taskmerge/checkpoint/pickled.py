@@ -1,5 +1,6 @@
 """Pickled state dicts (.bin, .pt, .pth, .ckpt), loaded weights-only and offered like safetensors files."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -46,10 +47,18 @@ def _load(file: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         hint = "only plain state dicts of tensors are read: convert it to safetensors where it was made"
-        raise BadFile(f"cannot be loaded weights-only: {reason}", where=str(file), hint=hint) from error
+        raise BadFile(f"cannot be loaded weights-only: {_reason(error)}", where=str(file), hint=hint) from error
     return _state_dict(file, loaded)
+
+
+def _reason(error: Exception) -> str:
+    """What kept a pickle from being loaded, without torch's advice to load it unsafely."""
+    blamed = re.search(r"GLOBAL (\S+)", str(error))
+    if blamed:
+        return f"it needs `{blamed[1]}`, which is no part of a state dict"
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return said.splitlines()[0][:200] if said else type(error).__name__
 
 
 def _state_dict(file: Path, loaded: object) -> dict[str, Tensor]:

@@ -27,6 +27,12 @@ class Commands(TyperGroup):
             option.default = False
         return option
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.help:  # Typer keeps the line breaks of all paragraphs but the first
+            command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
+        return command
+
 
 app = typer.Typer(
     name="taskmerge",

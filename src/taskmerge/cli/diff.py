@@ -18,8 +18,8 @@ NUMBERS = 47  # columns that stand before the name of a tensor
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(help="File, index or folder.")],
-    b: Annotated[Path, typer.Argument(help="What it is compared with.")],
+    a: Annotated[Path, typer.Argument(help="File, index or folder.", readable=False)],
+    b: Annotated[Path, typer.Argument(help="What it is compared with.", readable=False)],
     changed: Annotated[bool, typer.Option("--changed", help="Only tensors that are not the same.")] = False,
     include: Annotated[
         list[str] | None, typer.Option(help="Only tensors whose names match (glob, repeatable).")

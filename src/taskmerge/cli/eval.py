@@ -75,7 +75,7 @@ def evaluate(
     quiet: Annotated[bool, _option("Say nothing but the result and errors.", COST, "--quiet", "-q")] = False,
     debug: Annotated[bool, _option("Show tracebacks.", COST, "--debug")] = False,
 ) -> None:
-    """Score checkpoints on the tasks of a suite, and print one table: tasks across, checkpoints down.
+    """Score checkpoints on the tasks of a suite, and print one table of tasks and checkpoints.
 
     `experts` is each task's own expert on its task, to which `normalised` scores are relative; `base` is the suite's
     base. Scores are percent in the table and fractions everywhere else.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from taskmerge.checkpoint.weights import find_weights
 from taskmerge.cli import show, writing
 from taskmerge.cli.meter import Meter
 from taskmerge.errors import BadOutput, TaskmergeError, UsageError
@@ -119,10 +120,19 @@ def _check_outputs(said: Mapping[str, Any], suite: Suite) -> None:
     ]
     for task in suite.tasks:
         places += [task.expert, task.head, *(split.location for split in task.splits.values())]
-    inputs = [one for one in places if isinstance(one, Path) and one.exists()]
+    inputs = [file for one in places if isinstance(one, Path) and one.exists() for file in _files_of(one)]
     for path in _files(said):
         if path.exists() and any(path.samefile(one) for one in inputs):
             raise BadOutput("is an input of this evaluation", where=str(path), hint="choose another name")
+
+
+def _files_of(place: Path) -> list[Path]:
+    """A file, or a model's folder with the files in it; all that an output could take the place of."""
+    try:
+        weights = find_weights(place)
+    except TaskmergeError:  # no model: data, a tokenizer
+        return [place]
+    return [place, *weights.files, *([weights.index] if weights.index else [])]
 
 
 def _thresholds(said: Mapping[str, Any], suite: Suite) -> tuple[Threshold, ...]:

@@ -1,11 +1,14 @@
 """`taskmerge merge`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from taskmerge.cli.app import app
+
+if TYPE_CHECKING:
+    from taskmerge.specs.suite import Suite
 
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 RESULT, INPUT, COST = "What is merged, and how", "How inputs are understood", "Where it goes, and what it may cost"
@@ -43,14 +46,16 @@ def merge(
     set_: Annotated[list[str] | None, _option("key=value over the recipe (repeatable).", RESULT, "--set")] = None,
     base: Annotated[Path | None, _option("The checkpoint that the experts were fine-tuned from.", INPUT)] = None,
     suite: Annotated[
-        Path | None, _option("Suite whose experts, base and qkv are taken where none are given.", INPUT, "--suite")
+        Path | None, _option("Suite whose experts, base, qkv and heads count where none are given.", INPUT, "--suite")
     ] = None,
     keep_base: Annotated[bool, _option("Merge the base as an expert too.", INPUT, "--keep-base")] = False,
     include: Annotated[list[str] | None, _option("Only tensors whose names match (glob, repeatable).", INPUT)] = None,
     exclude: Annotated[list[str] | None, _option("Not tensors whose names match (glob, repeatable).", INPUT)] = None,
     on_missing: Annotated[str | None, _option("Tensors that some input lacks: refuse, base or skip.", INPUT)] = None,
     on_buffer: Annotated[str | None, _option("Integer tensors that differ: refuse or first.", INPUT)] = None,
-    heads: Annotated[str | None, _option("Tensors whose shapes differ: refuse, or keep per task.", INPUT)] = None,
+    heads: Annotated[
+        str | None, _option("Task heads: refuse shapes that differ, or keep each whole, per task.", INPUT)
+    ] = None,
     strip_prefix: Annotated[str | None, _option("Prefix to take off tensor names.", INPUT)] = None,
     skip_input: Annotated[list[str] | None, _option("Leave out inputs that match (glob, repeatable).", INPUT)] = None,
     allow_merged: Annotated[bool, _option("Merge earlier results like experts.", INPUT, "--allow-merged")] = False,
@@ -94,7 +99,22 @@ def merge(
     said = dict(context.params)
     words = [*(said.pop("inputs") or []), *context.args]
     flags = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
-    with Ahead([] if no_digest or dry_run else files_among(words)) as ahead:
+    named = _loaded(suite) if suite is not None else None
+    files = files_among(words) or files_among(_places(named) if named else [])
+    with Ahead([] if no_digest or dry_run else files) as ahead:
         from taskmerge.cli import merging  # imports torch: a second or two
 
-        merging.run(words, flags, said, ahead)
+        merging.run(words, flags, said, named, ahead)
+
+
+def _loaded(path: Path) -> "Suite":
+    """What --suite names, read without torch: its experts can be digested while that is imported."""
+    from taskmerge.specs.suite_file import find_suite, load_suite
+
+    return load_suite(find_suite(path)[0])
+
+
+def _places(suite: "Suite") -> list[str]:
+    """The experts of a suite, and its base, that lie on this machine; the base last: not every merge reads it."""
+    places = [*(task.expert for task in suite.tasks), suite.base]
+    return [str(one) for one in places if isinstance(one, Path)]

@@ -15,18 +15,20 @@ from taskmerge.merging.record import MergeReceipt
 from taskmerge.merging.replay import replayed
 from taskmerge.specs.load import Recipe, load_overrides, load_recipe, load_weights
 from taskmerge.specs.merge import CHOICES, MergeSpec
+from taskmerge.specs.suite import Suite
 
 VALUES = ("method", "then", "seed", "strip_prefix", "dtype", "base", "output", "device", "threads", *CHOICES)
 LISTS = ("include", "exclude", "skip_input")
 SWITCHES = ("lines", "keep_base", "allow_merged", "allow_pickle", "overwrite")
 
 
-def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], ahead: Ahead) -> None:
-    """Carries out one `merge` command."""
+def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], suite: Suite | None, ahead: Ahead) -> None:
+    """Carries out one `merge` command; `suite` is what --suite names."""
     arguments, options = tokens.split(words, flags)
     inputs, keywords = _with_recipe(arguments, {**_keywords(said), **options}, said)
-    if said["suite"] is not None:
-        inputs, keywords = from_suite(said["suite"], inputs, keywords)
+    if suite is not None:
+        known = {name: keywords[name] for name in ("method", "output") if name in keywords}
+        inputs, keywords = from_suite(suite, inputs, keywords, **known)
     spec, opening, running = split_options(
         keywords.pop("method", "cart"), keywords.pop("base", None), keywords.pop("output", None),
         keywords.pop("weights", None), keywords,
@@ -124,7 +126,8 @@ def _with_recipe(
         return arguments, above
     if path.suffix == ".safetensors" or path.is_dir() or path.name.endswith(".index.json"):
         inputs, keywords = replayed(path, arguments, allow_pickle=said["allow_pickle"])
-        return inputs, {"qkv": MergeSpec().qkv, **keywords, **above}  # no suite decides what was decided
+        decided = {"qkv": MergeSpec().qkv, "heads": MergeSpec().heads}  # no suite decides it again
+        return inputs, {**decided, **keywords, **above}
     recipe = load_recipe(path)
     keywords = {**recipe.shape, **_options(recipe, {**recipe.shape, **above})}
     if recipe.weights:

@@ -1,7 +1,7 @@
 """Tells inputs from method options among the words of a command: methods declare their options, no command does."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from taskmerge.errors import UsageError, unknown_name
 from taskmerge.methods.registry import methods, setting
@@ -19,7 +19,7 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
     while waiting:
         word = waiting.pop()
         if not word.startswith("--") or word == "--":
-            if word.startswith("-") and word != "--" and not Path(word).exists():
+            if word.startswith("-") and word != "--" and not os.path.exists(word):
                 raise unknown_name("option", word, known)
             inputs.append(word)
             continue

@@ -14,7 +14,7 @@ SPLIT = "also"
 
 
 def _option(help: str, panel: str, *names: str) -> Any:  # typer's own word
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, readable=False)
 
 
 @app.command()

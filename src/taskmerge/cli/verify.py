@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def verify(
-    file: Annotated[Path, typer.Argument(help="A merged file, index or folder.")],
+    file: Annotated[Path, typer.Argument(help="A merged file, index or folder.", readable=False)],
     experts: Annotated[
         list[str] | None, typer.Argument(help="Where its experts and base are: files, folders, globs.")
     ] = None,

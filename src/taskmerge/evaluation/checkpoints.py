@@ -19,7 +19,7 @@ Resolve = Callable[[Location], Path]
 Kind = Literal["base", "expert", "checkpoint", "merge", "adapted"]
 Arguments = Sequence[str | Path] | Mapping[str, str | Path]
 BASE, EXPERTS = "base", "experts"
-MANIFEST = "folder.json"
+MANIFEST, MANIFEST_VERSION = "folder.json", 1
 UNUSED_PARTS = {
     "blocks": "task-specific blocks",
     "adapters": "adapters of features",
@@ -211,10 +211,17 @@ def _recipe(record: Mapping[str, object]) -> Mapping[str, Any] | None:
 
 
 def _manifest(path: Path) -> Mapping[str, Any]:
+    """What an `adapt` folder says of itself, if this version understands it; else BadFile."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadFile(f"cannot be read: {error}", where=str(path), hint="run `taskmerge adapt` again") from None
     if not isinstance(found, dict):
         raise BadFile("is no JSON object", where=str(path), hint="run `taskmerge adapt` again")
+    if found.get("version") != MANIFEST_VERSION:
+        said = f"is of version {json.dumps(found['version'])}" if "version" in found else "has no `version`"
+        raise BadFile(
+            f"{said}, this taskmerge reads {MANIFEST_VERSION}", where=str(path),
+            hint=f"update taskmerge, or evaluate {path.with_name('model.safetensors')} alone (without its other parts)",
+        )  # fmt: skip
     return found

@@ -90,7 +90,7 @@ def bootstrap(estimate: Callable[[Weights], Floats], counts: NDArray[np.int64], 
     draw of counts; `estimate` turns weights [B, G] into values [B]. The same seed gives the same interval.
     """
     found = np.concatenate([estimate(weights) for weights in _resamples(counts, seed)])
-    low, high = np.percentile(found, TAILS)
+    low, high = np.percentile(found, TAILS) + 0.0  # -0.0 becomes 0.0
     return float(low), float(high)
 
 

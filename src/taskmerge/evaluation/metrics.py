@@ -146,7 +146,7 @@ def _pixels(rows: Rows, metric: Metric) -> int:
 def _estimated(metric: Metric, rows: Rows, seed: int) -> tuple[float, float, float]:
     """(value, low, high)."""
     counts, estimate = metric.grouped(rows)
-    value = float(estimate(counts[None])[0])
+    value = float(estimate(counts[None])[0]) + 0.0  # -0.0 becomes 0.0
     if metric.proportion:
         right = int((rows[:, 0] == rows[:, 1]).sum())
         return (right / len(rows), *wilson(right, len(rows)))

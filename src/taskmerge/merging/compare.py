@@ -3,13 +3,15 @@
 import fnmatch
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.errors import Mismatch, UsageError
+from taskmerge.merging.classes import TABLE_WORDS, block_of
 from taskmerge.merging.sources import Source
+from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
 
 SHOWN = 12  # names listed in full before "and N more"
@@ -57,7 +59,8 @@ def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs
     union = selected({name for expert in experts for name in expert.specs}, spec)
     _refuse_lone_base(spec, base, experts)
     heads = _heads(union, used, experts, needs_base) if spec.heads == "keep" else []
-    names, notes = [name for name in union if name not in set(heads)], _unmatched(spec, base, experts)
+    names = sorted(set(union) - set(heads))
+    notes = [*_unmatched(spec, base, experts), *_beside_heads(names, heads)]
     if spec.on_missing == "skip":
         kept = [name for name in names if all(name in one.specs for one in (*experts, *([used] if used else [])))]
         if len(kept) < len(names):
@@ -69,7 +72,7 @@ def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs
         problems.append(f"{used.where}: the base lacks {len(absent)} tensors that experts have: {listed(absent)}")
     if problems:
         raise Mismatch(
-            "the inputs do not fit together\n" + "\n".join(problems), hint=_hint(names, absent, used, experts)
+            "the inputs do not fit together\n" + "\n".join(problems), hint=_hint(spec, names, absent, used, experts)
         )
     alone = [name for name in selected(base.specs, spec) if name not in set(union)] if base else []
     copied = alone if spec.on_missing == "base" else []
@@ -105,10 +108,59 @@ def _refuse_lone_base(spec: MergeSpec, base: Source | None, experts: Sequence[So
         )  # fmt: skip
 
 
+# --- task heads ------------------------------------------------------------------------------------------------
+
+
 def _heads(union: Sequence[str], base: Source | None, experts: Sequence[Source], needs_base: bool) -> list[str]:
-    """The tensors of task heads: their shapes differ between experts or from the base, or the base has none."""
-    alone = [name for name in union if needs_base and base is not None and name not in base.specs]
-    return sorted({*_differing(union, [*experts, *([base] if base else [])]), *alone})
+    """The tensors of task heads, as whole modules: known by name, or by what no shared encoder has.
+
+    That is a tensor whose shapes differ between experts or from the base, or one outside numbered blocks that the base
+    lacks. Names that agree but for a prefix tell nothing.
+    """
+    if needs_base and mending_prefix([_chosen(one, union) for one in experts], base.specs if base else None):
+        return []
+    odd = _differing(union, [*experts, *([base] if base else [])])
+    if needs_base and base is not None:
+        odd += [name for name in union if name not in base.specs and block_of(name) is None]
+    modules = {_module(name, union) for name in odd}
+    known = head_names(union)
+    return [name for name in union if name in known or name in modules or _inside(name, modules)]
+
+
+def _inside(name: str, modules: Container[str]) -> bool:
+    """Whether a tensor lies in one of the modules, at any depth."""
+    return any(start in modules for start in _ancestors(name))
+
+
+def _ancestors(name: str) -> list[str]:
+    """The modules around a tensor, outermost first, each with its dot: `a.`, `a.b.` of `a.b.weight`."""
+    segments = name.split(".")
+    return [".".join(segments[:count]) + "." for count in range(1, len(segments))]
+
+
+def _module(name: str, union: Sequence[str]) -> str:
+    """The outermost module around a tensor that can be a head of its own; the tensor itself where there is none.
+
+    Such a module holds no numbered block (as the encoder around `visual.proj` does) nor most of the model, is no
+    table or part of one, and is no plain sequence, whose numbered layers stand for themselves: the first ones of VGG's
+    `classifier` are pretrained.
+    """
+    for module in _ancestors(name):
+        owned = [one for one in union if one.startswith(module)]
+        words = {word for segment in module.split(".") for word in segment.split("_")}
+        sequence = name.removeprefix(module).split(".")[0].isdigit()
+        encoder = any(block_of(one) for one in owned) or 2 * len(owned) > len(union)
+        if not (encoder or sequence or words & TABLE_WORDS):
+            return module
+    return name
+
+
+def _beside_heads(names: Sequence[str], heads: Sequence[str]) -> list[str]:
+    """A note on what is merged although it lies in one outermost module with a head, outside the encoder's blocks."""
+    around = {_ancestors(name)[0] for name in heads if len(_ancestors(name)) > 1}
+    encoders = {_ancestors(name)[0] for name in names if block_of(name) is not None}
+    beside = [name for name in names if _inside(name, around - encoders)]
+    return [f"merged, though beside what is kept per task: {listed(beside)}"] if beside else []
 
 
 def _differing(names: Sequence[str], sources: Sequence[Source]) -> list[str]:
@@ -158,33 +210,57 @@ def _said(spec: TensorSpec) -> str:
     return f"{spec.dtype} {list(spec.shape)}"
 
 
-def _hint(names: Sequence[str], absent: Sequence[str], base: Source | None, experts: Sequence[Source]) -> str:
-    """The option that mends the mismatch: a prefix, the exact --exclude line, or --on-missing."""
-    prefix = common_prefix([expert.specs for expert in experts], base.specs if base else None)
+def _hint(
+    spec: MergeSpec, names: Sequence[str], absent: Sequence[str], base: Source | None, experts: Sequence[Source]
+) -> str:
+    """The options that mend the mismatch: a prefix, the exact --exclude line, or --on-missing."""
+    chosen = [_chosen(expert, names) for expert in experts]
+    prefix = mending_prefix(chosen, base.specs if base else None)
     if prefix:
-        return f"the names agree without the prefix `{prefix}`: `--strip-prefix {prefix}`"
+        heads = any(map(head_names, chosen)) and spec.heads == "refuse"
+        options = f"--strip-prefix {prefix}" + (" --heads keep" if heads else "")
+        return f"the names agree without the prefix `{prefix}`: `{options}`"
     odd = sorted({*_differing(names, [*experts, *([base] if base else [])]), *absent})
     if odd:
         line = " ".join(f"--exclude '{name}'" for name in odd)
-        return f"leave these tensors out: {line}, or keep every task's own with `--heads keep`"
+        keep = spec.heads == "refuse" and not any(block_of(name) for name in odd)
+        return f"leave these tensors out: {line}" + (", or keep every task's own with `--heads keep`" if keep else "")
     return "`--on-missing skip` merges what all experts share; `--on-missing base` takes absent tensors as unchanged"
 
 
+def _chosen(expert: Source, names: Iterable[str]) -> frozenset[str]:
+    """The names of one expert that take part."""
+    return frozenset(expert.specs).intersection(names)
+
+
+def mending_prefix(experts: Sequence[Collection[str]], base: Iterable[str] | None = None) -> str:
+    """`common_prefix` of encoders: known task heads, which a base need not have, are set aside."""
+    return common_prefix([frozenset(names) - head_names(names) for names in experts], base)
+
+
 def common_prefix(experts: Sequence[Iterable[str]], base: Iterable[str] | None = None) -> str:
-    """The prefix (up to a dot) without which all experts have the same names, all of them in the base; else ""."""
+    """The prefix (up to a dot) without which all experts have the same names, all of them in the base; else "".
+
+    It may stand before all names of an input or before those of one tower (`vision_model.` of a whole CLIP).
+    """
     sets = [frozenset(names) for names in experts]
     origin = None if base is None else frozenset(base)
     if _one_set(sets, origin):
         return ""
     everything = [*sets, *([origin] if origin else [])]
-    shared = [_common_start(names) for names in everything]
-    prefixes = {".".join(parts[:count]) + "." for parts in shared for count in range(1, len(parts) + 1)}
+    prefixes = {prefix for names in everything for prefix in _leading(names)}
     for prefix in sorted(prefixes, key=lambda one: (len(one), one)):
         bare = [frozenset(name.removeprefix(prefix) for name in names) for names in everything]
         unique = all(len(one) == len(names) for one, names in zip(bare, everything, strict=True))
         if unique and _one_set(bare[: len(sets)], bare[-1] if origin else None):
             return prefix
     return ""
+
+
+def _leading(names: frozenset[str]) -> set[str]:
+    """What may be a prefix: the segments that all names start with, or a block's tower."""
+    starts = [_common_start(names), *({tuple(one.tower.split(".")) for one in map(block_of, names) if one})]
+    return {".".join(parts[:count]) + "." for parts in starts for count in range(1, len(parts) + 1)}
 
 
 def _common_start(names: frozenset[str]) -> list[str]:

@@ -133,8 +133,10 @@ def _classes(tensors: tuple[TensorEntry, ...]) -> tuple[ClassEntry, ...]:
 
 def _adapter(path: Path) -> dict[str, Any] | None:
     """What the configuration of an adapter's folder says, or None where there is none."""
+    if not is_adapter(path):
+        return None
     file = (path if path.is_dir() else path.parent) / CONFIG
-    if not is_adapter(path) or not file.is_file():
+    if not file.is_file():
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

@@ -44,7 +44,7 @@ def same_file(one: Path, other: Path) -> bool:
 
 def _written_by(path: Path, output: Path) -> bool:
     """Whether a path is an output, or the weight file, a shard or the index of one."""
-    folder = output.is_dir()
+    folder = output.is_dir() or output.suffix != ".safetensors"  # a new folder replaces nothing
     stem, home = ("model", output) if folder else (output.stem, output.absolute().parent)
     parts = re.escape(stem) + r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
     return same_file(path, output) or (

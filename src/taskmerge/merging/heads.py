@@ -30,7 +30,9 @@ def head_files(
             continue
         if not isinstance(expert, CheckpointSource) or expert.kind != "weight":
             raise Mismatch(
-                "only checkpoints have heads of their own", where=expert.where, hint="leave out `--heads keep`"
+                "only checkpoints have heads of their own",
+                where=expert.where,
+                hint="`--heads refuse` merges them like any tensor, `--exclude` leaves them out",
             )
         specs = [OutputSpec(name, expert.specs[name].dtype, expert.specs[name].shape) for name in own]
         yield expert, folder / f"{expert.task}.safetensors", specs

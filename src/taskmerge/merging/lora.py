@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,9 +104,9 @@ class Adapter:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path is a PEFT adapter: its folder, or the weight file in it."""
-    if path.is_dir():
-        return any((path / name).is_file() for name in (CONFIG, *WEIGHTS))
+    """Whether a path is a PEFT adapter: its folder, or the weight file in it; False where nobody may look."""
+    if os.path.isdir(path):
+        return any(os.path.isfile(path / name) for name in (CONFIG, *WEIGHTS))
     return path.name in WEIGHTS
 
 

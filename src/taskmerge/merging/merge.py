@@ -68,9 +68,9 @@ def merge(
     """Merges experts into one checkpoint and returns the receipt.
 
     `inputs` are paths (files, indexes, folders, quoted globs, `name=path`) or a mapping from task to path. A `suite`
-    completes what is not said: the experts by task, the base, and `qkv`. Every option of the command is a keyword with
-    the same name (`qkv="fused"`, `include=["visual.*"]`, `overwrite=True`), and so is every option of the method
-    (`rank=0.08`; a sequence of values means a grid). Raises `TaskmergeError`.
+    completes what is not said: the experts by task, the base, `qkv`, and that task heads are not merged. Every option
+    of the command is a keyword with the same name (`qkv="fused"`, `include=["visual.*"]`, `overwrite=True`), and so is
+    every option of the method (`rank=0.08`; a sequence of values means a grid). Raises `TaskmergeError`.
     """
     if suite is not None:
         inputs, options = from_suite(suite, inputs, {**options, "base": base}, method=method, output=output)

@@ -2,15 +2,21 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from taskmerge.checkpoint.weights import PICKLE_ENDINGS
+from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.checkpoint.layout import Layout, earlier_output
+from taskmerge.checkpoint.weights import PICKLE_ENDINGS, find_weights
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import NotEnough, UsageError
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.plan import Plan
+from taskmerge.merging.sources import Source
 from taskmerge.specs.merge import MergeSpec, plain_value
+
+FileId = tuple[int, int]
+"""Device and inode: the file itself, by whatever path."""
 
 
 def output_paths(spec: MergeSpec, output: Path | None, points: Sequence[BoundPoint]) -> list[Path]:
@@ -41,6 +47,32 @@ def check_free(paths: Sequence[Path], *, overwrite: bool) -> None:
     """Refuses outputs that exist, by their names alone: before any input is opened."""
     for path in paths:
         lay_out(path, (), overwrite=overwrite, folder=is_folder(path))
+
+
+def files_read(sources: Iterable[Source]) -> dict[FileId, Source]:
+    """The weight files and indexes that inputs are read from."""
+    found: dict[FileId, Source] = {}
+    for source in sources:
+        checkpoint = getattr(source, "checkpoint", None)
+        if isinstance(checkpoint, Checkpoint):
+            index = find_weights(checkpoint.path).index
+            found.update((_id(path), source) for path in (*checkpoint.files, *([index] if index else [])))
+    return found
+
+
+def check_kept(layout: Layout, read: Mapping[FileId, Source]) -> None:
+    """Not even --overwrite replaces what is read, under whatever name: an output that would is refused."""
+    for path in (*(layout.folder / name for name in layout.names), *earlier_output(layout)):
+        if path.exists() and (source := read.get(_id(path))) is not None:
+            raise UsageError(
+                f"the output would replace a file of the input {source.where}, which would be lost", where=str(path),
+                hint="choose another output with -o",
+            )  # fmt: skip
+
+
+def _id(path: Path) -> FileId:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def check_disk(plan: Plan, paths: Sequence[Path]) -> None:

@@ -15,8 +15,9 @@ from taskmerge.errors import Mismatch, NotEnough, UsageError, unknown_name
 from taskmerge.merging.classes import Attention, attention_groups, classify, depths, position
 from taskmerge.merging.compare import Agreed, agree, dtypes_of, listed
 from taskmerge.merging.factors import restrictions
+from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.sources import Source
-from taskmerge.methods.contract import Method, Reads, Value
+from taskmerge.methods.contract import Method, Reads
 from taskmerge.numerics.rank import Rank
 from taskmerge.specs.merge import WIDENING, MergeSpec
 from taskmerge.types import TensorClass
@@ -94,7 +95,7 @@ def make_plan(
     experts: Sequence[Source],
     *,
     workers: int,
-    points: Sequence[Mapping[str, Value]] = ({},),
+    points: Sequence[BoundPoint],
     max_memory: int | None = None,
     resident: int = 0,
     peak: int = 0,
@@ -162,12 +163,12 @@ def _check_tasks(spec: MergeSpec, chain: Sequence[Method], experts: Sequence[Sou
 
 def _jobs(
     spec: MergeSpec, chain: Sequence[Method], base: Source | None, experts: Sequence[Source], agreed: Agreed,
-    points: Sequence[Mapping[str, Value]],
+    points: Sequence[BoundPoint],
 ) -> list[TensorJob]:  # fmt: skip
     """One job a tensor (or attention trio), in canonical order."""
     specs = {name: next(one.specs[name] for one in experts if name in one.specs) for name in agreed.names}
     towers = depths(specs)
-    reads = _granularity(spec, chain, points)
+    reads = _granularity(points)
     groups = attention_groups({name: one.shape for name, one in specs.items() if is_float(one.dtype)})
     jobs: list[TensorJob] = []
     done: set[str] = set()
@@ -185,10 +186,12 @@ def _jobs(
     return sorted(jobs, key=lambda job: job.name)
 
 
-def _granularity(spec: MergeSpec, chain: Sequence[Method], points: Sequence[Mapping[str, Value]]) -> Reads:
+def _granularity(points: Sequence[BoundPoint]) -> Reads:
     """What the chain reads at a time: the coarsest of its members at any point of the grid."""
     order: tuple[Reads, ...] = ("elements", "tensor", "matrix")
-    found = {one.granularity({**one.defaults(), **point}) for one in chain for point in points or ({},)}
+    found = {
+        one.granularity(options) for point in points for one, options in zip(point.chain, point.options, strict=True)
+    }
     return max(found, key=order.index)
 
 
@@ -258,7 +261,7 @@ def _refuse_nothing(jobs: Sequence[TensorJob], last: Method) -> None:
 
 def _notes(
     spec: MergeSpec, chain: Sequence[Method], experts: Sequence[Source], agreed: Agreed, jobs: Sequence[TensorJob],
-    points: Sequence[Mapping[str, Value]],
+    points: Sequence[BoundPoint],
 ) -> list[str]:  # fmt: skip
     """What a careful user would want to know about this merge."""
     notes, last = [], chain[-1]
@@ -277,7 +280,7 @@ def _notes(
             f"{len(mixed)} tensors differ in dtype between experts ({said}) and are promoted (`--dtype` says otherwise)"
         )
     for point in points:
-        rank = point.get("rank")
+        rank = point.options[-1].get("rank")
         full = [min(job.matrix_shape()) for job in jobs if job.treatment == "method" and job.reads == "matrix"]
         if isinstance(rank, Rank) and rank.kind == "count" and any(rank.value > r for r in full):
             notes.append(
@@ -287,15 +290,13 @@ def _notes(
     if counters:
         notes.append(f"the largest value of all experts is taken for {listed(counters)}")
     if agreed.heads:
-        notes.append(
-            f"{len(agreed.heads)} tensors differ in shape between experts and are kept per task: {listed(agreed.heads)}"
-        )
-    return notes + restrictions(experts, _components(last, jobs, points))
+        notes.append(f"{len(agreed.heads)} tensors are not merged but kept per task: {listed(agreed.heads)}")
+    return notes + restrictions(experts, _components(jobs, points))
 
 
-def _components(last: Method, jobs: Sequence[TensorJob], points: Sequence[Mapping[str, Value]]) -> dict[str, int]:
+def _components(jobs: Sequence[TensorJob], points: Sequence[BoundPoint]) -> dict[str, int]:
     """The most components that the method takes of every matrix, at any point of the grid."""
-    ranks = [point.get("rank", last.defaults().get("rank")) for point in points]
+    ranks = [point.options[-1].get("rank") for point in points]
     full = {job.name: min(job.matrix_shape()) for job in jobs if job.treatment == "method" and job.reads == "matrix"}
     counts = [rank for rank in ranks if isinstance(rank, Rank) and rank.kind != "energy"]
     if len(counts) < len(ranks):

@@ -101,8 +101,20 @@ def metadata(record: Mapping[str, object]) -> dict[str, str]:
 
 
 def reserve(record: Mapping[str, object], inputs: int) -> int:
-    """Bytes that a header must set aside for a provenance whose digests and late warnings are not yet known."""
-    return len(canonical(record).encode()) * 2 + 512 + 400 * inputs
+    """Bytes that a header must set aside for a provenance whose digests and late warnings are not yet known.
+
+    A late warning of an input names two tasks, and in a header a name's quotes and control characters are escaped
+    twice.
+    """
+    tasks = record.get("tasks")
+    names = [str(one.get("name")) for one in tasks if isinstance(one, dict)] if isinstance(tasks, list) else []
+    escapes = max((len(_escaped(_escaped(name)).encode()) - len(name.encode()) for name in names), default=0)
+    return len(canonical(record).encode()) * 2 + 512 + (400 + 3 * escapes) * inputs
+
+
+def _escaped(text: str) -> str:
+    """A text as it stands between the quotes of JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def provenance_of(checkpoint: Checkpoint) -> dict[str, object] | None:

@@ -1,5 +1,6 @@
 """`vectors`: differences of experts from an origin as files, dense or as factors, and back onto the origin."""
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taskmerge.checkpoint.dtypes import is_float
-from taskmerge.checkpoint.writer import OutputSpec
-from taskmerge.errors import BadOutput, Mismatch, UsageError, unknown_name
+from taskmerge.checkpoint.writer import OutputSpec, lay_out
+from taskmerge.errors import Mismatch, UsageError, unknown_name
 from taskmerge.merging import memory
 from taskmerge.merging.classes import classify
 from taskmerge.merging.compare import Agreed, agree
@@ -19,7 +20,7 @@ from taskmerge.merging.inputs import InputOptions, Inputs, named, resolve
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import device_for, progress_of
 from taskmerge.merging.options import Arguments, RunOptions, split_options
-from taskmerge.merging.outputs import check_disk, check_free
+from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read
 from taskmerge.merging.plan import GROWTH, TensorJob, costed
 from taskmerge.merging.run import Run, parallel
 from taskmerge.merging.sources import Tally
@@ -94,6 +95,8 @@ def vectors(
         if name not in OPTIONS:
             raise unknown_name("option of vectors", name, OPTIONS, where="vectors")
     wanted = Wanted(centre, None if rank is None else Rank.parse(rank), apply, coefficient, dtype and dtype_code(dtype))
+    if not math.isfinite(coefficient):
+        raise UsageError(f"{coefficient} is no factor", where="--coefficient", hint="give a finite number")
     if coefficient != 1.0 and not apply:
         raise UsageError("a coefficient scales what is applied", where="--coefficient", hint="add --apply")
     method = "cart" if centre else "task_arithmetic"  # of which only the space of the rows is used
@@ -125,7 +128,8 @@ def _prepare(inputs: Arguments, wanted: Wanted, spec: MergeSpec, opening: InputO
 
 
 def _check(found: Inputs, wanted: Wanted, folder: Path) -> None:
-    """Refuses what has no meaning: no origin, vectors that are centred already, names that are no file names."""
+    """Refuses what has no meaning: no origin, vectors that are centred already, names that are no file names; and
+    outputs that would replace an input."""
     if not wanted.centre and found.base is None:
         raise UsageError(
             "task vectors are differences from a base", where="--base",
@@ -136,11 +140,12 @@ def _check(found: Inputs, wanted: Wanted, folder: Path) -> None:
         what = "it holds differences from the average already"
         raise UsageError(what, where=centred[0].where, hint="leave out --centre")
     for one in found.experts:
-        path = folder / f"{one.task}{ENDINGS[wanted.kind]}"
         if "/" in one.task or one.task in ("", CENTRE):
             raise UsageError(f"`{one.task}` is no name for a file of a task", hint="name the input: `other=PATH`")
-        if path.exists() and Path(one.where).exists() and path.samefile(one.where):
-            raise BadOutput("the output would replace an input", where=str(path), hint="choose another folder with -o")
+    read = files_read([*found.experts, *([found.base] if found.base else [])])
+    written = [f"{one.task}{ENDINGS[wanted.kind]}" for one in found.experts]
+    for name in (*written, *([f"{CENTRE}.safetensors"] if wanted.writes_centre else [])):
+        check_kept(lay_out(folder / name, (), overwrite=True), read)
 
 
 def _jobs(spec: MergeSpec, wanted: Wanted, found: Inputs, agreed: Agreed) -> list[TensorJob]:

@@ -12,6 +12,14 @@ from taskmerge.errors import UsageError, unknown_name
 from taskmerge.methods.contract import Method, Setting
 
 GROUP = "taskmerge.methods"
+ELSEWHERE = {
+    "linear": "average",
+    "simple_average": "average",
+    "weighted_average": "average",
+    "dare_linear": "dare",
+    "tsv": "tsv_m",
+    "breadcrumbs_linear": "breadcrumbs",
+}  # what other tools call a method of ours
 PREFIXES = ("then_", "lines_")  # of an option of the second method of a chain, or of the factor of --lines
 
 
@@ -51,8 +59,12 @@ def find(name: str) -> Method:
     if key not in known:
         for first in known:  # `dare_ties` is one method elsewhere
             if known[first].gives == "task_vectors" and key.removeprefix(f"{first}_") in known:
-                hint = f"write `--method {first} --then {key.removeprefix(f'{first}_')}`"
+                then = key.removeprefix(f"{first}_")
+                hint = f"write `--method {first} --then {then}`; its own options follow as `--then-NAME`"
                 raise UsageError(f"unknown method `{name}`", where="--method", hint=hint)
+        if key in ELSEWHERE:
+            hint = f"taskmerge calls it `{ELSEWHERE[key]}`: see `taskmerge methods {ELSEWHERE[key]}`"
+            raise UsageError(f"unknown method `{name}`", where="--method", hint=hint)
         raise unknown_name("method", name, known, where="--method")
     return known[key]
 

@@ -41,7 +41,7 @@ class Trim:
 
 
 def measure(scan: Scan, density: float, threshold: Threshold = "kth", weights: Weights | None = None) -> Trim:
-    """The exact thresholds and the majority sign of everything that the scan passes (methods.md E12).
+    """The exact thresholds and the majority sign of everything that the scan passes.
 
     The majority, Σ sign(Σ_t w_t τ̂_t) > 0, decides only the entries whose trimmed sum cancels exactly.
     """

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +12,8 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.errors import Mismatch, TaskmergeError, UsageError
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.fill import Tensors
-from taskmerge.specs.suite import Location, Pooling, Task
+from taskmerge.specs.heads import CLASSIFIERS, Classifier
+from taskmerge.specs.suite import Location, Task
 
 DENSE = ("segmentation", "depth", "normals")
 
@@ -48,30 +48,6 @@ class HiddenHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         found: Tensor = self.output(self.activation(self.hidden(features)))
         return found
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """Where a family of transformers' models keeps its classifier, and which token it reads."""
-
-    output: str
-    pooling: Pooling
-    hidden: str | None = None
-    activation: Callable[[Tensor], Tensor] = torch.tanh
-
-
-_ROBERTA = Classifier("classifier.out_proj", "cls", "classifier.dense")
-CLASSIFIERS = {
-    "bert": Classifier("classifier", "cls", "bert.pooler.dense"),
-    "camembert": _ROBERTA,
-    "distilbert": Classifier("classifier", "cls", "pre_classifier", functional.relu),
-    "electra": Classifier("classifier.out_proj", "cls", "classifier.dense", functional.gelu),
-    "gpt2": Classifier("score", "last"),
-    "roberta": _ROBERTA,
-    "vit": Classifier("classifier", "cls"),
-    "xlm-roberta": _ROBERTA,
-}
-"""Model type -> its sequence or image classifier, as transformers' AutoModelFor…Classification builds it."""
 
 
 def load_head(
@@ -166,7 +142,7 @@ def _classifier(task: Task, backbone: Backbone, expert: Checkpoint, wrapper: str
         hidden.weight.copy_(weight)
         hidden.bias.copy_(bias)
     output = _linear(task, hidden.out_features, expert, f"{wrapper}{known.output}.", normalise=False)
-    return HiddenHead(hidden.requires_grad_(False), known.activation, output)
+    return HiddenHead(hidden.requires_grad_(False), getattr(functional, known.activation), output)
 
 
 def _linear(task: Task, width: int, file: Checkpoint, prefix: str, *, normalise: bool) -> LinearHead:

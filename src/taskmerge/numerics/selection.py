@@ -1,6 +1,6 @@
 """Exact order statistics: the k-th largest of numbers that stream past, or that lie in one tensor.
 
-A radix select on bit patterns (methods.md E12): read as integers, the bits of floats have the order of the floats,
+A radix select on bit patterns: read as integers, the bits of floats have the order of the floats,
 once those of negative numbers are turned round. Every pass counts 16 bits of the numbers whose higher bits are
 settled already: two passes settle float32, four float64, with at most 65,536 counters a row and rank. Of many numbers
 a sample says first where to look: then one pass settles 32 bits, and where the sample was wrong, its count shows it.

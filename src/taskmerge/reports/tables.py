@@ -263,8 +263,8 @@ def _correlation_cell(one: Mapping[str, Any] | None) -> Cell:
     if one is None or one["score"] is None:
         return EMPTY
     if one.get("low") is None:
-        return Cell(f"{one['score']:.2f}")
-    return _cell(one["score"], one["low"], one["high"], lambda value: f"{value:.2f}")
+        return Cell(f"{one['score']:z.2f}")
+    return _cell(one["score"], one["low"], one["high"], lambda value: f"{value:z.2f}")
 
 
 def _cell(value: float, low: float, high: float, told: Callable[[float], str]) -> Cell:
@@ -272,7 +272,7 @@ def _cell(value: float, low: float, high: float, told: Callable[[float], str]) -
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return f"{100 * value:z.1f}"
 
 
 def _plain(value: float) -> str:

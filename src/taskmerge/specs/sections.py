@@ -7,6 +7,8 @@ from typing import Any, Self
 from taskmerge.errors import UsageError, nearest
 from taskmerge.specs.document import Document
 
+EXAMPLE = "`taskmerge suites clip-vit-b-32-8 --yaml` shows a whole one"
+
 
 @dataclass(frozen=True)
 class Problems:
@@ -25,7 +27,7 @@ class Problems:
         if self.found:
             lines = [f"  {one.where}: {one.what} ({one.hint})" for one in self.found]
             what = f"{len(lines)} things are wrong:\n" + "\n".join(lines)
-            raise UsageError(what, where=self.path, hint="docs/suites.md has the format")
+            raise UsageError(what, where=self.path, hint=EXAMPLE)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Section:
         elif value in (None, ""):
             self.bad(key, f"`{name}` has an empty text", "write a text, in quotes if it is a word of YAML such as null")
         else:
-            self.bad(key, f"`{name}` is a text, not `{value}`", "see docs/suites.md")
+            self.bad(key, f"`{name}` is a text, not `{value}`", EXAMPLE)
         return None
 
 

@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 from taskmerge.errors import nearest, unknown_name
 from taskmerge.specs.document import Document, read_document
-from taskmerge.specs.sections import Problems, Section
+from taskmerge.specs.sections import EXAMPLE, Problems, Section
 from taskmerge.specs.suite import BackboneSpec, Kind, Location, Split, Task
 from taskmerge.specs.suite_sources import read_location, read_split
 
@@ -98,7 +98,7 @@ def _shared(own: Section) -> Section | None:
 @cache
 def _entry(path: Path) -> Document:
     """A file of the package, which does not change while the program runs."""
-    return read_document(path, "task of the catalogue", "see docs/suites.md")
+    return read_document(path, "task of the catalogue", EXAMPLE)
 
 
 def _given(own: Section, shared: Section | None, key: str) -> Section:

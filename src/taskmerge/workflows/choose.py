@@ -1,5 +1,6 @@
 """Choice without labels: checkpoints ordered by agreement with the experts, and what labels say of that choice."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.label_free import ADAPT, Judged, judge
 from taskmerge.evaluation.run import BATCH, Progress, device_for, evaluate
 from taskmerge.evaluation.scores import Report
-from taskmerge.evaluation.selection import EXPERT
-from taskmerge.specs.suite import Suite
+from taskmerge.evaluation.selection import rows_of
+from taskmerge.specs.suite import Suite, Task
 from taskmerge.specs.suite_file import find_suite, load_suite
 
+SPLIT = "test"
 OTHERS = ("entropy",)
 """Criteria that are reported beside the one that chooses."""
 
@@ -27,7 +29,8 @@ def rank(
     suite: Suite | str | Path,
     by: str = "agreement",
     adapt_split: str = ADAPT,
-    split: str = "test",
+    split: str = SPLIT,
+    tasks: str | Sequence[str] | None = None,
     batch_size: int = BATCH,
     device: str = "auto",
     progress: Progress | None = None,
@@ -41,23 +44,28 @@ def rank(
     """
     check_criterion(by, "--rank-by")
     found = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
+    tasks = [tasks] if isinstance(tasks, str) else tasks
+    check_split(found, split, tasks)
+    started = time.perf_counter()
     shared = {name: options[name] for name in SHARED if name in options}
     judged = judge(
-        checkpoints, suite=found, split=adapt_split, batch_size=batch_size, device=device_for(device),
+        checkpoints, suite=found, split=adapt_split, tasks=tasks, batch_size=batch_size, device=device_for(device),
         progress=progress, **shared,
     )  # fmt: skip
-    if labelled(found, split, options.get("tasks")):
+    seconds = time.perf_counter() - started
+    if labelled(found, split, tasks):
         report = evaluate(
-            with_experts(checkpoints), suite=found, split=split, batch_size=batch_size, device=device,
+            with_experts(checkpoints), suite=found, split=split, tasks=tasks, batch_size=batch_size, device=device,
             progress=progress, **options,
         )  # fmt: skip
+        report = replace(report, timing=with_judging(report.timing, seconds))
     else:
         report = unscored(found, split)
     chosen = choices(judged, report, by)
     return replace(report, choices=chosen, notes=(*report.notes, *summary(chosen, report, by, adapt_split)))
 
 
-SHARED = ("tasks", "heads", "limit", "seed", "cache", "skip_bad", "allow_pickle")
+SHARED = ("heads", "limit", "seed", "cache", "skip_bad", "allow_pickle")
 """Options that mean the same for the unlabelled split."""
 
 
@@ -67,10 +75,25 @@ def check_criterion(name: str, where: str) -> None:
         raise unknown_name("criterion", name, CRITERIA, where=where)
 
 
+def check_split(suite: Suite, split: str, tasks: Sequence[str] | None) -> None:
+    """Refuses a split that no task has. Without the default one, a suite only has no labels."""
+    known = {name for one in _picked(suite, tasks) for name in one.splits}
+    if known and split not in known and split != SPLIT:
+        raise unknown_name("split", split, known, where="--split")
+
+
 def labelled(suite: Suite, split: str, tasks: Sequence[str] | None) -> bool:
     """Whether every task has this split, with labels."""
-    picked = [one for one in suite.tasks if not tasks or one.name in tasks]
-    return all(split in one.splits and one.splits[split].y is not None for one in picked)
+    return all(split in one.splits and one.splits[split].y is not None for one in _picked(suite, tasks))
+
+
+def _picked(suite: Suite, tasks: Sequence[str] | None) -> list[Task]:
+    return [one for one in suite.tasks if not tasks or one.name in tasks]
+
+
+def with_judging(timing: Mapping[str, float], seconds: float) -> dict[str, float]:
+    """The seconds of an evaluation with those that judging took before it."""
+    return {**timing, "judging": seconds, "total": timing["total"] + seconds}
 
 
 def with_experts(checkpoints: Arguments) -> Arguments:
@@ -125,21 +148,21 @@ def summary(chosen: Sequence[Mapping[str, Any]], report: Report, by: str, adapt_
     if by not in first:
         return [f"no task of this suite can be judged by {by}"]
     said = [
-        f"{by} on split `{adapt_split}` chooses {first[by]['encoder']} ({first[by]['value']:.4f}); no label was read"
+        f"{by} on split `{adapt_split}` chooses {first[by]['encoder']} ({first[by]['value']:z.4f}); no label was read"
     ]
     scored = [one for one in chosen if one["normalised"] is not None]
     if not scored:
         return said
     best = max(scored, key=lambda one: one["normalised"])
-    told = [f"{name} {100 * one['normalised']:.1f} ({one['encoder']})" for name, one in first.items()]
+    told = [f"{name} {100 * one['normalised']:z.1f} ({one['encoder']})" for name, one in first.items()]
     said.append(f"normalised score on `{report.split}` of the choice by " + ", by ".join(told)
-                + f"; best by labels {100 * best['normalised']:.1f} ({best['encoder']})")  # fmt: skip
+                + f"; best by labels {100 * best['normalised']:z.1f} ({best['encoder']})")  # fmt: skip
     return [*said, *_trust(report, adapt_split)]
 
 
 def _trust(report: Report, adapt_split: str) -> list[str]:
     """How often the experts are right on labelled items: on their own training items they are so more often."""
-    own = [one for one in report.rows if one.encoder == EXPERT + one.task and one.correct is not None]
+    own = [one for one in rows_of(report, EXPERTS) if one.correct is not None]
     if not own:
         return []
     shares = ", ".join(f"{one.task} {100 * float(one.correct.mean()):.1f}" for one in own if one.correct is not None)

@@ -17,7 +17,7 @@ from taskmerge.merging.inputs import InputOptions
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import carry_out, prepare
 from taskmerge.merging.options import Arguments, RunOptions, split_options
-from taskmerge.merging.outputs import check_free, output_paths
+from taskmerge.merging.outputs import output_paths
 from taskmerge.merging.record import MergeReceipt
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
@@ -70,7 +70,7 @@ def choose(
     The criterion looks at the suite's unlabelled `adapt_split` (at most `limit` items a task), never at a label.
     """
     found = load_suite(find_suite(Path(suite))[0])
-    inputs, options = from_suite(suite, inputs, {**options, "base": base})
+    inputs, options = from_suite(suite, inputs, {**options, "base": base}, method=method, output=output)
     spec, opening, running = split_options(method, options.pop("base"), output, weights, options)
     judging = Judging(by=by, suite=found, adapt_split=adapt_split, limit=limit)
     return carry_out_choice(inputs, spec, opening, running, judging)
@@ -92,7 +92,8 @@ def carry_out_choice(
         )
     single = replace(spec, options={name: values[:1] for name, values in spec.options.items()})
     (final,) = output_paths(single, running.output, points[:1])
-    check_free([final], overwrite=running.overwrite)
+    keeping = replace(running, output=final)
+    prepare(inputs, single, opening, keeping).inputs.close()  # refuses before the whole grid is merged
     with _hidden_folder(final) as folder:
         aside = replace(running, output=folder / ONLY, shard_size=None, digests=False)
         every = carry_out(prepare(inputs, spec, opening, aside), aside)
@@ -108,7 +109,6 @@ def carry_out_choice(
         raise UsageError(what, where="--choose", hint="agreement judges classification and regression")
     point = points[[Path(path).stem for path in every.paths].index(best)].point
     kept = replace(spec, options={name: (value,) for name, value in point.items()}, grid=spec.options)
-    keeping = replace(running, output=final)
     receipt = carry_out(prepare(inputs, kept, opening, keeping), keeping, ahead)
     return Chosen(receipt, tuple({**one, "encoder": one["encoder"].removeprefix("point-")} for one in found))
 
