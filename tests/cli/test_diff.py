@@ -222,6 +222,19 @@ def test_refusals(here: Path) -> None:
     refused(3, "diff", "a.safetensors", "a.safetensors", says=("truncated",))
 
 
+def test_names_cannot_drive_the_terminal(here: Path) -> None:
+    """Whoever writes a file chooses its tensors' names."""
+    evil = "blocks.0.\x1b[31m\x1b]0;title\x07\nerror: w.weight"
+    for index, name in enumerate(("a", "b")):
+        save(here / f"{name}.safetensors", {evil: torch.full((3, 3), float(index)), f"{name}\x1b[2J": torch.ones(2)})
+    for arguments in (("diff", "a.safetensors", "b.safetensors"), ("inspect", "--tensors", "a.safetensors")):
+        outcome = run(*arguments)
+        assert outcome.code == 0
+        assert "\\x1b[31m" in outcome.out
+        assert set(outcome.out) - {"\n"} == {one for one in outcome.out if one.isprintable()}
+        assert "\nerror" not in outcome.out
+
+
 def test_a_file_without_permission_is_an_input_that_cannot_be_read(
     here: Path, experts: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merge_cases import load, merge, model, refused_merge, same_tensors, save, write_experts
+from merge_cases import load, merge, model, refused, refused_merge, same_tensors, save, write_experts
 
 Files = dict[str, Path]
 ALL = "*.safetensors"
@@ -80,6 +80,28 @@ def test_a_damaged_file(experts: Files, here: Path, where: str, damage: object, 
 def test_a_provenance_that_is_none(experts: Files, here: Path) -> None:
     save(here / "cars.safetensors", model(1), {"taskmerge": "{"})
     refused_merge(3, ALL, folder=here, says=("cars.safetensors: its metadata `taskmerge` is no JSON object",))
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ("[]", "no JSON object"),
+        ('{"tasks": 5}', "`tasks` is malformed"),
+        ('{"tasks": ["a"]}', "a task or an option is malformed"),
+        ('{"kind": "merge", "recipe": {}}', "`tasks` is missing"),
+        ('{"kind": "merge", "tasks": []}', "`recipe` is missing"),
+        ('{"recipe": {"options": [1]}}', "a task or an option is malformed"),
+        ('{"base": 7}', "`base` is malformed"),
+        ('{"kind": "factors", "ranks": 5}', "`ranks` is malformed"),
+        ('{"kind": "vector", "experts": [1]}', "`experts` is malformed"),
+    ],
+)
+def test_a_record_that_somebody_else_made_up(experts: Files, here: Path, record: str, says: str) -> None:
+    save(here / "cars.safetensors", model(1), {"taskmerge": record})
+    said = ("cars.safetensors: its metadata `taskmerge` is", says)
+    refused_merge(3, ALL, folder=here, says=said)
+    for command in ("inspect", "verify"):
+        refused(3, command, "cars.safetensors", folder=here, says=said)
 
 
 def test_a_folder_without_weights(experts: Files, here: Path) -> None:

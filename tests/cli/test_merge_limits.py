@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merge_cases import digest, load, merge, model, refused_merge, save, tree, write_experts
+from merge_cases import digest, load, merge, model, refused_merge, run, save, tree, write_experts
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
 
@@ -74,8 +74,7 @@ def test_one_existing_point_of_a_grid_stops_it_all(experts: Files, here: Path) -
     refused_merge(6, "cars.safetensors", "dogs.safetensors", "--coefficient", "1,2,3", folder=here, says=says)
 
 
-@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-@pytest.mark.parametrize(
+IN_THE_WAY = pytest.mark.parametrize(
     ("there", "arguments"),
     [
         ("merged-cart.safetensors", ()),
@@ -88,21 +87,44 @@ def test_one_existing_point_of_a_grid_stops_it_all(experts: Files, here: Path) -
         ("heads/dogs.safetensors", ("--heads", "keep")),
     ],
 )
-def test_an_output_that_exists_is_found_before_the_plan_is_shown_and_a_byte_is_read(
-    here: Path, monkeypatch: pytest.MonkeyPatch, there: str, arguments: tuple[str, ...], dry: tuple[str, ...]
-) -> None:
+
+
+def in_the_way(here: Path, there: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Two experts with heads of their own, a file where an output would be, and the arguments of their merge."""
     for seed, task in enumerate(("cars", "dogs")):
         save(here / f"{task}.safetensors", model(seed, head=torch.ones(seed + 2)))
     keep = () if "--heads" in arguments else ("--exclude", "head")
     (here / there).parent.mkdir(parents=True, exist_ok=True)
     (here / there).write_bytes(b"precious")
+    return ("cars.safetensors", "dogs.safetensors", *keep, *arguments)
+
+
+@IN_THE_WAY
+def test_an_output_that_exists_is_found_before_the_plan_is_shown_and_a_byte_is_read(
+    here: Path, monkeypatch: pytest.MonkeyPatch, there: str, arguments: tuple[str, ...]
+) -> None:
+    words = in_the_way(here, there, arguments)
     monkeypatch.setattr(Checkpoint, "read_into", lambda *anything: pytest.fail("bytes were read"))
-    says = (f"{there}: exists already", "--overwrite")
-    found = refused_merge(6, "cars.safetensors", "dogs.safetensors", *keep, *arguments, *dry, folder=here, says=says)
+    found = refused_merge(6, *words, folder=here, says=(f"{there}: exists already", "--overwrite"))
     assert "reads" not in found.err
     monkeypatch.undo()
     monkeypatch.chdir(here)
-    merge("cars.safetensors", "dogs.safetensors", *keep, *arguments, *dry, "--overwrite")
+    merge(*words, "--overwrite")
+
+
+@IN_THE_WAY
+def test_a_dry_run_shows_its_plan_and_then_what_is_in_the_way(
+    here: Path, there: str, arguments: tuple[str, ...]
+) -> None:
+    words = in_the_way(here, there, arguments)
+    before = tree(here)
+    outcome = run("merge", *words, "--dry-run")
+    assert outcome.code == 6
+    assert f"{there}: exists already" in outcome.words
+    allowed = merge(*words, "--dry-run", "--overwrite")
+    assert outcome.out == allowed.out
+    assert "linear" in outcome.out
+    assert tree(here) == before
 
 
 def test_an_output_that_exists_is_found_before_inputs_are_opened(experts: Files, here: Path) -> None:

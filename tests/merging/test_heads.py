@@ -135,7 +135,7 @@ def test_the_notes_say_what_the_suite_decided(models: Path, capsys: pytest.Captu
     said = suite(models, "gpt2", {"one": "expert", "two": "expert"})
     merged("--suite", said, "-m", "ties")
     notes = capsys.readouterr().err
-    assert f"note: heads are kept per task, as {said} says (--heads decides)" in notes
+    assert f"note: heads are kept per task in heads/ beside the output, as {said} says (--heads decides)" in notes
     assert "note: names are taken without the prefix `transformer.`" in notes
     assert "note: 1 tensors are not merged but kept per task: `score.weight`" in notes
 

@@ -74,6 +74,7 @@ def _number(value: float | None) -> str:
 
 def _short(name: str, wide: int | None) -> str:
     """A name whose end fits into `wide` columns."""
+    name = show.plain(name)
     return name if wide is None or len(name) <= max(wide, 12) else "…" + name[-max(wide, 12) + 1 :]
 
 

@@ -78,7 +78,7 @@ def page(one: "Inspection", tensors: bool) -> str:
     lines += [f"  {name}: {value}" for name, value in {**_provenance(one), **(one.adapter or {})}.items()]
     lines += [f"  `{second}` is tied to `{first}`" for second, first in one.tied.items()]
     lines += ["", *_classes(one)]
-    return "\n".join([*lines, "", *_listed(one.tensors)] if tensors else lines)
+    return "\n".join(map(show.plain, [*lines, "", *_listed(one.tensors)] if tensors else lines))
 
 
 def _provenance(one: "Inspection") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.cli import show, tokens
 from taskmerge.errors import UsageError
 from taskmerge.merging.from_suite import from_suite
-from taskmerge.merging.merge import Prepared, carry_out, prepare
+from taskmerge.merging.merge import Prepared, carry_out, check_outputs, prepare
 from taskmerge.merging.options import Arguments, grid, split_options
 from taskmerge.merging.record import MergeReceipt
 from taskmerge.merging.replay import replayed
@@ -41,10 +41,12 @@ def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], sui
         chosen = choosing.run(inputs, spec, opening, running, said, ahead)
         _finish(chosen.receipt, (), chosen.to_dict(), said)
         return
-    prepared = prepare(inputs, spec, opening, running)
     if said["dry_run"]:
+        prepared = prepare(inputs, spec, opening, replace(running, overwrite=True))
         _dry_run(prepared, said)
+        check_outputs(prepared, running)  # the plan is of use even where its output is in the way
         return
+    prepared = prepare(inputs, spec, opening, running)
     _announce(prepared, said["quiet"])
     with show.Progress("merging", said["quiet"]) as progress:
         receipt = carry_out(prepared, replace(running, progress=progress.update), ahead)

@@ -53,6 +53,11 @@ def parse_size(text: str, flag: str) -> int:
     raise UsageError(f"`{text}` is no size", where=flag, hint="such as 700M, 1.5G or 2GiB")
 
 
+def plain(text: str) -> str:
+    """One line for a terminal: what a file's names hold of control characters is shown, not obeyed."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def say(text: str, quiet: bool = False) -> None:
     """One line for people."""
     if not quiet:
@@ -62,9 +67,9 @@ def say(text: str, quiet: bool = False) -> None:
 def notices(notes: Sequence[str], warnings: Sequence[str], quiet: bool) -> None:
     """Notes and warnings, one line each."""
     for note in notes:
-        say(f"note: {note}", quiet)
+        say(f"note: {plain(note)}", quiet)
     for warning in warnings:
-        say(f"warning: {warning}", quiet)
+        say(f"warning: {plain(warning)}", quiet)
 
 
 def document(value: object) -> None:

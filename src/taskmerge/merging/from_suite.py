@@ -11,7 +11,7 @@ from taskmerge.errors import TaskmergeError, UsageError
 from taskmerge.merging.adapters import is_adapter
 from taskmerge.merging.compare import listed, mending_prefix, selected
 from taskmerge.merging.earlier import same_file
-from taskmerge.merging.heads import heads_folder
+from taskmerge.merging.heads import FOLDER, heads_folder
 from taskmerge.merging.inputs import named
 from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import is_folder
@@ -130,7 +130,8 @@ def _heads(suite: Suite, options: Keywords, headers: Mapping[str, Names | None])
     known = {task: head_names(selected(names, spec)) for task, names in bare.items()}
     if any(task.head == "expert" for task in suite.tasks):
         _refuse_lost_heads(suite, options, [task for task, names in known.items() if names])
-        return {"heads": "keep"}, [f"heads are kept per task, as {suite.where} says (--heads decides)"]
+        note = f"heads are kept per task in {FOLDER}/ beside the output, as {suite.where} says (--heads decides)"
+        return {"heads": "keep"}, [note]
     every = sorted(frozenset().union(*known.values()))
     if not every:
         return {}, []

@@ -98,13 +98,14 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     check_disk(plan, paths)
     device = device_for(running.device, spec)
     prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device)
-    _check_files(prepared, running)
+    check_outputs(prepared, running)
     return prepared
 
 
-def _check_files(prepared: Prepared, running: RunOptions) -> None:
+def check_outputs(prepared: Prepared, running: RunOptions) -> None:
     """Refuses files of the outputs, and heads, that are there already, as staging them would, and inputs among them."""
     inputs = prepared.inputs
+    check_free(prepared.paths, overwrite=running.overwrite)
     read = files_read([*inputs.experts, *([inputs.base] if inputs.base else [])])
     for point, path in zip(prepared.points, prepared.paths, strict=True):
         check_kept(lay_out(path, prepared.plan.outputs(), **_layout(path, point, running, prepared)), read)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.errors import BadFile
@@ -10,6 +11,9 @@ from taskmerge.merging.plan import Plan
 from taskmerge.merging.sources import Source, Tally
 
 KEY = "taskmerge"
+SHAPE: dict[str, type] = {
+    "kind": str, "recipe": dict, "tasks": list, "base": dict, "experts": dict, "ranks": dict
+}  # fmt: skip
 BLANK = "sha256:" + "0" * 64
 
 
@@ -126,8 +130,19 @@ def provenance_of(checkpoint: Checkpoint) -> dict[str, object] | None:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, dict):
-        raise BadFile(
-            "its metadata `taskmerge` is no JSON object", where=str(checkpoint.path), hint="write the file again"
-        )
-    return found
+    wrong = "no JSON object" if not isinstance(found, dict) else _misshapen(found)
+    if wrong:
+        raise BadFile(f"its metadata `taskmerge` is {wrong}", where=str(checkpoint.path), hint="write the file again")
+    return dict(found)
+
+
+def _misshapen(record: Mapping[str, Any]) -> str:
+    """What about a record from a file, which anybody may have written, is not as a record is; "" if nothing."""
+    needed = ("recipe", "tasks") if record.get("kind") == "merge" else ()
+    for name, type_ in SHAPE.items():
+        if not isinstance(record.get(name, None if name in needed else type_()), type_):
+            return f"no record: `{name}` is {'missing' if name not in record else 'malformed'}"
+    named = (isinstance(one, dict) and isinstance(one.get("name"), str) for one in record.get("tasks", ()))
+    if not all(named) or not isinstance(record.get("recipe", {}).get("options", {}), dict):
+        return "no record: a task or an option is malformed"
+    return ""
