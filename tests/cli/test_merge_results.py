@@ -503,6 +503,7 @@ def test_weights_from_a_file_and_the_command_line(experts: Files, here: Path) ->
             f"out{number}/x.safetensors",
         )
         assert provenance(outcome.paths[0])["recipe"]["weights"] == {"cars": 2.0, "dogs": 1.0}
+        assert "--weight cars 2, dogs 1, maps 1 (not given)" in outcome.words, "a table of too few weights is seen"
     average = (
         2 * load("cars.safetensors")["proj"] + load("dogs.safetensors")["proj"] + load("maps.safetensors")["proj"]
     ) / 4

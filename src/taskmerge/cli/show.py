@@ -92,8 +92,14 @@ def plan_lines(prepared: "Prepared") -> list[str]:
 
 
 def understood(prepared: "Prepared") -> dict[str, str]:
-    """Every option of the chain as it was understood, over the whole grid."""
+    """Every option of the chain as it was understood, over the whole grid; and every task's weight, if any has one."""
     said: dict[str, str] = {}
+    given = prepared.spec.weights
+    if given:
+        weighed = (
+            f"{task} {given.get(task, 1):g}{'' if task in given else ' (not given)'}" for task in prepared.plan.tasks
+        )
+        said["--weight"] = ", ".join(weighed)
     for name, (_, setting) in prepared.spec.settings().items():
         values: list[Any] = list(prepared.spec.options.get(name, (setting.default,)))
         said[setting.flag] = ", ".join(setting.understood(value) for value in values)

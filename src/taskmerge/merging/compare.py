@@ -15,7 +15,6 @@ from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
 
 SHOWN = 12  # names listed in full before "and N more"
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
