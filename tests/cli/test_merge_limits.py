@@ -11,6 +11,8 @@ import torch
 from merge_cases import digest, load, merge, model, refused_merge, run, save, tree, write_experts
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.errors import BadNumber
+from taskmerge.merging.write import check_numbers
 
 Files = dict[str, Path]
 ALL = "*.safetensors"
@@ -218,6 +220,44 @@ def test_overflow_of_half_precision_names_the_tensor(here: Path, method: str) ->
     says = ("`blocks.0.mlp.fc.weight`", "overflows F16", "largest magnitude", "--dtype bfloat16", "--dtype float32")
     refused_merge(7, ALL, "-m", method, "--coefficient", "4", folder=here, says=says)
     merge(ALL, "-m", method, "--coefficient", "4", "--dtype", "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_overflow_of_8_bit_types_is_not_clipped(experts: Files, here: Path, dtype: str) -> None:
+    words = (ALL, "-m", "task_arithmetic", "--dtype", dtype)
+    refused_merge(
+        7, *words, "--coefficient", "1e6", folder=here, says=("overflows F8_", "largest magnitude", "--dtype")
+    )
+    merge(*words, "--coefficient", "1")
+
+
+def test_the_largest_8_bit_number_is_rounded_to_and_what_lies_beyond_is_refused(here: Path) -> None:
+    for task, value in (("cars", 464.0), ("dogs", 464.0)):
+        save(here / f"{task}.safetensors", {"norm": torch.full((3,), value)})
+    merge("*s.safetensors", "-m", "average", "--dtype", "float8_e4m3fn")
+    assert load(here / "merged-average.safetensors")["norm"].float().tolist() == [448.0] * 3
+    save(here / "dogs.safetensors", {"norm": torch.full((3,), 464.2)})
+    says = ("`norm`", "overflows F8_E4M3")
+    refused_merge(
+        7,
+        "cars.safetensors",
+        "dogs.safetensors",
+        "-m",
+        "average",
+        "--dtype",
+        "float8_e4m3fn",
+        "--overwrite",
+        folder=here,
+        says=says,
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, -4.0])
+def test_a_type_of_positive_powers_of_two_takes_nothing_else(value: float) -> None:
+    part = torch.tensor([4.0, value])
+    with pytest.raises(BadNumber, match="`scale`: F8_E8M0 holds positive powers of two alone"):
+        check_numbers(part.to(torch.float8_e8m0fnu), part, "scale", "F8_E8M0")
+    check_numbers(part[:1].to(torch.float8_e8m0fnu), part[:1], "scale", "F8_E8M0")
 
 
 def test_overflow_of_the_arithmetic_names_the_tensor(experts: Files, here: Path) -> None:

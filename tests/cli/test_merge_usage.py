@@ -1,9 +1,10 @@
 """Exit code 2: what was asked for is wrong. The message names the option, the nearest name, and what to do."""
 
+import os
 from pathlib import Path
 
 import pytest
-from merge_cases import merge, refused, refused_merge, write_experts
+from merge_cases import merge, refused, refused_merge, run, write_experts
 
 Files = dict[str, Path]
 ALL = "*.safetensors"
@@ -100,6 +101,11 @@ ALL = "*.safetensors"
         (["-o", "cars.safetensors", "--overwrite", "--dry-run"], ("cars.safetensors", "it would be lost")),
         (["-o", "cars.safetensors", "--overwrite", "--allow-merged"], ("--skip-input 'cars.safetensors'",)),
         (["-m"], ("-m", "requires an argument")),
+        (["--coefficient", "inf"], ("--coefficient", "inf is out of range")),
+        (["--coefficient", "1e400"], ("--coefficient", "out of range")),
+        (["--coefficient", "0:1:1e-9"], ("--coefficient", "1000000001 points", "smaller grids")),
+        (["--weight", "cars=1e308"], ("--weight", "the weight of `cars` is 1e+308", "finite")),
+        (["-m", "dare", "--then", "tiess"], ("--then", "unknown method `tiess`", "did you mean `ties`?")),
     ],
 )
 def test_wrong_usage(experts: Files, here: Path, arguments: list[str], says: tuple[str, ...]) -> None:
@@ -117,6 +123,20 @@ def test_a_method_on_task_vectors_needs_the_base(experts: Files, here: Path, met
         folder=here,
         says=("--base FILE", "differences from the base"),
     )
+
+
+def test_a_grid_with_one_point_twice_has_it_once(experts: Files, here: Path) -> None:
+    assert merge("cars.safetensors", "dogs.safetensors", "--rank", "0.5,0.50").out == "merged-cart.safetensors\n"
+
+
+def test_a_name_that_is_not_utf_8_asks_for_another(experts: Files, here: Path) -> None:
+    odd = here / os.fsdecode(b"odd\xff.safetensors")
+    odd.write_bytes((here / "cars.safetensors").read_bytes())
+    outcome = run("merge", odd, "dogs.safetensors")
+    assert outcome.code == 2
+    assert "is no name of a task" in outcome.err
+    assert "mnist=PATH" in outcome.err
+    merge(f"odd={odd}", "dogs.safetensors")
 
 
 def test_two_inputs_with_one_name(experts: Files, here: Path) -> None:

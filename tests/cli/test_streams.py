@@ -159,6 +159,36 @@ def test_a_reader_that_goes_away_is_no_error(experts: Files) -> None:
         assert "Exception ignored" not in error
 
 
+def test_nobody_listens_on_stderr(experts: Files, here: Path) -> None:
+    def code(words: str) -> int:
+        return subprocess.run(f"{' '.join(PROGRAM)} merge {words}", shell=True, timeout=120).returncode
+
+    assert code("*.safetensors >/dev/null 2>&-") == 0
+    assert (here / "merged-cart.safetensors").exists()
+    assert code("dog.safetensors -o new.safetensors 2>&-") == 3
+    if Path("/dev/full").exists():
+        assert code("dog.safetensors -o new.safetensors 2>/dev/full") == 3
+
+
+def test_control_characters_in_a_message_are_shown_and_not_obeyed(here: Path) -> None:
+    for seed, task in enumerate(("cars", "dogs")):
+        save(here / f"{task}.safetensors", {"h.0.\x1b[31m.weight": torch.full((2, 2 + seed), 1.0)})
+    outcome = run("merge", "*.safetensors")
+    assert outcome.code == 4
+    assert "\x1b" not in outcome.err
+    assert "\\x1b[31m" in outcome.err
+    assert outcome.err.count("\n") > 2, "its lines stay lines"
+
+
+@pytest.mark.parametrize("place", [("-o", "{}/out.safetensors"), ("{}.safetensors",), ("--recipe", "{}.yaml")])
+def test_a_name_that_is_too_long_is_no_defect(experts: Files, here: Path, place: tuple[str, ...]) -> None:
+    words = [one.format("x" * 300) for one in place]
+    outcome = run("merge", "cars.safetensors", "dogs.safetensors", *words)
+    assert outcome.code in (3, 6), outcome.err
+    assert "defect" not in outcome.err
+    assert "xxx" in outcome.err
+
+
 # --- interruption ----------------------------------------------------------------------------------------------
 
 

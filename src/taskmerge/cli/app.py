@@ -7,14 +7,16 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
 from taskmerge import __version__
-from taskmerge.errors import BadOutput, TaskmergeError
+from taskmerge.cli.show import plain
+from taskmerge.errors import BadFile, BadOutput, TaskmergeError
 
 
 class Commands(TyperGroup):
@@ -72,13 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if COMPLETION in os.environ:
         _complete()
     if sys.stdout is None:  # closed by the caller: `>&-`
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+        sys.stdout = _nowhere()
+    if sys.stderr is None:
+        sys.stderr = _nowhere()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # no result is lost to a terminal that lacks a sign
     code = run(sys.argv[1:] if arguments is None else arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # all files are closed; torch's own teardown would cost half a second and 130 MB more
+
+
+def _nowhere() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
 def _complete() -> None:
@@ -114,6 +122,9 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             _give_up_stdout()
             return _say(error, f"the output cannot be written: {error.strerror}", BadOutput.exit_code, debug)
+        if isinstance(error, OSError) and error.filename is not None:
+            what = f"{os.fsdecode(error.filename)}: {error.strerror}"
+            return _say(error, f"{what}\nhint: check path and permissions", BadFile.exit_code, debug)
         if hasattr(error, "format_message"):  # the argument parser's own complaints
             return _usage(error, debug)
         # anything else is a defect of ours: one message, the traceback on request
@@ -141,7 +152,13 @@ def _say(error: BaseException, message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     what, _, hint = message.partition("\nhint: ")
-    print(f"error: {what}", file=sys.stderr)
-    if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+    with suppress(OSError):  # nobody can be told
+        print(f"error: {_shown(what)}", file=sys.stderr)
+        if hint:
+            print(f"hint: {_shown(hint)}", file=sys.stderr)
     return code
+
+
+def _shown(text: str) -> str:
+    """What names in a message hold of control characters is shown, not obeyed; its lines stay lines."""
+    return "\n".join(plain(line) for line in text.split("\n"))

@@ -2,7 +2,7 @@
 
 import inspect
 
-from taskmerge.cli.show import document
+from taskmerge.cli.show import document, folded, print_table
 from taskmerge.methods.contract import Method
 from taskmerge.methods.registry import find, methods
 from taskmerge.specs.merge import plain_value
@@ -13,7 +13,7 @@ SPACES = {"weight": "no", "centred": "no", "delta": "yes"}
 def show(name: str | None, json: bool, markdown: bool) -> None:
     """Prints what was asked for on stdout."""
     if name is not None:
-        document(described(find(name))) if json else print(page(find(name)))
+        document(described(find(name))) if json else print(folded(page(find(name))))
     elif json:
         document([described(one) for one in methods().values()])
     elif markdown:
@@ -101,7 +101,6 @@ def paper_link(paper: str) -> str:
 
 
 def _print_table() -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -110,6 +109,5 @@ def _print_table() -> None:
     table.add_column("what it does")
     for one in methods().values():
         table.add_row(one.name, SPACES[one.space], one.summary)
-    console = Console()
-    console.print(table)
-    console.print("\n`taskmerge methods NAME` prints formula, options and notes of one.", markup=False, highlight=False)
+    print_table(table)
+    print("\n`taskmerge methods NAME` prints formula, options and notes of one.")

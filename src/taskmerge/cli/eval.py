@@ -11,7 +11,7 @@ WHAT, OUT, CHECK, COST = "What is evaluated", "Where the result goes", "What mus
 
 
 def _option(help: str, panel: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, readable=False)
 
 
 @app.command("eval")

@@ -16,7 +16,7 @@ CHOICE = "Which point of a grid is kept"
 
 
 def _option(help: str, panel: str, *names: str) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False)
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, readable=False)
 
 
 @app.command(context_settings=PASS_ON)

@@ -1,5 +1,6 @@
 """What `taskmerge merge` does with its words: options over recipe over defaults, then plan, merge, show."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -126,7 +127,7 @@ def _with_recipe(
     path = said["recipe"]
     if path is None:
         return arguments, above
-    if path.suffix == ".safetensors" or path.is_dir() or path.name.endswith(".index.json"):
+    if path.suffix == ".safetensors" or os.path.isdir(path) or path.name.endswith(".index.json"):
         inputs, keywords = replayed(path, arguments, allow_pickle=said["allow_pickle"])
         decided = {"qkv": MergeSpec().qkv, "heads": MergeSpec().heads}  # no suite decides it again
         return inputs, {**decided, **keywords, **above}

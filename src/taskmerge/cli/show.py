@@ -1,13 +1,17 @@
 """What people see: sizes, notes, the plan's table, progress. Everything goes to stderr unless it is the result."""
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from taskmerge.merging.merge import Prepared
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -106,9 +110,29 @@ def understood(prepared: "Prepared") -> dict[str, str]:
     return said
 
 
+def print_table(table: "Table") -> None:
+    """A table on stdout, as wide as it may be, without the spaces that fill its lines."""
+    from rich.console import Console
+
+    console = Console()
+    with console.capture() as printed:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in printed.get().splitlines()))
+
+
+def folded(text: str) -> str:
+    """A text for stdout: lines that a terminal would cut are continued below their own indent."""
+    if not sys.stdout.isatty():
+        return text
+    width, lines = shutil.get_terminal_size().columns, list[str]()
+    for line in text.split("\n"):
+        indent = len(line) - len(line.lstrip(" -"))
+        lines += textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False) or [""]
+    return "\n".join(lines)
+
+
 def plan_table(prepared: "Prepared") -> None:
     """The classes of tensors and what happens to each, on stdout."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -120,7 +144,7 @@ def plan_table(prepared: "Prepared") -> None:
         read, written = (", ".join(codes) for codes in types[kind, how])
         cast = read if read == written else f"{read} → {written}"
         table.add_row(kind, str(tensors), f"{parameters:,}", f"{parameters / total:.1%}", cast, HOW[how])
-    Console().print(table)
+    print_table(table)
     for path in prepared.paths:
         print(f"would write {path}")
 

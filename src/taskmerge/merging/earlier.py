@@ -1,5 +1,6 @@
 """What taskmerge itself wrote among the inputs: this run's own outputs, and earlier merges of the same experts."""
 
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -39,12 +40,12 @@ def _kind_of(path: Path, allow_pickle: bool) -> object:
 
 def same_file(one: Path, other: Path) -> bool:
     """Whether two paths lead to one file that is there."""
-    return one.exists() and other.exists() and one.samefile(other)
+    return os.path.exists(one) and os.path.exists(other) and one.samefile(other)
 
 
 def _written_by(path: Path, output: Path) -> bool:
     """Whether a path is an output, or the weight file, a shard or the index of one."""
-    folder = output.is_dir() or output.suffix != ".safetensors"  # a new folder replaces nothing
+    folder = os.path.isdir(output) or output.suffix != ".safetensors"  # a new folder replaces nothing
     stem, home = ("model", output) if folder else (output.stem, output.absolute().parent)
     parts = re.escape(stem) + r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
     return same_file(path, output) or (

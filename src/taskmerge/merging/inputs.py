@@ -2,6 +2,7 @@
 
 import fnmatch
 import glob
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,8 +101,8 @@ def named(arguments: Sequence[str | Path] | Mapping[str, str | Path]) -> list[tu
     named = []
     for argument in arguments:
         text = str(argument)
-        if Path(text).exists():
-            named.append((default_name(Path(text)), Path(text)))
+        if os.path.exists(text):
+            named.append((_default(Path(text)), Path(text)))
         elif "=" in text:
             task, _, path = text.partition("=")
             named.append((_task(task, text), _existing(Path(path))))
@@ -109,10 +110,21 @@ def named(arguments: Sequence[str | Path] | Mapping[str, str | Path]) -> list[tu
             paths = sorted(glob.glob(text))
             if not paths:
                 raise BadFile("no file matches", where=text, hint="check the pattern and the working directory")
-            named += [(default_name(Path(path)), Path(path)) for path in paths]
+            named += [(_default(Path(path)), Path(path)) for path in paths]
         else:
-            named.append((default_name(Path(text)), _existing(Path(text))))
+            named.append((_default(Path(text)), _existing(Path(text))))
     return named
+
+
+def _default(path: Path) -> str:
+    """The name that a path gives its task."""
+    name = default_name(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # the file's name is not UTF-8, as metadata must be
+        shown = name.encode("unicode_escape").decode()
+        raise UsageError(f"`{shown}` is no name of a task", where=shown, hint="name it: `mnist=PATH`") from None
+    return name
 
 
 def _task(name: str, where: str) -> str:
@@ -124,15 +136,29 @@ def _task(name: str, where: str) -> str:
 
 def _existing(path: Path) -> Path:
     """The path if there is something; the nearest name in its folder is the hint."""
-    if path.exists():
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadFile(f"cannot be opened: {reason}", where=str(path), hint="check path and permissions") from error
+    else:
         return path
-    beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = nearest(path.name, beside)
+    close = nearest(path.name, _beside(path))
     raise BadFile(
         "there is no such file",
         where=str(path),
         hint=f"did you mean `{path.with_name(close)}`?" if close else "check the path",
     )
+
+
+def _beside(path: Path) -> list[str]:
+    """The other names in a path's folder, where it can be listed."""
+    try:
+        return sorted({one.name for one in path.parent.iterdir()} - {path.name})
+    except OSError:
+        return []
 
 
 def _left_out(path: Path, options: InputOptions, found: _Found) -> bool:

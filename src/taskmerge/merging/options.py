@@ -75,8 +75,9 @@ def _no_option(method: str, name: str, known: Sequence[str]) -> UsageError:
 
 
 def _values(setting: Setting, value: object) -> tuple[Value, ...]:
+    """The checked values of one option, each once."""
     if isinstance(value, str):
-        return setting.read(value)
+        return tuple(dict.fromkeys(setting.read(value)))
     if isinstance(value, Sequence):
-        return tuple(setting.check(one) for one in value)
+        return tuple(dict.fromkeys(setting.check(one) for one in value))
     return (setting.check(value),)

@@ -1,5 +1,6 @@
 """Where a merge goes: the paths of its outputs, and what stands in their way before anything is read or written."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +41,7 @@ def output_paths(spec: MergeSpec, output: Path | None, points: Sequence[BoundPoi
 
 def is_folder(path: Path) -> bool:
     """Whether an output is a folder in Hugging Face layout."""
-    return path.is_dir() or path.suffix != ".safetensors"
+    return os.path.isdir(path) or path.suffix != ".safetensors"
 
 
 def check_free(paths: Sequence[Path], *, overwrite: bool) -> None:
@@ -63,7 +64,7 @@ def files_read(sources: Iterable[Source]) -> dict[FileId, Source]:
 def check_kept(layout: Layout, read: Mapping[FileId, Source]) -> None:
     """Not even --overwrite replaces what is read, under whatever name: an output that would is refused."""
     for path in (*(layout.folder / name for name in layout.names), *earlier_output(layout)):
-        if path.exists() and (source := read.get(_id(path))) is not None:
+        if os.path.exists(path) and (source := read.get(_id(path))) is not None:
             raise UsageError(
                 f"the output would replace a file of the input {source.where}, which would be lost", where=str(path),
                 hint="choose another output with -o",

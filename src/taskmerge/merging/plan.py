@@ -25,6 +25,7 @@ from taskmerge.types import TensorClass
 CHUNK = 1 << 18  # elements of one slice: larger ones leave the caches, smaller ones pay for Python
 ALLOWANCE = 697_000_000  # bytes of the promise "700 MB + (T + 4) largest tensors" that the plan may fill
 GROWTH = 120 << 20  # bytes of library code that the first factorisations page in, and of kept heaps
+LITTLE = 0.3  # share of the parameters below which a spectral method says how little it treats
 COUNTER = "num_batches_tracked"  # of BatchNorm: the experts' differ by how long they were trained
 Treatment = Literal["method", "elsewhere", "origin"]
 
@@ -259,12 +260,24 @@ def _refuse_nothing(jobs: Sequence[TensorJob], last: Method) -> None:
     )
 
 
+def _little(jobs: Sequence[TensorJob], last: Method) -> list[str]:
+    """A note where a spectral method truncates a small part of the model: stacked experts, mostly embeddings."""
+    merged = [job for job in jobs if job.action == "merge"]
+    total, own = sum(job.numel for job in merged), sum(job.numel for job in merged if job.treatment == "method")
+    rest = [job for job in merged if job.kind in WIDENING and job.treatment != "method" and min(job.matrix_shape()) > 1]
+    if own >= LITTLE * total or not rest:
+        return []
+    widen = ",".join(sorted({job.kind for job in rest}))
+    return [f"`{last.name}` treats {own / total:.0%} of the parameters (`--also {widen}` widens it)"]
+
+
 def _notes(
     spec: MergeSpec, chain: Sequence[Method], experts: Sequence[Source], agreed: Agreed, jobs: Sequence[TensorJob],
     points: Sequence[BoundPoint],
 ) -> list[str]:  # fmt: skip
     """What a careful user would want to know about this merge."""
     notes, last = [], chain[-1]
+    notes += _little(jobs, last)
     if len(experts) == 1:
         notes.append(
             "only one expert: "

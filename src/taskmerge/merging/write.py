@@ -10,6 +10,8 @@ from taskmerge.errors import BadNumber
 from taskmerge.merging.plan import TensorJob
 from taskmerge.merging.sources import finite
 
+LARGEST = {"F8_E4M3": 464.0}  # types without infinity that torch clips to: beyond this, numbers are not rounded but cut
+
 
 def write(job: TensorJob, sink: Sink, merged: Tensor, start: int) -> None:
     """Casts once, checks the numbers, and writes elements from `start` on of a job's (joined) tensor."""
@@ -28,7 +30,12 @@ def write(job: TensorJob, sink: Sink, merged: Tensor, start: int) -> None:
 
 def check_numbers(cast: Tensor, part: Tensor, name: str, code: str) -> None:
     """Refuses NaN, infinity and overflow in a result."""
-    if finite(cast if cast.element_size() > 1 else cast.float()):
+    if code == "F8_E8M0" and bool((part <= 0).any()):
+        raise BadNumber(
+            f"{code} holds positive powers of two alone", where=f"`{name}`", hint="write another type with `--dtype`"
+        )
+    clipped = code in LARGEST and bool((part.abs() > LARGEST[code]).any())
+    if not clipped and finite(cast if cast.element_size() > 1 else cast.float()):
         return
     if finite(part):
         largest = float(part.abs().max())

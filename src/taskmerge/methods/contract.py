@@ -20,6 +20,7 @@ never writes into `stack`, opens no file and keeps no state. `space` says what t
 """
 
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -144,7 +145,8 @@ class Setting:
             kind = "integer" if integer else "number"
             raise UsageError(f"`{value}` is no {kind}", where=self.flag, hint=f"allowed: {self.range}") from None
         low, high = self.option.low, self.option.high
-        if number != number or (low is not None and number < low) or (high is not None and number > high):
+        endless = isinstance(number, float) and not math.isfinite(number)
+        if endless or (low is not None and number < low) or (high is not None and number > high):
             raise UsageError(f"{value} is out of range", where=self.flag, hint=f"allowed: {self.range}")
         return number
 
@@ -160,7 +162,9 @@ def _expand(text: str, flag: str) -> list[str]:
             f"`{text}` is no grid", where=flag, hint="write start:stop:step, such as 0.1:1.0:0.1"
         ) from None
     count = int((stop - start) / step) + 1 if step else 0
-    if not 1 <= count <= LARGEST_GRID:
+    if count > LARGEST_GRID:
+        raise UsageError(f"the grid `{text}` has {count} points", where=flag, hint="write several smaller grids")
+    if count < 1:
         raise UsageError(
             f"the grid `{text}` has no points", where=flag, hint="write start:stop:step with a step towards stop"
         )

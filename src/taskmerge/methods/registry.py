@@ -52,8 +52,8 @@ def methods() -> Mapping[str, Method]:
     return MappingProxyType(dict(sorted(found.items())))
 
 
-def find(name: str) -> Method:
-    """A method by name (`-` and `_` alike, any case)."""
+def find(name: str, *, where: str = "--method") -> Method:
+    """A method by name (`-` and `_` alike, any case); `where` is what named it."""
     key = name.strip().lower().replace("-", "_")
     known = methods()
     if key not in known:
@@ -61,11 +61,11 @@ def find(name: str) -> Method:
             if known[first].gives == "task_vectors" and key.removeprefix(f"{first}_") in known:
                 then = key.removeprefix(f"{first}_")
                 hint = f"write `--method {first} --then {then}`; its own options follow as `--then-NAME`"
-                raise UsageError(f"unknown method `{name}`", where="--method", hint=hint)
+                raise UsageError(f"unknown method `{name}`", where=where, hint=hint)
         if key in ELSEWHERE:
             hint = f"taskmerge calls it `{ELSEWHERE[key]}`: see `taskmerge methods {ELSEWHERE[key]}`"
-            raise UsageError(f"unknown method `{name}`", where="--method", hint=hint)
-        raise unknown_name("method", name, known, where="--method")
+            raise UsageError(f"unknown method `{name}`", where=where, hint=hint)
+        raise unknown_name("method", name, known, where=where)
     return known[key]
 
 

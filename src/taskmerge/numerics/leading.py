@@ -23,7 +23,7 @@ SHALLOWEST = 3e-2
 LOOSEST = 2e-6
 """Largest `turned` for a float32 Gram matrix; the truncated product's error is up to five times that, seldom nine."""
 SPARE = 8
-"""Eigenvectors beyond the cut that a second look at a float32 Gram matrix sorts again (`_sorted_again`)."""
+"""Eigenvectors on either side of the cut that a second look at a float32 Gram matrix sorts again (`_sorted_again`)."""
 RESIDUAL = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Largest ‖Aᵀu - s v‖ / s of an accepted triplet, by the matrix's precision."""
 NEGLIGIBLE = 1e-8
@@ -41,7 +41,7 @@ class Leading(NamedTuple):
     `near` [k, r] are orthonormal rows (v for a tall matrix, u for a wide one), `far` [k, R] the rows A v or Aᵀu, of
     lengths `s` [k], descending. `residual` [k] is ‖Aᵀu - s v‖ / s. `beyond` is s_{k+1}, 0 where there is none.
     `complete`: no further component above the numerical rank. `tail` is ‖A - SVD_k(A)‖ (float32 Gram matrices only).
-    `behind` is the first singular value that rounding can mix with them: s_{k+1}, or a later one (`_sorted_again`).
+    `edge` (j, s) says that rounding can mix those from j on with singular values up to s only (`_sorted_again`).
     """
 
     near: Tensor
@@ -52,7 +52,7 @@ class Leading(NamedTuple):
     complete: bool
     means: Means
     tail: float = 0.0
-    behind: float | None = None
+    edge: tuple[int, float] | None = None
 
     def first(self, k: int) -> "Leading":
         """The first k of them."""
@@ -60,7 +60,7 @@ class Leading(NamedTuple):
             return self
         near, far, s, residual = self.near[:k], self.far[:k], self.s[:k], self.residual[:k]
         tail = math.hypot(self.tail, *self.s[k:].tolist())
-        return Leading(near, far, s, residual, float(self.s[k]), False, self.means, tail, self.behind)
+        return Leading(near, far, s, residual, float(self.s[k]), False, self.means, tail, self.edge)
 
     @property
     def steep(self) -> bool:
@@ -83,7 +83,7 @@ class Leading(NamedTuple):
             s=times_power(self.s, exponent),
             beyond=math.ldexp(self.beyond, exponent),
             tail=math.ldexp(self.tail, exponent),
-            behind=None if self.behind is None else math.ldexp(self.behind, exponent),
+            edge=self.edge and (self.edge[0], math.ldexp(self.edge[1], exponent)),
         )
 
 
@@ -185,7 +185,10 @@ def turned(found: Leading) -> float:
     kept and what is cut off: centred matrices sum to zero, so the sum of what is kept is as small as that of the rest.
     """
     s, residual = found.s.double(), found.residual.double()
-    gaps = s**2 - (found.beyond if found.behind is None else found.behind) ** 2
+    behind = torch.full_like(s, found.beyond)
+    if found.edge is not None:
+        behind[found.edge[0] :] = found.edge[1]
+    gaps = s**2 - behind**2
     if found.complete or not bool((gaps > 0).all()):
         return 0.0 if found.complete else math.inf
     change = float((s**3 * residual / gaps).norm()) / math.sqrt(found.near.shape[1])
@@ -200,23 +203,36 @@ def _by_float32(matrix: Tensor, symmetric: Tensor, k: int, energy: float) -> Lea
         return None
     if squares[k - 1] < SHALLOWEST**2 * squares[0]:
         return None
-    s = squares.clamp(min=0).sqrt().tolist()
-    beyond = s[k] if k < len(s) else 0.0
-    found = _with_lengths(matrix, near[:k], beyond, k == len(symmetric), energy)
+    bounds = squares.clamp(min=0).sqrt().tolist()
+    beyond = bounds[k] if k < len(bounds) else 0.0
+    looked = _Looked(near[:k], *_other_side(matrix, near[:k]))
+    found = _leading_of(looked, beyond, k == len(symmetric), energy)
     if not _acceptable(found) and len(near) == k + 1 + SPARE:
-        again = _sorted_again(matrix, near[:-1])
+        start = max(0, k - SPARE)
+        again = _sorted_again(matrix, near[start:-1])
         if again is not None:
-            found = _with_lengths(matrix, again[:k], beyond, False, energy)._replace(behind=s[-1])
+            edge = _Looked(again[: k - start], *_other_side(matrix, again[: k - start]))
+            both = _Looked(*(torch.cat([one[:start], other]) for one, other in zip(looked, edge, strict=True)))
+            found = _leading_of(both, beyond, False, energy)._replace(edge=(start, bounds[-1]))
     return found if _acceptable(found) else None
+
+
+class _Looked(NamedTuple):
+    """Vectors [k, r] and what the matrix makes of them: see `_other_side`."""
+
+    near: Tensor
+    far: Tensor
+    s: Tensor
+    residual: Tensor
 
 
 def _acceptable(found: Leading) -> bool:
     return float(found.residual.max()) <= RESIDUAL[found.near.dtype] and turned(found) <= LOOSEST
 
 
-def _with_lengths(matrix: Tensor, near: Tensor, beyond: float, complete: bool, energy: float) -> Leading:
-    """The triplets over float32 vectors [k, r], their values refined to ‖A v‖."""
-    far, s, residual = _other_side(matrix, near)
+def _leading_of(looked: _Looked, beyond: float, complete: bool, energy: float) -> Leading:
+    """The triplets over float32 vectors, their values refined to ‖A v‖."""
+    near, far, s, residual = looked
     s, order = s.sort(descending=True, stable=True)
     tail = math.sqrt(max(energy - float(s.double().square().sum()), 0.0))
     return Leading(near[order], far[order], s, residual[order] / s, beyond, complete, "float32 Gram", tail)
@@ -225,8 +241,8 @@ def _with_lengths(matrix: Tensor, near: Tensor, beyond: float, complete: bool, e
 def _sorted_again(matrix: Tensor, near: Tensor) -> Tensor | None:
     """The singular vectors of A within the span of `near` [k, r], to float64: rows, descending (Rayleigh-Ritz).
 
-    Where s_k and s_{k+1} are close, a float32 Gram matrix mixes the vectors before a cut with those behind it. Their
-    span is known better: what it lacks lies behind all of them, where the gap is wider. None if they are dependent.
+    Where s_k and s_{k+1} are close, a float32 Gram matrix mixes the vectors before a cut with those behind it. The span
+    of those around the cut is known better: what it lacks is farther away. None if they are dependent.
     """
     basis = near.double()
     far = _far(matrix, basis)

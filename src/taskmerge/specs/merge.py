@@ -1,7 +1,6 @@
 """What a merge is asked to do: the options that shape the result, frozen and checked."""
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
@@ -17,6 +16,7 @@ OnMissing = Literal["refuse", "base", "skip"]
 OnBuffer = Literal["refuse", "first"]
 WIDENING: tuple[TensorClass, ...] = ("projection", "embedding", "conv")  # classes that --also treats as matrices
 SCALE = "coefficient"
+LARGEST = 3.4e38  # float32's
 FINISH = "task_arithmetic"  # merges what DARE and Breadcrumbs leave, unless --then says otherwise
 CHOICES = {
     "qkv": ("as-is", "split", "fused"),
@@ -72,7 +72,10 @@ class MergeSpec:
 
     def __post_init__(self) -> None:
         """Brings names into their one spelling and refuses values that mean nothing."""
-        plain: dict[str, object] = {"method": find(self.method).name, "then": self.then and find(self.then).name}
+        plain: dict[str, object] = {
+            "method": find(self.method).name,
+            "then": self.then and find(self.then, where="--then").name,
+        }
         plain |= {name: checked_choice(name, getattr(self, name)) for name in CHOICES}
         plain["dtype"] = None if self.dtype is None else dtype_code(self.dtype)
         for name in ("include", "exclude", "also"):
@@ -82,7 +85,7 @@ class MergeSpec:
             if name not in WIDENING:
                 raise unknown_name("class of tensors", name, WIDENING, where="--also")
         for task, weight in self.weights.items():
-            if not math.isfinite(weight):
+            if not abs(weight) <= LARGEST:  # NaN too
                 raise UsageError(f"the weight of `{task}` is {weight}", where="--weight", hint="give a finite number")
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -96,7 +99,7 @@ class MergeSpec:
                     f"`{first.name}` merges by itself", where="--then", hint="--then follows dare or breadcrumbs"
                 )
             return (first,)
-        last = find(self.then or FINISH)
+        last = find(self.then or FINISH, where="--then")
         if last.gives != "merged" or last.space != "delta":
             raise UsageError(
                 f"`{last.name}` cannot merge the task vectors that {first.name} leaves", where="--then",
