@@ -50,7 +50,9 @@ def described(one: Method) -> dict[str, object]:
 
 def page(one: Method) -> str:
     """One method: paper, formula, needs, options with ranges and defaults, notes."""
-    lines = [f"{one.name}: {one.title}", "", f"  {one.formula}", "", (inspect.getdoc(one.kernel) or "").strip(), ""]
+    paragraphs = (inspect.getdoc(one.kernel) or "").strip().split("\n\n")
+    lines = [f"{one.name}: {one.title}", "", f"  {one.formula}", ""]
+    lines += [line for part in paragraphs for line in (" ".join(part.split()), "")]
     lines += [
         f"paper: {one.paper}",
         f"needs a base: {SPACES[one.space]}",
