@@ -24,6 +24,8 @@ LOOSEST = 2e-6
 """Largest `turned` for a float32 Gram matrix; the truncated product's error is up to five times that, seldom nine."""
 SPARE = 8
 """Eigenvectors on either side of the cut that a second look at a float32 Gram matrix sorts again (`_sorted_again`)."""
+NEARBY = 1e-5
+"""Largest residual for that second look: above it rounding has turned vectors in all directions, not just near ones."""
 RESIDUAL = {torch.float32: 1e-4, torch.float64: 1e-8}
 """Largest ‖Aᵀu - s v‖ / s of an accepted triplet, by the matrix's precision."""
 NEGLIGIBLE = 1e-8
@@ -207,7 +209,7 @@ def _by_float32(matrix: Tensor, symmetric: Tensor, k: int, energy: float) -> Lea
     beyond = bounds[k] if k < len(bounds) else 0.0
     looked = _Looked(near[:k], *_other_side(matrix, near[:k]))
     found = _leading_of(looked, beyond, k == len(symmetric), energy)
-    if not _acceptable(found) and len(near) == k + 1 + SPARE:
+    if not _acceptable(found) and len(near) == k + 1 + SPARE and float(found.residual.max()) <= NEARBY:
         start = max(0, k - SPARE)
         again = _sorted_again(matrix, near[start:-1])
         if again is not None:
