@@ -221,7 +221,8 @@ def clip(hub: Hub) -> Clip:
         experts[task] = {f"{TOWER}{name}": one for name, one in expert.state_dict().items()}
         folder = files(expert, weights=False) | {"model.safetensors": save(experts[task])}
         hub.repositories[f"models/tanganke/clip-vit-base-patch32_{task}"] = folder
-    mean, std = suite.backbone.preprocess.mean, suite.backbone.preprocess.std  # type: ignore[union-attr]
+    assert suite.backbone.preprocess is not None
+    mean, std = suite.backbone.preprocess.mean, suite.backbone.preprocess.std
     sides = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
     processor = transformers.CLIPImageProcessorPil(image_mean=list(mean), image_std=list(std), **sides)
     tokenizer = clip_tokenizer()

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from taskmerge.methods.contract import bind
 from taskmerge.methods.registry import methods
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.seeds import uniform_at
+
+R = TypeVar("R")
 
 SHAPES = {
     "blocks.0.attn.weight": (24, 16),
@@ -182,7 +185,7 @@ def test_every_method_through_files_is_its_kernel_on_whole_tensors(
     if declared.statistic is not None:
         from taskmerge.methods.contract import accepted
 
-        def scan(f, share=1):  # type: ignore[no-untyped-def]
+        def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
             return (
                 f((stack - base[n]).reshape(len(stack), -1)) for n, stack in sorted(stacks.items()) if stack.numel()
             )
