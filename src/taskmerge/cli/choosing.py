@@ -14,18 +14,20 @@ from taskmerge.merging.inputs import InputOptions
 from taskmerge.merging.options import Arguments, RunOptions
 from taskmerge.reports import render
 from taskmerge.specs.merge import MergeSpec
+from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.workflows.chosen_merge import Chosen, Judging, carry_out_choice
 
 
 def run(
     inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: RunOptions, said: Mapping[str, Any],
-    ahead: Ahead,
+    suite: Suite | None, ahead: Ahead,
 ) -> Chosen:  # fmt: skip
-    """Carries out the choice; the order goes to stderr."""
-    path, note = find_suite(said["suite"])
-    suite = load_suite(path)
-    show.notices([note] if note else [], (), said["quiet"])
+    """Carries out the choice on what --suite names, or the working directory's suite; the order goes to stderr."""
+    if suite is None:
+        path, note = find_suite(None)
+        suite = load_suite(path)
+        show.notices([note] if note else [], (), said["quiet"])
     show.say(f"choosing by {said['choose']} on split `{said['adapt_split']}` of {suite.name}: no label is read",
              said["quiet"])  # fmt: skip
     if said["limit"] is not None and said["limit"] < 1:

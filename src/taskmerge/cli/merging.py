@@ -39,7 +39,7 @@ def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], sui
     if said["choose"] is not None and not said["dry_run"]:
         from taskmerge.cli import choosing  # what evaluates models costs a tenth of a second to import
 
-        chosen = choosing.run(inputs, spec, opening, running, said, ahead)
+        chosen = choosing.run(inputs, spec, opening, running, said, suite, ahead)
         _finish(chosen.receipt, (), chosen.to_dict(), said)
         return
     if said["dry_run"]:
