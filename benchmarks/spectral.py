@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from taskmerge.numerics.lapack import gram, single_threaded
+from taskmerge.numerics.polar import polar
 from taskmerge.numerics.rank import Rank
-from taskmerge.numerics.spectral import TaskMatrices, polar
+from taskmerge.numerics.spectral import TaskMatrices
 
 SHAPES = ((2304, 768), (768, 768), (3072, 768), (768, 3072))
 RANK = Rank("ratio", 0.08)

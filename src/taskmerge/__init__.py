@@ -6,42 +6,42 @@ The public names are loaded when they are first used, so that `import taskmerge`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from taskmerge.version import __version__
+
 if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.checkpoint.difference import DiffReport as DiffReport
     from taskmerge.checkpoint.difference import diff as diff
     from taskmerge.errors import TaskmergeError as TaskmergeError
     from taskmerge.evaluation.run import evaluate as evaluate
     from taskmerge.evaluation.scores import Report as Report
-    from taskmerge.merging.contents import Inspection as Inspection
-    from taskmerge.merging.contents import inspect as inspect
+    from taskmerge.experts.contents import Inspection as Inspection
+    from taskmerge.experts.contents import inspect as inspect
     from taskmerge.merging.merge import merge as merge
     from taskmerge.merging.record import MergeReceipt as MergeReceipt
-    from taskmerge.merging.vectors import VectorsReceipt as VectorsReceipt
-    from taskmerge.merging.vectors import vectors as vectors
     from taskmerge.merging.verify import Verification as Verification
     from taskmerge.merging.verify import verify as verify
+    from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
+    from taskmerge.task_vectors.vectors import vectors as vectors
     from taskmerge.workflows.choose import rank as rank
     from taskmerge.workflows.chosen_merge import Chosen as Chosen
     from taskmerge.workflows.chosen_merge import choose as choose
 
-__version__ = "0.1.0"
-
 _HOMES = {
     "Chosen": "taskmerge.workflows.chosen_merge",
     "DiffReport": "taskmerge.checkpoint.difference",
-    "Inspection": "taskmerge.merging.contents",
+    "Inspection": "taskmerge.experts.contents",
     "MergeReceipt": "taskmerge.merging.record",
     "Report": "taskmerge.evaluation.scores",
     "TaskmergeError": "taskmerge.errors",
-    "VectorsReceipt": "taskmerge.merging.vectors",
+    "VectorsReceipt": "taskmerge.task_vectors.vectors",
     "Verification": "taskmerge.merging.verify",
     "choose": "taskmerge.workflows.chosen_merge",
     "diff": "taskmerge.checkpoint.difference",
     "evaluate": "taskmerge.evaluation.run",
-    "inspect": "taskmerge.merging.contents",
+    "inspect": "taskmerge.experts.contents",
     "merge": "taskmerge.merging.merge",
     "rank": "taskmerge.workflows.choose",
-    "vectors": "taskmerge.merging.vectors",
+    "vectors": "taskmerge.task_vectors.vectors",
     "verify": "taskmerge.merging.verify",
 }
 __all__ = [

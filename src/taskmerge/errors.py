@@ -1,7 +1,8 @@
 """The one family of exceptions: what happened, where, what to do, and the exit code it stands for."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class TaskmergeError(Exception):
@@ -80,3 +81,21 @@ def unknown_name(kind: str, name: str, known: Iterable[str], *, where: str | Non
     close = nearest(name, names)
     hint = f"did you mean `{close}`?" if close else f"known: {', '.join(names)}"
     return UsageError(f"unknown {kind} `{name}`", where=where, hint=hint)
+
+
+def listed(names: Iterable[str], most: int = 12, *, between: str = ", ", plain: bool = False) -> str:
+    """The first `most` names, each in backticks unless `plain`, and how many more there are."""
+    known = list(names)
+    shown = between.join(name if plain else f"`{name}`" for name in known[:most])
+    return shown if len(known) <= most else f"{shown} and {len(known) - most:,} more"
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Errors from inside get a place if they have none."""
+    try:
+        yield
+    except TaskmergeError as error:
+        if error.where is not None:
+            raise
+        raise type(error)(error.what, where=where, hint=error.hint) from error

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from taskmerge.checkpoint import ahead
 from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.experts.sources import CheckpointSource, Tally
 from taskmerge.merging.merge import _known
-from taskmerge.merging.sources import CheckpointSource, Tally
 
 
 def written(path: Path) -> dict[str, torch.Tensor]:

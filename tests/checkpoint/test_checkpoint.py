@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taskmerge.checkpoint import checkpoint as module
-from taskmerge.checkpoint.checkpoint import Checkpoint, default_name, open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import DTYPES
+from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile
 
 TENSORS = {name: random_tensor("F32", (3, 4), seed) for seed, name in enumerate("abcd")}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from taskmerge.data.datasets import load_items
 from taskmerge.data.items import Items
-from taskmerge.specs.suite import Kind, Location, Split, Task
+from taskmerge.specs.suite import Location, Split, Task, TaskKind
 from taskmerge.types import Inputs
 
 
@@ -60,7 +60,7 @@ def texts_of(items: Items) -> list[str]:
 
 
 def task(
-    split: Split, *, kind: Kind = "classification", classes: Sequence[str] = ("no", "yes", "so"), **more: Split
+    split: Split, *, kind: TaskKind = "classification", classes: Sequence[str] = ("no", "yes", "so"), **more: Split
 ) -> Task:
     return Task("birds", None, Path("head"), kind, "accuracy", tuple(classes), (), {"test": split, **more})
 

@@ -9,10 +9,11 @@ import pytest
 
 from report_cases import DENSE, TEXT, VISION, report
 from taskmerge.errors import Mismatch, Missed, UsageError
-from taskmerge.evaluation.checks import against_baseline, against_thresholds, missed, thresholds, told
+from taskmerge.evaluation.baseline import against_baseline
 from taskmerge.evaluation.intervals import paired
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.selection import average_interval
+from taskmerge.evaluation.thresholds import against_thresholds, missed, thresholds, told
 
 MIXED = {"mnist": "accuracy", "depth": "abs_error"}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import taskmerge
 from taskmerge.cli.app import run
-from taskmerge.merging.compare import agree
+from taskmerge.experts.compare import agree
 from taskmerge.specs.merge import MergeSpec
 
 SIZES = {

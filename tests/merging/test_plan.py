@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from taskmerge.merging.inputs import InputOptions
+from taskmerge.experts.inputs import InputOptions
 from taskmerge.merging.merge import prepare
 from taskmerge.merging.options import RunOptions
 from taskmerge.merging.plan import Plan

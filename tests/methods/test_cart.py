@@ -202,7 +202,7 @@ def test_one_factorisation_serves_every_rank_and_coefficient(case: Case, data: s
     centred = case.stack.clone()
     centre_(centred, weights)
     shared = TaskMatrices(centred)
-    shared.prepare(ranks)
+    shared.top(max(ranks))
     scale = sum(map(np.linalg.norm, case.arrays))
     for rank in ranks:
         coefficient = data.draw(COEFFICIENTS)

@@ -15,8 +15,8 @@ from taskmerge.errors import Mismatch, UsageError
 from taskmerge.models.backbones import build
 from taskmerge.models.contract import Backbone
 from taskmerge.models.fill import fill
-from taskmerge.models.heads import head_classes, load_head
-from taskmerge.specs.suite import BackboneSpec, Kind, Preprocess, Task
+from taskmerge.models.heads import load_head
+from taskmerge.specs.suite import BackboneSpec, Preprocess, Task, TaskKind
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def model_file(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> Chec
     return open_checkpoint(saved(path, fusion_bench(reference, "segmentation")))
 
 
-def dense_task(head: Any, kind: Kind = "segmentation", classes: int = 4) -> Task:
+def dense_task(head: Any, kind: TaskKind = "segmentation", classes: int = 4) -> Task:
     return Task("segmentation", None, head, kind, "miou", tuple(str(one) for one in range(classes)))
 
 
@@ -66,7 +66,6 @@ def test_maps_are_those_of_torchvisions_model(reference: Any, backbone: Backbone
     assert features.shape == (2, backbone.width, 4, 6)
     wanted = functional.interpolate(expected, (32, 48), mode="bilinear", align_corners=True)
     torch.testing.assert_close(maps, wanted, atol=1e-4, rtol=1e-4)
-    assert head_classes(head) == 4
 
 
 @pytest.mark.parametrize("form", ["", "encoder.", "backbone.", "module."])
@@ -84,7 +83,7 @@ def test_trunks_fill_under_every_name(tmp_path: Path, reference: Any, backbone: 
 
 @pytest.mark.parametrize(("kind", "outputs"), [("depth", 1), ("normals", 3)])
 def test_heads_from_files_give_depths_and_unit_normals(
-    tmp_path: Path, backbone: Backbone, kind: Kind, outputs: int
+    tmp_path: Path, backbone: Backbone, kind: TaskKind, outputs: int
 ) -> None:
     from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskmerge.errors import BadNumber
 from taskmerge.numerics import lapack
-from taskmerge.numerics.spectral import polar, polar_decomposition
+from taskmerge.numerics.polar import polar, polar_decomposition
 
 PROPERTY = settings(max_examples=40, deadline=None)
 SHAPES = [(1, 1), (1, 7), (7, 1), (12, 12), (40, 9), (9, 40)]

@@ -394,7 +394,7 @@ def three_tasks(rows: int = 30, columns: int = 20) -> Tensor:
 def test_a_grid_of_ranks_and_weights_factors_once(solves):
     stack = three_tasks()
     solver = TaskMatrices(stack)
-    solver.prepare([Rank("ratio", 0.1), 9, Rank("count", 4)])
+    solver.top(9)
     assert solves == [9, 9, 9]
     for k in (9, 4, 2):
         for weight in (0.5, 1.0, -2.0):

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.ahead import Stamp, stamp
-from taskmerge.checkpoint.buffers import bytes_of
 from taskmerge.checkpoint.descriptors import Descriptor
-from taskmerge.checkpoint.dtypes import DTYPES
+from taskmerge.checkpoint.dtypes import DTYPES, bytes_of
 from taskmerge.checkpoint.header import Header, TensorSpec, open_regular, read_header
 from taskmerge.checkpoint.pickled import PickledSource
-from taskmerge.checkpoint.weights import Weights, default_name, find_weights
-from taskmerge.errors import BadFile
+from taskmerge.checkpoint.weights import WeightFiles, find_weights
+from taskmerge.errors import BadFile, listed
 
-__all__ = ["Checkpoint", "default_name", "open_checkpoint"]
+PIECE = 1 << 20  # bytes
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Where the bytes of a checkpoint come from."""
 
     def read(self, spec: TensorSpec, target: memoryview, start: int) -> None:
@@ -42,11 +41,11 @@ class Checkpoint:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: WeightFiles,
         *,
         path: Path,
         specs: Mapping[str, TensorSpec],
-        source: Source,
+        source: ByteSource,
         metadata: Mapping[str, str],
         tied: Mapping[str, str],
     ) -> None:
@@ -79,6 +78,15 @@ class Checkpoint:
         self.read_into(name, buffer)
         return buffer.view(DTYPES[spec.dtype]).reshape(spec.shape)
 
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """The tensor's bytes from front to back, 1 MiB at a time (uint8, valid until the next); at least one piece."""
+        size = self.specs[name].nbytes
+        buffer = torch.empty(min(PIECE, size), dtype=torch.uint8)
+        for start in range(0, max(size, 1), PIECE):
+            piece = buffer[: size - start]
+            self.read_into(name, piece, start)
+            yield piece
+
     def close(self) -> None:
         """Close the files; reads under way end first."""
         self._source.close()
@@ -109,7 +117,7 @@ def _first_metadata(headers: Sequence[Header]) -> Mapping[str, str]:
     return headers[0].metadata if headers else MappingProxyType({})
 
 
-def _open_pickled(path: Path, weights: Weights, allow_pickle: bool) -> Checkpoint:
+def _open_pickled(path: Path, weights: WeightFiles, allow_pickle: bool) -> Checkpoint:
     if not allow_pickle:
         os.close(open_regular(weights.files[0]))  # a missing file needs another message
         raise BadFile(
@@ -122,7 +130,7 @@ def _open_pickled(path: Path, weights: Weights, allow_pickle: bool) -> Checkpoin
     return Checkpoint(weights, path=path, specs=specs, source=source, metadata={}, tied=source.tied)
 
 
-def _joined(weights: Weights, shards: Sequence[Mapping[str, TensorSpec]]) -> dict[str, TensorSpec]:
+def _joined(weights: WeightFiles, shards: Sequence[Mapping[str, TensorSpec]]) -> dict[str, TensorSpec]:
     """The shards' tensors as one map, after checking that index and shards agree in both directions."""
     if weights.weight_map is None:
         return dict(shards[0])
@@ -141,19 +149,17 @@ def _joined(weights: Weights, shards: Sequence[Mapping[str, TensorSpec]]) -> dic
         elif joined[name].file != file and not any(f"`{name}` is in" in problem for problem in problems):
             problems.append(f"`{name}` is in {joined[name].file.name}, not in {file.name}")
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        what = f"index and shards disagree: {'; '.join(problems[:5])}{more}"
+        what = f"index and shards disagree: {listed(problems, 5, between='; ', plain=True)}"
         raise BadFile(what, where=str(weights.index), hint="download index and shards again, from one revision")
     return joined
 
 
-def _warnings(weights: Weights) -> tuple[str, ...]:
+def _warnings(weights: WeightFiles) -> tuple[str, ...]:
     if not weights.strays:
         return ()
-    names = ", ".join(stray.name for stray in weights.strays[:5])
-    more = f" and {len(weights.strays) - 5} more" if len(weights.strays) > 5 else ""
+    names = listed((stray.name for stray in weights.strays), 5, plain=True)
     reader = weights.index.name if weights.index else weights.files[0].name
-    return (f"{weights.folder}: not part of the model that {reader} describes, ignored: {names}{more}",)
+    return (f"{weights.folder}: not part of the model that {reader} describes, ignored: {names}",)
 
 
 class _FileSource:

@@ -4,12 +4,8 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-import torch
-
-from taskmerge.checkpoint.buffers import bytes_of
 from taskmerge.checkpoint.checkpoint import Checkpoint
-
-CHUNK = 2**20
+from taskmerge.checkpoint.dtypes import bytes_of
 
 
 def tensor_line(name: str, dtype: str, shape: tuple[int, ...], sha256: str) -> str:
@@ -27,16 +23,13 @@ def content_digest(lines: Iterable[str]) -> str:
 
 def digest_of(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> str:
     """The content digest of a checkpoint, or of those of its tensors that `names` lists; reads 1 MiB at a time."""
-    buffer = torch.empty(CHUNK, dtype=torch.uint8)
     chosen = checkpoint.specs if names is None else names
-    return content_digest([_line_of(checkpoint, name, buffer) for name in chosen])
+    return content_digest([_line_of(checkpoint, name) for name in chosen])
 
 
-def _line_of(checkpoint: Checkpoint, name: str, buffer: torch.Tensor) -> str:
+def _line_of(checkpoint: Checkpoint, name: str) -> str:
     spec = checkpoint.specs[name]
     digest = hashlib.sha256()
-    for start in range(0, spec.nbytes, buffer.numel()):
-        chunk = buffer[: min(buffer.numel(), spec.nbytes - start)]
-        checkpoint.read_into(name, chunk, start)
-        digest.update(bytes_of(chunk))
+    for piece in checkpoint.pieces(name):
+        digest.update(bytes_of(piece))
     return tensor_line(name, spec.dtype, spec.shape, digest.hexdigest())

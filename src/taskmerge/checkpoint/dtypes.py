@@ -1,9 +1,10 @@
-"""The element types that safetensors and torch share, under their safetensors codes."""
+"""The element types that safetensors and torch share, under their safetensors codes; a tensor's bytes."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 _SHARED = {
     "U64": "uint64",
@@ -48,3 +49,8 @@ def itemsize(code: str) -> int:
 def is_float(code: str) -> bool:
     """Whether the type is a real floating-point type (F64 ... F8)."""
     return DTYPES[code].is_floating_point
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, in C order, without a copy; writing to them writes to the tensor."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data

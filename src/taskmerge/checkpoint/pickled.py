@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taskmerge.checkpoint.buffers import bytes_of
-from taskmerge.checkpoint.dtypes import CODES
+from taskmerge.checkpoint.dtypes import CODES, bytes_of
 from taskmerge.checkpoint.header import TensorSpec, open_regular
 from taskmerge.errors import BadFile
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from taskmerge.errors import BadFile
+from taskmerge.errors import BadFile, listed
 
 SAFE_ENDING = ".safetensors"
 SAFE_INDEX_ENDING = ".safetensors.index.json"
@@ -32,7 +32,7 @@ _PREFERRED = (
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightFiles:
     """The files of one model.
 
     `folder` is where config and tokenizer live, if a folder or an index was given. `weight_map` is the index's
@@ -47,13 +47,13 @@ class Weights:
     strays: tuple[Path, ...] = ()
 
 
-def find_weights(path: Path) -> Weights:
+def find_weights(path: Path) -> WeightFiles:
     """The weight files that `path` stands for; a folder without weights or a bad index is a `BadFile`."""
     if os.path.isdir(path):  # unlike Path.is_dir, false for whatever cannot be looked at
         return _in_folder(path)
     if path.name.endswith((SAFE_INDEX_ENDING, PICKLE_INDEX_ENDING)):
         return _by_index(path)
-    return Weights((path,), pickled=path.name.endswith(PICKLE_ENDINGS))
+    return WeightFiles((path,), pickled=path.name.endswith(PICKLE_ENDINGS))
 
 
 def default_name(path: Path) -> str:
@@ -72,20 +72,21 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).stem
 
 
-def _in_folder(folder: Path) -> Weights:
+def _in_folder(folder: Path) -> WeightFiles:
     """The first of the usual files of a model folder; a pattern counts only if one file alone matches it."""
     names = _visible(folder)
     for pattern in _PREFERRED:
         found = [folder / name for name in names if fnmatchcase(name, pattern)]
         if len(found) > 1 and not pattern.endswith(".index.json"):
-            what = f"holds {len(found)} weight files and no index that joins them: {_some([e.name for e in found])}"
+            shown = listed((file.name for file in found), 5, plain=True)
+            what = f"holds {len(found)} weight files and no index that joins them: {shown}"
             raise BadFile(what, where=str(folder), hint="name one of them, or download the index too")
         if len(found) == 1 and found[0].name.endswith(".index.json"):
             return _by_index(found[0])
         if len(found) == 1:
             _refuse_lone_shard(found[0])
             pickled = found[0].name.endswith(PICKLE_ENDINGS)
-            return Weights((found[0],), pickled, folder, strays=_strays(folder, {found[0]}, pickled))
+            return WeightFiles((found[0],), pickled, folder, strays=_strays(folder, {found[0]}, pickled))
     raise BadFile(
         f"folder without weights (looked for {', '.join(_PREFERRED)})",
         where=str(folder),
@@ -100,16 +101,16 @@ def _refuse_lone_shard(file: Path) -> None:
         raise BadFile(what, where=str(file), hint="download the index and the other shards")
 
 
-def _by_index(index: Path) -> Weights:
+def _by_index(index: Path) -> WeightFiles:
     folder = index.parent
     weight_map = {name: folder / shard for name, shard in _weight_map(index).items()}
     files = tuple(sorted(set(weight_map.values())))
     missing = [file.name for file in files if not os.path.isfile(file)]
     if missing:
-        what = f"names {len(missing)} of {len(files)} shards that do not exist: {_some(missing)}"
+        what = f"names {len(missing)} of {len(files)} shards that do not exist: {listed(missing, 5, plain=True)}"
         raise BadFile(what, where=str(index), hint="download the missing shards")
     pickled = index.name.endswith(PICKLE_INDEX_ENDING)
-    return Weights(files, pickled, folder, index, weight_map, _strays(folder, set(files), pickled))
+    return WeightFiles(files, pickled, folder, index, weight_map, _strays(folder, set(files), pickled))
 
 
 def _strays(folder: Path, used: set[Path], pickled: bool) -> tuple[Path, ...]:
@@ -154,9 +155,3 @@ def _read_json(path: Path) -> Any:
         raise BadFile(f"cannot be read: {error.strerror}", where=str(path), hint="check the disk") from error
     except (ValueError, RecursionError) as error:
         raise BadFile(f"is not JSON: {error}", where=str(path), hint="download the index again") from None
-
-
-def _some(names: list[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f", and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more

@@ -10,17 +10,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from taskmerge.checkpoint.buffers import bytes_of
 from taskmerge.checkpoint.canonical import OutputSpec, header_bytes
 from taskmerge.checkpoint.descriptors import Descriptor
-from taskmerge.checkpoint.dtypes import DTYPES, itemsize
+from taskmerge.checkpoint.dtypes import DTYPES, bytes_of, itemsize
 from taskmerge.checkpoint.layout import Layout, check_target, plan_layout
 from taskmerge.checkpoint.publish import publish
 from taskmerge.checkpoint.staging import create_staging_file, create_staging_folder, remove, remove_stale
 from taskmerge.checkpoint.writeback import Writeback
 from taskmerge.errors import BadOutput
-
-__all__ = ["OutputSpec", "Sink", "lay_out", "stage"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_PREALLOCATION = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)

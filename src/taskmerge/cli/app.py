@@ -14,9 +14,9 @@ from typing import Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from taskmerge import __version__
 from taskmerge.cli.show import plain
 from taskmerge.errors import BadFile, BadOutput, TaskmergeError
+from taskmerge.version import __version__
 
 
 class Commands(TyperGroup):

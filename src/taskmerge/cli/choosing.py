@@ -3,19 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from taskmerge import __version__
 from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.cli import show
 from taskmerge.cli.meter import Meter
 from taskmerge.data.cache import default_cache
 from taskmerge.errors import UsageError
 from taskmerge.evaluation.scores import Report
-from taskmerge.merging.inputs import InputOptions
+from taskmerge.experts.inputs import InputOptions
 from taskmerge.merging.options import Arguments, RunOptions
 from taskmerge.reports import render
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
+from taskmerge.version import __version__
 from taskmerge.workflows.chosen_merge import Chosen, Judging, carry_out_choice
 
 

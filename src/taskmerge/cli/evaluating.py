@@ -10,18 +10,12 @@ from taskmerge.checkpoint.weights import find_weights
 from taskmerge.cli import show, writing
 from taskmerge.cli.meter import Meter
 from taskmerge.errors import BadOutput, TaskmergeError, UsageError
+from taskmerge.evaluation.baseline import against_baseline
 from taskmerge.evaluation.checkpoints import EXPERTS, argument_names, named_arguments
-from taskmerge.evaluation.checks import (
-    NORMALISED,
-    Threshold,
-    against_baseline,
-    against_thresholds,
-    missed,
-    thresholds,
-)
 from taskmerge.evaluation.results import dumps, read_report
 from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
+from taskmerge.evaluation.thresholds import NORMALISED, Threshold, against_thresholds, missed, thresholds
 from taskmerge.evaluation.workload import chosen
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite

@@ -11,7 +11,7 @@ from taskmerge.errors import BadFile
 
 if TYPE_CHECKING:
     from taskmerge.data.suite_contents import SuiteInspection
-    from taskmerge.merging.contents import Inspection, TensorEntry
+    from taskmerge.experts.contents import Inspection, TensorEntry
 
 TOLD = {
     "merge": "a merged checkpoint",
@@ -37,7 +37,7 @@ def inspect(
 
     Of a suite (.yaml) it says what it names, what was found of it and what is missing; then the exit code is 3.
     """
-    from taskmerge.merging.inputs import named
+    from taskmerge.experts.inputs import named
 
     found = [_inspected(path, digest, allow_pickle) for _, path in named(paths)]
     for one in found:
@@ -54,13 +54,13 @@ def _inspected(path: Path, digest: bool, allow_pickle: bool) -> "Inspection | Su
         from taskmerge.data.suite_contents import inspect_suite
 
         return inspect_suite(path, allow_pickle=allow_pickle)
-    from taskmerge.merging.contents import inspect
+    from taskmerge.experts.contents import inspect
 
     return inspect(path, digest=digest, allow_pickle=allow_pickle)
 
 
 def _said(one: "Inspection | SuiteInspection", tensors: bool) -> str:
-    from taskmerge.merging.contents import Inspection
+    from taskmerge.experts.contents import Inspection
 
     return page(one, tensors) if isinstance(one, Inspection) else suite_page.page(one)
 

@@ -49,7 +49,7 @@ def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], sui
         return
     prepared = prepare(inputs, spec, opening, running)
     _announce(prepared, said["quiet"])
-    with show.Progress("merging", said["quiet"]) as progress:
+    with show.Bar("merging", said["quiet"]) as progress:
         receipt = carry_out(prepared, replace(running, progress=progress.update), ahead)
     told = (*prepared.inputs.notes, *prepared.plan.notes, *prepared.inputs.warnings)
     _finish(receipt, told, receipt.to_dict(), said)

@@ -193,7 +193,7 @@ def plan_document(prepared: "Prepared") -> dict[str, object]:
     }
 
 
-class Progress:
+class Bar:
     """A bar on a terminal; nothing where stderr is no terminal or --quiet was given."""
 
     def __init__(self, title: str, quiet: bool) -> None:

@@ -79,7 +79,7 @@ def vectors(
     """
     import taskmerge
 
-    with show.Progress("subtracting", quiet) as progress:
+    with show.Bar("subtracting", quiet) as progress:
         receipt = taskmerge.vectors(inputs, **keywords(context.params), progress=progress.update)
     show.notices(receipt.notes, receipt.warnings, quiet)
     peak = show.size(receipt.peak_memory)

@@ -36,7 +36,7 @@ def verify(
     import taskmerge
 
     memory = show.parse_size(max_memory, "--max-memory") if max_memory else None
-    with show.Progress("replaying", quiet) as progress:
+    with show.Bar("replaying", quiet) as progress:
         found = taskmerge.verify(
             file, experts or (), replay=not no_replay, allow_pickle=allow_pickle, threads=threads, max_memory=memory,
             progress=progress.update,

@@ -10,9 +10,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from taskmerge.checkpoint.buffers import bytes_of
 from taskmerge.checkpoint.canonical import OutputSpec, header_bytes, plan_file
-from taskmerge.checkpoint.dtypes import CODES
+from taskmerge.checkpoint.dtypes import CODES, bytes_of
 from taskmerge.checkpoint.staging import create_staging_file, remove, remove_stale
 from taskmerge.data.items import Items
 from taskmerge.data.sources.contract import Note

@@ -1,7 +1,6 @@
 """The items of a task's split: found, sub-sampled, decoded and preprocessed once, labels checked."""
 
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,9 +20,10 @@ from taskmerge.data.cache import cache_file, read_items, write_items
 from taskmerge.data.corruptions import Corruption, corrupt_pixels
 from taskmerge.data.items import Items
 from taskmerge.data.labels import read_labels
-from taskmerge.data.sources.contract import Broken, Note, Source
+from taskmerge.data.sources.contract import Broken, ItemSource, Note
 from taskmerge.data.sources.open import open_source
 from taskmerge.errors import BadFile, Mismatch, UsageError, unknown_name
+from taskmerge.numerics.device import cores
 from taskmerge.seeds import uniform_at
 from taskmerge.specs.suite import Location, Split, Task
 from taskmerge.types import Inputs, Prepare
@@ -80,7 +80,7 @@ class _Cache:
     """The kept inputs of these items of a source, or no cache at all."""
 
     folder: Path | None
-    source: Source
+    source: ItemSource
     indices: Sequence[int]
     preprocessing: str
     skip_bad: bool
@@ -135,7 +135,7 @@ class _Portion:
     broken: dict[int, str]
 
 
-def _decoded(source: Source, indices: Sequence[int], prepare: Prepare, skip_bad: bool) -> Items:
+def _decoded(source: ItemSource, indices: Sequence[int], prepare: Prepare, skip_bad: bool) -> Items:
     filled: dict[str, Tensor] = {}
     places: list[int] = []
     content = hashlib.sha256()
@@ -158,14 +158,14 @@ def _decoded(source: Source, indices: Sequence[int], prepare: Prepare, skip_bad:
     return Items(inputs, None, content.hexdigest(), torch.tensor(places, dtype=torch.int64), len(broken))
 
 
-def _portions(source: Source, indices: Sequence[int], prepare: Prepare) -> Iterator[_Portion]:
+def _portions(source: ItemSource, indices: Sequence[int], prepare: Prepare) -> Iterator[_Portion]:
     """Portions in order. Only a few are under way at once, whatever the number of items."""
     size = PICTURES_AT_A_TIME if source.pictures else len(indices)
     work = _batched(zip(indices, source.read(indices), strict=True), size)
     start = time.perf_counter()
     yield _portion(next(work), source, prepare)
     slow = time.perf_counter() - start > size * SECONDS_WORTH_A_THREAD
-    threads = min(len(os.sched_getaffinity(0)), 8) if slow else 1
+    threads = min(cores(), 8) if slow else 1
     if threads == 1:
         yield from (_portion(batch, source, prepare) for batch in work)
         return
@@ -188,7 +188,7 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-def _portion(stored: Sequence[tuple[int, Any]], source: Source, prepare: Prepare) -> _Portion:
+def _portion(stored: Sequence[tuple[int, Any]], source: ItemSource, prepare: Prepare) -> _Portion:
     decoded = [(place, source.decode(item)) for place, item in stored]
     broken = {place: item.reason for place, item in decoded if isinstance(item, Broken)}
     whole = [(place, item) for place, item in decoded if place not in broken]

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskmerge.data.sources.contract import Broken, Note, Source
+from taskmerge.data.sources.contract import Broken, ItemSource, Note
 from taskmerge.data.sources.decode import decode_stored
-from taskmerge.errors import BadFile
-from taskmerge.specs.suite import Kind, Task
+from taskmerge.errors import BadFile, listed
+from taskmerge.specs.suite import Task, TaskKind
 
 IGNORED = -1
 """The class of pixels that no score counts; 255, the other custom, is read as this where no class has that number."""
@@ -24,7 +24,7 @@ Labels = Sequence[Any] | NDArray[Any]
 """Labels as a source stores them."""
 
 
-def read_labels(source: Source, indices: Sequence[int], task: Task, note: Note) -> Tensor:
+def read_labels(source: ItemSource, indices: Sequence[int], task: Task, note: Note) -> Tensor:
     """The labels of these items: int64 [N], float32 [N], or maps [N, H, W] or [N, 3, H, W] by the task's kind.
 
     `note` is told how a source's own classes were matched to the task's. Errors: `BadFile` naming the item.
@@ -32,7 +32,7 @@ def read_labels(source: Source, indices: Sequence[int], task: Task, note: Note) 
     values = source.labels(indices) if source.labels else ()
     if len(values) != len(indices):
         raise BadFile(f"{len(values)} labels for {len(indices)} items", where=source.where, hint="one label an item")
-    read: Mapping[Kind, Callable[[], Tensor]] = {
+    read: Mapping[TaskKind, Callable[[], Tensor]] = {
         "classification": lambda: _classes(values, source, indices, task, note),
         "regression": lambda: _numbers(values, source, indices),
         "segmentation": lambda: _class_maps(values, source, indices, task),
@@ -62,7 +62,7 @@ def _plain(name: str) -> str:
 # --- classes ---------------------------------------------------------------------------------------------------
 
 
-def _classes(values: Labels, source: Source, indices: Sequence[int], task: Task, note: Note) -> Tensor:
+def _classes(values: Labels, source: ItemSource, indices: Sequence[int], task: Task, note: Note) -> Tensor:
     table = _table(source, task, note)
     if any(isinstance(value, str) for value in values[:1]):
         values = _by_name(values, source, indices, task)
@@ -77,7 +77,7 @@ def _classes(values: Labels, source: Source, indices: Sequence[int], task: Task,
     return torch.from_numpy(numbers)
 
 
-def _table(source: Source, task: Task, note: Note) -> dict[int, int] | None:
+def _table(source: ItemSource, task: Task, note: Note) -> dict[int, int] | None:
     """From the source's class numbers to the task's; None where the source names no classes or they agree."""
     known, wanted = source.class_names, task.classes
     if not known or not wanted or tuple(known) == tuple(wanted):
@@ -89,7 +89,7 @@ def _table(source: Source, task: Task, note: Note) -> dict[int, int] | None:
         return table
     if len(known) != len(wanted):
         what = f"{len(known)} classes, the task `{task.name}` has {len(wanted)}, and the names do not match"
-        hint = f"it has {_some(known)}; the task has {_some(wanted)}"
+        hint = f"it has {listed(known, 5)}; the task has {listed(wanted, 5)}"
         raise BadFile(what, where=source.where, hint=hint)
     if sorted(map(_as_number, known)) == list(range(len(known))):
         note(f"{source.where}: classes are named by number, taken as the task's class numbers")
@@ -98,19 +98,19 @@ def _table(source: Source, task: Task, note: Note) -> dict[int, int] | None:
     return None
 
 
-def _by_name(values: Labels, source: Source, indices: Sequence[int], task: Task) -> NDArray[np.int64]:
+def _by_name(values: Labels, source: ItemSource, indices: Sequence[int], task: Task) -> NDArray[np.int64]:
     """Labels that are texts: names of the task's classes."""
     names = sorted({str(value) for value in values})
     table = match_classes(names, task.classes)
     if table is None:
         place = next(n for n, value in enumerate(values) if match_classes([str(value)], task.classes) is None)
         what = f"label `{values[place]}` is none of the {len(task.classes)} classes of `{task.name}`"
-        raise BadFile(what, where=source.place(indices[place]), hint=f"its classes are {_some(task.classes)}")
+        raise BadFile(what, where=source.place(indices[place]), hint=f"its classes are {listed(task.classes, 5)}")
     numbers = {name: table[place] for place, name in enumerate(names)}
     return np.array([numbers[str(value)] for value in values], dtype=np.int64)
 
 
-def _integers(values: Labels, source: Source, indices: Sequence[int]) -> NDArray[np.int64]:
+def _integers(values: Labels, source: ItemSource, indices: Sequence[int]) -> NDArray[np.int64]:
     """Class numbers as int64 [N]; whole floats count, empty values and texts don't."""
     if isinstance(values, np.ndarray):
         values = _single(values, source)
@@ -122,7 +122,7 @@ def _integers(values: Labels, source: Source, indices: Sequence[int]) -> NDArray
     return np.array([int(value) for value in values], dtype=np.int64)
 
 
-def _single(values: NDArray[Any], source: Source) -> NDArray[Any]:
+def _single(values: NDArray[Any], source: ItemSource) -> NDArray[Any]:
     """[N] from [N] or [N, 1]."""
     if values.size != len(values):
         shape = "x".join(map(str, values.shape))
@@ -137,7 +137,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _outside(
-    numbers: NDArray[np.int64], place: int, source: Source, indices: Sequence[int], task: Task, *, withheld: bool
+    numbers: NDArray[np.int64], place: int, source: ItemSource, indices: Sequence[int], task: Task, *, withheld: bool
 ) -> BadFile:
     what = f"label {numbers[place]} is outside the {len(task.classes)} classes of `{task.name}`"
     hint = f"classes count from 0 to {len(task.classes) - 1}; is `classes` complete?"
@@ -149,7 +149,7 @@ def _outside(
 # --- numbers and maps ------------------------------------------------------------------------------------------
 
 
-def _numbers(values: Labels, source: Source, indices: Sequence[int]) -> Tensor:
+def _numbers(values: Labels, source: ItemSource, indices: Sequence[int]) -> Tensor:
     """Finite numbers, float32 [N]."""
     if isinstance(values, np.ndarray):
         values = _single(values, source)
@@ -168,7 +168,7 @@ def _numbers(values: Labels, source: Source, indices: Sequence[int]) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def _class_maps(values: Labels, source: Source, indices: Sequence[int], task: Task) -> Tensor:
+def _class_maps(values: Labels, source: ItemSource, indices: Sequence[int], task: Task) -> Tensor:
     maps = _stacked(values, source, indices, channels=1)
     if maps.dtype.kind not in "iub" and not (maps.dtype.kind == "f" and (maps == np.rint(maps)).all()):
         raise BadFile(f"class maps are {maps.dtype}, not integers", where=source.where, hint="one class a pixel")
@@ -186,7 +186,7 @@ def _class_maps(values: Labels, source: Source, indices: Sequence[int], task: Ta
     return torch.from_numpy(classes)
 
 
-def _real_maps(values: Labels, source: Source, indices: Sequence[int], *, channels: int) -> Tensor:
+def _real_maps(values: Labels, source: ItemSource, indices: Sequence[int], *, channels: int) -> Tensor:
     """Depth [N, H, W] or normals [N, 3, H, W], float32."""
     with np.errstate(over="ignore"):
         maps = _stacked(values, source, indices, channels=channels).astype(np.float32)
@@ -198,7 +198,7 @@ def _real_maps(values: Labels, source: Source, indices: Sequence[int], *, channe
     return torch.from_numpy(maps)
 
 
-def _stacked(values: Labels, source: Source, indices: Sequence[int], *, channels: int) -> NDArray[Any]:
+def _stacked(values: Labels, source: ItemSource, indices: Sequence[int], *, channels: int) -> NDArray[Any]:
     """Maps of one size as one array: [N, H, W], or channels first [N, C, H, W]."""
     maps = [_map(value, source.place(index), channels) for value, index in zip(values, indices, strict=True)]
     for index, one in zip(indices, maps, strict=True):
@@ -224,7 +224,3 @@ def _map(value: Any, place: str, channels: int) -> NDArray[Any]:
 
 def _as_number(name: str) -> int:
     return int(name) if name.isascii() and name.isdecimal() else -1
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

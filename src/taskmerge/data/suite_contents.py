@@ -10,9 +10,8 @@ from typing import Literal
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.data.data_headers import size_of
 from taskmerge.errors import TaskmergeError
-from taskmerge.specs.suite import BackboneSpec, HubPath, Location, Split, Suite, Task, Tokenizer
+from taskmerge.specs.suite import DENSE, BackboneSpec, HubPath, Location, Split, Suite, Task, Tokenizer
 from taskmerge.specs.suite_file import load_suite
-from taskmerge.specs.suite_tasks import DENSE
 
 CONFIGS = {"open_clip": "open_clip_config.json", "transformers": "config.json", "torchvision": "config.json"}
 VOCABULARIES = (

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from taskmerge.errors import Mismatch, UsageError
+from taskmerge.errors import Mismatch, UsageError, listed
 from taskmerge.evaluation.intervals import paired
 from taskmerge.evaluation.metrics import METRICS
 from taskmerge.evaluation.scores import Report, Row
@@ -41,8 +41,7 @@ def against_baseline(
             records.append(_baseline_record(twin, row, tolerance))
     if lost:
         hint = "evaluate the same tasks and corruptions as the baseline"
-        more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
-        what = f"the baseline has scores that this run lacks: {', '.join(lost[:SHOWN])}{more}"
+        what = f"the baseline has scores that this run lacks: {listed(lost, SHOWN, plain=True)}"
         raise Mismatch(what, where="--baseline", hint=hint)
     return tuple(records), _unmatched(report, baseline, pairs)
 

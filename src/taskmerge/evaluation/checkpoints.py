@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, Mismatch, UsageError
 from taskmerge.evaluation.selection import EXPERT
-from taskmerge.merging.adapters import is_adapter
-from taskmerge.merging.inputs import named, provenance_of
+from taskmerge.experts.inputs import named
+from taskmerge.experts.lora import is_adapter
 from taskmerge.specs.suite import Location, Suite, Task
 
 Resolve = Callable[[Location], Path]
-Kind = Literal["base", "expert", "checkpoint", "merge", "adapted"]
+EncoderKind = Literal["base", "expert", "checkpoint", "merge", "adapted"]
 Arguments = Sequence[str | Path] | Mapping[str, str | Path]
 BASE, EXPERTS = "base", "experts"
 MANIFEST, MANIFEST_VERSION = "folder.json", 1
@@ -39,7 +40,7 @@ class Encoder:
 
     row: str
     group: str
-    kind: Kind
+    kind: EncoderKind
     checkpoint: Checkpoint
     digest: str
     tasks: tuple[str, ...] | None = None
@@ -169,7 +170,7 @@ class _Opener:
             hint = "`taskmerge merge` (one input is enough) or `taskmerge vectors --apply` makes a model of them"
             raise Mismatch(f"holds {DIFFERENCES[kind]}, not a model", where=str(path), hint=hint)
         recipe = _recipe(record)
-        made: Kind = "merge" if recipe else "checkpoint"
+        made: EncoderKind = "merge" if recipe else "checkpoint"
         return Encoder(name, name, made, checkpoint, digest_of(checkpoint), recipe=recipe)
 
     def _adapted(self, name: str, folder: Path) -> Encoder:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskmerge.specs.suite import Kind
+from taskmerge.specs.suite import TaskKind
 
 SMALLEST = 1e-12
 """Share below which an expected agreement leaves no room for chance to be taken out."""
@@ -23,7 +23,7 @@ class Criterion:
     values: Callable[[Tensor, Tensor], float] | None
     lower_is_better: bool = False
 
-    def of(self, kind: Kind, outputs: Tensor, expert: Tensor) -> float | None:
+    def of(self, kind: TaskKind, outputs: Tensor, expert: Tensor) -> float | None:
         """The criterion on one task, or None where it says nothing about tasks of this kind."""
         if kind == "classification":
             return self.classes(outputs, expert)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from taskmerge.evaluation.intervals import Floats, Numbers, Weights, group_sums, grouping
+from taskmerge.evaluation.intervals import Draws, Floats, Numbers, group_sums, grouping
 
 Rows = NDArray[np.float64]
 """[N, k]: what each of N items contributes; `itemwise` says what k stands for."""
-Estimate = Callable[[Weights], Floats]
+Estimate = Callable[[Draws], Floats]
 Grouped = tuple[NDArray[np.int64], Estimate]
 
 BINS = 15  # of confidence (Guo et al., 2017)
@@ -34,7 +34,7 @@ def mean_per_class(rows: Rows) -> Grouped:
     order, starts = grouping(pairs[:, 0])
     right = pairs[:, 1].astype(np.int64)
 
-    def estimate(weights: Weights) -> Floats:
+    def estimate(weights: Draws) -> Floats:
         items, hits = group_sums(weights, order, starts), group_sums(weights * right, order, starts)
         return _ratio(_ratio(hits, items).sum(1), (items > 0).sum(1))
 
@@ -48,7 +48,7 @@ def matthews(rows: Rows) -> Grouped:
     right = pairs[:, 0] == pairs[:, 1]
     sides = [(*grouping(side), np.unique(side)) for side in pairs.T]
 
-    def estimate(weights: Weights) -> Floats:
+    def estimate(weights: Draws) -> Floats:
         n = weights.sum(1).astype(np.float64)
         margins = np.zeros((2, len(weights), classes))  # items labelled, and predicted, as each class
         for margin, (order, starts, names) in zip(margins, sides, strict=True):
@@ -70,7 +70,7 @@ def calibration_error(rows: Rows) -> Grouped:
     order, starts = grouping(bins)
     gaps = (rows[:, 2] - (rows[:, 0] == rows[:, 1]))[order]
 
-    def estimate(weights: Weights) -> Floats:
+    def estimate(weights: Draws) -> Floats:
         return _ratio(np.abs(np.add.reduceat(weights * gaps, starts, axis=1)).sum(1), weights.sum(1))
 
     return _each(rows), estimate
@@ -81,7 +81,7 @@ def pearson(rows: Rows) -> Grouped:
     x, y = (_standardised(column) for column in rows.T)
     moments = np.stack([x, y, x * x, y * y, x * y])
 
-    def estimate(weights: Weights) -> Floats:
+    def estimate(weights: Draws) -> Floats:
         n = weights.sum(1)
         sx, sy, sxx, syy, sxy = (np.einsum("bg,g->b", weights, one) for one in moments)
         spread = [_or_zero(square - one * one / n, square) for one, square in ((sx, sxx), (sy, syy))]
@@ -98,7 +98,7 @@ def spearman(rows: Rows) -> Grouped:
     starts, sets = zip(*(_runs(column) for column in columns), strict=True)
     back = np.argsort(order)
 
-    def estimate(weights: Weights) -> Floats:
+    def estimate(weights: Draws) -> Floats:
         items = np.ascontiguousarray(weights.T, dtype=np.int32)  # [G, B]: whole rows move when items are put in order
         n = weights.sum(1).astype(np.float64)
         x, ties_x = _ranks(items, starts[0], sets[0])
@@ -122,7 +122,7 @@ def miou(rows: Rows) -> Grouped:
     """Intersection over union of each class over all pixels, averaged over the classes labelled or predicted."""
     right, said, true = np.split(rows, 3, axis=1)
 
-    def estimate(weights: Weights) -> Floats:
+    def estimate(weights: Draws) -> Floats:
         both, union = (np.einsum("bg,gc->bc", weights, one) for one in (right, said + true - right))
         return _ratio(_ratio(both, union).sum(1), (union > 0).sum(1))
 
@@ -138,7 +138,7 @@ def pixel_accuracy(rows: Rows) -> Grouped:
 def pooled(rows: Rows, column: int) -> Grouped:
     """A sum over all pixels of all items, over their number (the last column)."""
 
-    def estimate(weights: Weights) -> Floats:
+    def estimate(weights: Draws) -> Floats:
         return _ratio(*(np.einsum("bg,g->b", weights, rows[:, one]) for one in (column, -1)))
 
     return _each(rows), estimate

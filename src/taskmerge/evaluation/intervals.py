@@ -10,7 +10,7 @@ Interval = tuple[float, float]
 Bits = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.integer] | NDArray[np.float64]
-Weights = NDArray[np.integer]
+Draws = NDArray[np.integer]
 """[B, G]: how often each of G groups of equal items stands in each of B resamples."""
 
 Z = 1.959963984540054  # the 97.5% point of the normal distribution
@@ -83,7 +83,7 @@ def mean_interval(values: Floats, lows: Floats, highs: Floats) -> Interval:
     return mean - below / len(values), mean + above / len(values)
 
 
-def bootstrap(estimate: Callable[[Weights], Floats], counts: NDArray[np.int64], seed: int) -> Interval:
+def bootstrap(estimate: Callable[[Draws], Floats], counts: NDArray[np.int64], seed: int) -> Interval:
     """The 2.5% and 97.5% points of an estimate over resamples of n items, drawn with replacement.
 
     `counts` [G] says how many of the n items are equal to each other in each of G groups, so that a resample is a
@@ -94,7 +94,7 @@ def bootstrap(estimate: Callable[[Weights], Floats], counts: NDArray[np.int64], 
     return float(low), float(high)
 
 
-def _resamples(counts: NDArray[np.int64], seed: int) -> Iterator[Weights]:
+def _resamples(counts: NDArray[np.int64], seed: int) -> Iterator[Draws]:
     """RESAMPLES rows of counts in blocks: multinomial where groups are few, item by item where they are many."""
     rng = np.random.default_rng(seed)
     n, groups = int(counts.sum()), len(counts)

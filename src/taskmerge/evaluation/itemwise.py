@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskmerge.errors import BadFile, BadNumber, Mismatch
 from taskmerge.evaluation.estimates import Rows
-from taskmerge.specs.suite import Kind
+from taskmerge.specs.suite import TaskKind
 
 UNLABELLED = (-1, 255)
 """Labels of pixels that no class was given to; 255 is one where there are not so many classes."""
@@ -90,7 +90,7 @@ def normals(outputs: Tensor, labels: Tensor) -> Rows:
     return rows
 
 
-CONTRIBUTIONS: Mapping[Kind, Callable[[Tensor, Tensor], Rows]] = MappingProxyType(
+CONTRIBUTIONS: Mapping[TaskKind, Callable[[Tensor, Tensor], Rows]] = MappingProxyType(
     {
         "classification": classification,
         "regression": regression,

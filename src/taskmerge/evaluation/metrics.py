@@ -10,7 +10,7 @@ from taskmerge.evaluation import estimates
 from taskmerge.evaluation.estimates import Grouped, Rows
 from taskmerge.evaluation.intervals import Bits, bootstrap, wilson
 from taskmerge.evaluation.scores import Score
-from taskmerge.specs.suite import Kind
+from taskmerge.specs.suite import TaskKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +31,7 @@ class Metric:
     """
 
     name: str
-    kind: Kind
+    kind: TaskKind
     title: str
     grouped: Callable[[Rows], Grouped]
     exports: tuple[str, ...]

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskmerge import __version__
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.corruptions import Corruption, corruptions
-from taskmerge.errors import BadNumber, NotEnough, TaskmergeError, UsageError
+from taskmerge.errors import BadNumber, NotEnough, UsageError, located
 from taskmerge.evaluation.analyses import correlations, discrepancy
 from taskmerge.evaluation.averages import averages, normalised
 from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
@@ -30,12 +29,12 @@ from taskmerge.models.backbones import build
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.fill import fill
 from taskmerge.numerics.device import named_device
-from taskmerge.specs.suite import Suite, Task
+from taskmerge.specs.suite import DENSE, Suite, Task
 from taskmerge.specs.suite_file import find_suite, load_suite
+from taskmerge.version import __version__
 
 BATCH = 64
 PHASES = ("reading", "filling", "encoding", "scoring")
-DENSE = ("segmentation", "depth", "normals")
 Key = tuple[str, Corruption | None]
 Progress = Callable[[int, int | None, str], None]
 """Called with samples done, samples in all (None while data is read), and what is going on."""
@@ -335,17 +334,6 @@ class _Run:
         tasks = [task.name for task in self.suite.tasks]
         encoder = encoders.index(one["encoder"]) if "encoder" in one else 0
         return encoder, corruptions.index(one["corruption"]), tasks.index(one["task"])
-
-
-@contextmanager
-def located(where: str) -> Iterator[None]:
-    """Errors from inside get a place if they have none."""
-    try:
-        yield
-    except TaskmergeError as error:
-        if error.where is not None:
-            raise
-        raise type(error)(error.what, where=where, hint=error.hint) from error
 
 
 def _for(encoder: Encoder, portion: Sequence[Sequence[DataSet]]) -> Iterator[list[DataSet]]:

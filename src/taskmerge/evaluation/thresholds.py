@@ -1,11 +1,11 @@
-"""Thresholds: what a report must hold, as records of what was wanted and found. Pure."""
+"""Thresholds: what a report must hold, as records of what was wanted and found, and in words what fell short. Pure."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from taskmerge.errors import UsageError, unknown_name
+from taskmerge.errors import Missed, UsageError, unknown_name
 from taskmerge.evaluation.metrics import METRICS
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.selection import average_interval, is_own, is_reference
@@ -152,3 +152,29 @@ def _record(one: Threshold, found: _Found) -> Record:
         "low": found.low, "high": found.high, "tolerance": None,
         "corruption": found.corruption, "severity": found.severity,
     }  # fmt: skip
+
+
+def missed(records: Iterable[Mapping[str, Any]]) -> Missed | None:
+    """The error that says what fell short, or None if everything passed."""
+    records = list(records)
+    failed = [one for one in records if not one["passed"]]
+    if not failed:
+        return None
+    lines = "\n".join(f"  {told(one)}" for one in failed)
+    return Missed(f"{len(failed)} of {len(records)} checks failed\n{lines}")
+
+
+def told(record: Mapping[str, Any]) -> str:
+    """One check in words: `merged: mnist 0.871, wanted at least 0.9 (95% interval 0.849 to 0.890)`."""
+    what = record["task"] or record["metric"]
+    where = f" on {record['corruption']} {record['severity']}" if record["corruption"] else ""
+    known = record["low"] is not None
+    if record["kind"] == "baseline":
+        span = f"; 95% interval {record['low']:+.4f} to {record['high']:+.4f}" if known else ""
+        return (
+            f"{record['checkpoint']}: {what}{where} {record['found']:.4f}, baseline {record['wanted']:.4f} "
+            f"({record['difference']:+.4f}{span}; tolerance {record['tolerance']:g})"
+        )
+    side = "at least" if record["kind"] == "fail_under" else "at most"
+    span = f" (95% interval {record['low']:.4f} to {record['high']:.4f})" if known else ""
+    return f"{record['checkpoint']}: {what}{where} {record['found']:.4f}, wanted {side} {record['wanted']:g}{span}"

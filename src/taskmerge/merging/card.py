@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from taskmerge.checkpoint.sidecars import tokenizer_differences, travelling
-from taskmerge.merging.sources import Source
+from taskmerge.experts.sources import Source
 
 LIBRARIES = {"open_clip_config.json": "open_clip", "config.json": "transformers"}  # by the file that their models carry
 

@@ -8,18 +8,18 @@ from torch import Tensor
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.checkpoint.writer import Sink
 from taskmerge.errors import Mismatch
-from taskmerge.merging.adapters import AdapterSource
-from taskmerge.merging.factors import VectorSource
+from taskmerge.experts.adapters import AdapterSource
+from taskmerge.experts.factors import VectorSource
+from taskmerge.experts.low_rank import Subspace, compress, cut_up
 from taskmerge.merging.gather import common_buffer, gather, handed_for, precentred, raw_bytes, read_into, scratch_for
 from taskmerge.merging.kernels import BoundPoint
-from taskmerge.merging.low_rank import Subspace, compress, cut_up
-from taskmerge.merging.memory import return_large_blocks
 from taskmerge.merging.plan import TensorJob
 from taskmerge.merging.run import Run, parallel, slices
 from taskmerge.merging.scan import scan_of
 from taskmerge.merging.write import check_numbers, write
 from taskmerge.numerics.centre import centre_
 from taskmerge.numerics.lapack import single_threaded
+from taskmerge.numerics.memory import return_large_blocks
 from taskmerge.numerics.spectral import Factors, TaskMatrices
 
 

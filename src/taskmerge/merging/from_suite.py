@@ -7,15 +7,15 @@ from typing import Any
 
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.errors import TaskmergeError, UsageError
-from taskmerge.merging.adapters import is_adapter
-from taskmerge.merging.compare import listed, mending_prefix, selected
-from taskmerge.merging.earlier import same_file
+from taskmerge.checkpoint.provenance import provenance_of
+from taskmerge.errors import TaskmergeError, UsageError, listed
+from taskmerge.experts.compare import mending_prefix, selected
+from taskmerge.experts.earlier import same_file
+from taskmerge.experts.inputs import named
+from taskmerge.experts.lora import is_adapter
 from taskmerge.merging.heads import FOLDER, heads_folder
-from taskmerge.merging.inputs import named
 from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import is_folder
-from taskmerge.merging.record import provenance_of
 from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite

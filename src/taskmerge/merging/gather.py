@@ -8,10 +8,10 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.errors import Mismatch
-from taskmerge.merging.adapters import AdapterSource
+from taskmerge.experts.adapters import AdapterSource
+from taskmerge.experts.sources import CheckpointSource, Source
 from taskmerge.merging.plan import COUNTER, TensorJob
 from taskmerge.merging.run import Run, Stopped
-from taskmerge.merging.sources import CheckpointSource, Source
 from taskmerge.numerics.centre import centre_
 from taskmerge.seeds import uniform_at
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
-from taskmerge.checkpoint.writer import OutputSpec, Sink, stage
+from taskmerge.checkpoint.provenance import metadata
+from taskmerge.checkpoint.writer import Sink, stage
 from taskmerge.errors import BadFile, Mismatch
-from taskmerge.merging.record import metadata
-from taskmerge.merging.sources import CheckpointSource, Source, finite
+from taskmerge.experts.sources import CheckpointSource, Source, finite
 
 FOLDER = "heads"
 

@@ -1,6 +1,5 @@
 """`merge`: several fine-tunings in, one checkpoint (or one per grid point) out."""
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -10,26 +9,27 @@ from typing import Any
 
 import torch
 
-from taskmerge import __version__
 from taskmerge.checkpoint.ahead import Ahead, Stamp, stamp
+from taskmerge.checkpoint.provenance import metadata, reserve
 from taskmerge.checkpoint.writer import Sink, lay_out, stage
 from taskmerge.errors import UsageError
-from taskmerge.merging import memory, record
+from taskmerge.experts.inputs import InputOptions, Inputs, resolve
+from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.card import sidecars, tokenizer_warnings
 from taskmerge.merging.execute import execute
 from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.heads import head_files, heads_folder, stage_heads
-from taskmerge.merging.inputs import InputOptions, Inputs, resolve
 from taskmerge.merging.kernels import BoundPoint, bind_points, earlier_points, largest_first
 from taskmerge.merging.options import Arguments, RunOptions, split_options
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, make_plan
-from taskmerge.merging.record import MergeReceipt, OutputRecord
+from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
 from taskmerge.merging.run import Run
-from taskmerge.merging.sources import Source, Tally
-from taskmerge.numerics.device import named_device
+from taskmerge.numerics import memory
+from taskmerge.numerics.device import cores, named_device
 from taskmerge.numerics.lapack import load_routines
 from taskmerge.specs.merge import MergeSpec
+from taskmerge.version import __version__
 
 MOST_POINTS = 512  # outputs of one grid: each is an open file
 
@@ -89,7 +89,7 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     paths = output_paths(spec, running.output, points)
     check_free(paths, overwrite=running.overwrite)
     resolved = resolve(inputs, replace(opening, outputs=tuple(paths)))
-    workers = running.threads or len(os.sched_getaffinity(0))
+    workers = running.threads or cores()
     plan = make_plan(
         spec, resolved.base, resolved.experts, workers=workers, points=points,
         max_memory=running.max_memory, resident=memory.settled_memory(),
@@ -149,7 +149,7 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
         heads = [file for head, _ in kept for file in head.files]
         sealed = {id(point): _record(prepared, point, tallies, twins) for point in points}
         for point, sink in zip(points, sinks, strict=True):
-            sink.commit(record.metadata(sealed[id(point)]))
+            sink.commit(metadata(sealed[id(point)]))
         done = {id(point): _written(sink, heads, sealed[id(point)]) for point, sink in zip(points, sinks, strict=True)}
     found = dict.fromkeys(note for point in points for note in point.notes)
     seconds = time.perf_counter() - started
@@ -165,7 +165,7 @@ def _stage(
 ) -> AbstractContextManager[Sink]:
     """The staged output of one grid point, with room for its provenance."""
     path = next(path for path, one in zip(prepared.paths, prepared.points, strict=True) if one is point)
-    room = record.reserve(_record(prepared, point, tallies, ()), len(prepared.inputs.experts) + 1)
+    room = reserve(_record(prepared, point, tallies, ()), len(prepared.inputs.experts) + 1)
     return stage(path, prepared.plan.outputs(), reserve=room, **_layout(path, point, running, prepared))
 
 
@@ -181,7 +181,7 @@ def _record(
     prepared: Prepared, point: BoundPoint, tallies: Mapping[int, Tally], warnings: Sequence[str]
 ) -> dict[str, Any]:
     """The provenance of one grid point; its warnings are those that the tensors themselves give rise to."""
-    return record.provenance(
+    return provenance(
         __version__, prepared.spec.recipe(point.point), prepared.plan, prepared.inputs.experts, prepared.inputs.base,
         tallies, prepared.device.type, warnings,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.errors import UsageError, nearest
-from taskmerge.merging.inputs import InputOptions
+from taskmerge.experts.inputs import InputOptions
 from taskmerge.methods.contract import Setting, Value
 from taskmerge.methods.registry import methods
 from taskmerge.specs.merge import MergeSpec

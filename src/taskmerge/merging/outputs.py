@@ -11,9 +11,9 @@ from taskmerge.checkpoint.layout import Layout, earlier_output
 from taskmerge.checkpoint.weights import PICKLE_ENDINGS, find_weights
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import NotEnough, UsageError
+from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.plan import Plan
-from taskmerge.merging.sources import Source
 from taskmerge.specs.merge import MergeSpec, plain_value
 
 FileId = tuple[int, int]

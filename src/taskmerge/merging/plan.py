@@ -8,15 +8,16 @@ from typing import Literal
 
 import torch
 
+from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float, itemsize
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.checkpoint.writer import OutputSpec
-from taskmerge.errors import Mismatch, NotEnough, UsageError, unknown_name
-from taskmerge.merging.classes import Attention, attention_groups, classify, depths, position
-from taskmerge.merging.compare import Agreed, agree, dtypes_of, listed
-from taskmerge.merging.factors import restrictions
+from taskmerge.errors import Mismatch, NotEnough, UsageError, listed, unknown_name
+from taskmerge.experts.classes import Attention, attention_groups, classify, depths, position
+from taskmerge.experts.compare import Agreed, agree, dtypes_of
+from taskmerge.experts.factors import restrictions
+from taskmerge.experts.sources import Source
+from taskmerge.experts.tensors import matrix_shape
 from taskmerge.merging.kernels import BoundPoint
-from taskmerge.merging.sources import Source
 from taskmerge.methods.contract import Method, Reads
 from taskmerge.numerics.rank import Rank
 from taskmerge.specs.merge import WIDENING, MergeSpec
@@ -55,9 +56,7 @@ class TensorJob:
 
     def matrix_shape(self) -> tuple[int, int]:
         """The shape as a matrix: [out, in·kh·kw] for kernels, [rows, features] for tables."""
-        if self.kind == "conv":
-            return self.shape[0], self.numel // max(1, self.shape[0])
-        return self.numel // max(1, self.shape[-1]), self.shape[-1]
+        return matrix_shape(self.kind, self.shape)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from typing import Any
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, TaskmergeError, UsageError
-from taskmerge.merging.factors import dense_names, stored_names
-from taskmerge.merging.inputs import named
-from taskmerge.merging.lora import is_adapter, open_adapter
-from taskmerge.merging.record import provenance_of
+from taskmerge.experts.factors import dense_names, stored_names
+from taskmerge.experts.inputs import named
+from taskmerge.experts.lora import is_adapter, open_adapter
 from taskmerge.specs.load import parse_recipe
 
 BASE = "\0base"  # among the tasks that are looked for; no task is called so

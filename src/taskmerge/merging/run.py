@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.writer import Sink
+from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.plan import CHUNK, Plan, TensorJob
-from taskmerge.merging.sources import Source, Tally
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.types import Space
 
 R = TypeVar("R")
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
 
 
 class Stopped(Exception):
@@ -36,7 +36,7 @@ class Run:
     sinks: Sequence[Sink]
     device: torch.device
     tallies: Mapping[int, Tally]  # by identity: two sources may read one file
-    progress: Progress
+    progress: Advance
     before: Sequence[BoundPoint] = ()  # computed first and not written: a replay of one point of a grid
     stop: threading.Event = field(default_factory=threading.Event)
     scratch: threading.local = field(default_factory=threading.local)

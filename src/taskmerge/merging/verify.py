@@ -1,9 +1,8 @@
 """`verify`: whether a merged checkpoint is sound, finite, and what its embedded recipe makes of its experts."""
 
 import filecmp
-import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ import torch
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
-from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError
+from taskmerge.checkpoint.provenance import provenance_of
+from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError, listed
 from taskmerge.merging.merge import merge
-from taskmerge.merging.record import provenance_of
 from taskmerge.merging.replay import replayed
+from taskmerge.numerics.device import cores
 
-SLICE = 1 << 20  # bytes
 SHOWN = 5
 UNREPLAYABLE = "`--no-replay` checks the file alone"
 
@@ -86,27 +85,24 @@ def verify(
 
 def _check_finite(checkpoint: Checkpoint) -> None:
     """Refuses a checkpoint with NaN or infinity, naming the tensors."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         sound = pool.map(lambda name: _finite(checkpoint, name), checkpoint.specs)
         bad = [name for name, fine in zip(checkpoint.specs, sound, strict=True) if not fine]
     if bad:
         raise BadNumber(
-            f"holds NaN or infinity in {_some(bad)}", where=str(checkpoint.path),
+            f"holds NaN or infinity in {listed(bad, SHOWN)}", where=str(checkpoint.path),
             hint="the file was damaged, or made by something else: merge again",
         )  # fmt: skip
 
 
 def _finite(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether all numbers of a tensor are finite; 1 MiB at a time."""
+    """Whether all numbers of a tensor are finite."""
     spec = checkpoint.specs[name]
     dtype = DTYPES[spec.dtype]
-    for start in range(0, spec.nbytes if is_float(spec.dtype) or dtype.is_complex else 0, SLICE):
-        raw = torch.empty(min(SLICE, spec.nbytes - start), dtype=torch.uint8)
-        checkpoint.read_into(name, raw, start)
-        values = raw.view(dtype)
-        if not bool(torch.isfinite(values.float() if values.element_size() == 1 else values).all()):
-            return False
-    return True
+    if not is_float(spec.dtype) and not dtype.is_complex:
+        return True
+    values = (piece.view(dtype) for piece in checkpoint.pieces(name))
+    return all(bool(torch.isfinite(one.float() if one.element_size() == 1 else one).all()) for one in values)
 
 
 def _replayable(
@@ -133,7 +129,7 @@ def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]
         differing = [name for name in names if _digest(checkpoint, name) != _digest(replay, name)]
         if differing:
             raise BadFile(
-                f"{len(differing)} of {len(names)} tensors are not what the recipe gives: {_some(differing)}",
+                f"{len(differing)} of {len(names)} tensors are not what the recipe gives: {listed(differing, SHOWN)}",
                 where=where, hint="the file was changed after the merge, or its recipe was: merge again",
             )  # fmt: skip
         said, found = (dict(provenance_of(one) or {}) for one in (checkpoint, replay))
@@ -141,8 +137,8 @@ def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]
     if said != found:
         keys = [key for key in sorted({*said, *found}) if said.get(key) != found.get(key)]
         raise BadFile(
-            f"its tensors are what the recipe gives, but its provenance was changed: {_some(keys)}", where=where,
-            hint="merge again to have a true record",
+            f"its tensors are what the recipe gives, but its provenance was changed: {listed(keys, SHOWN)}",
+            where=where, hint="merge again to have a true record",
         )  # fmt: skip
     if old != new:
         return False, (f"merged by taskmerge {old}, replayed by {new}: the same tensors, another header",)
@@ -152,10 +148,3 @@ def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]
 
 def _digest(checkpoint: Checkpoint, name: str) -> str:
     return digest_of(checkpoint, [name]) if name in checkpoint.specs else ""
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(f"`{name}`" for name in listed[:SHOWN]) + more

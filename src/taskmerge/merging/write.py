@@ -7,8 +7,8 @@ from torch import Tensor
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.checkpoint.writer import Sink
 from taskmerge.errors import BadNumber
+from taskmerge.experts.sources import finite
 from taskmerge.merging.plan import TensorJob
-from taskmerge.merging.sources import finite
 
 LARGEST = {"F8_E4M3": 464.0}  # types without infinity that torch clips to: beyond this, numbers are not rounded but cut
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
 from taskmerge.methods.iso_c import Flat, summed
+from taskmerge.numerics.polar import polar
 from taskmerge.numerics.rank import GUARD
-from taskmerge.numerics.spectral import Factors, TaskMatrices, polar
+from taskmerge.numerics.spectral import Factors, TaskMatrices
 from taskmerge.types import Matrix
 
 LEAST = 1e-10  # share of ‖τ‖ that a projection in float64 may leave of what lies inside the subspace

@@ -6,7 +6,8 @@ import torch
 
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
-from taskmerge.numerics.spectral import TaskMatrices, polar
+from taskmerge.numerics.polar import polar
+from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
 
 

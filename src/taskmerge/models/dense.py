@@ -10,7 +10,7 @@ from taskmerge.errors import Mismatch
 from taskmerge.models.fill import fill_module
 from taskmerge.models.naming import Naming
 from taskmerge.models.torchvision_models import STRIDE
-from taskmerge.specs.suite import Kind
+from taskmerge.specs.suite import TaskKind
 
 LAST = "4.weight"
 """The last layer's weight [C, 256, 1, 1]: its rows are the outputs."""
@@ -19,7 +19,7 @@ LAST = "4.weight"
 class DenseHead(nn.Module):
     """Maps of the picture's size: class scores [B, C, H, W], depths [B, H, W], unit normals [B, 3, H, W]."""
 
-    def __init__(self, kind: Kind, layers: nn.Module, outputs: int) -> None:
+    def __init__(self, kind: TaskKind, layers: nn.Module, outputs: int) -> None:
         super().__init__()
         self.kind, self.layers, self.outputs = kind, layers, outputs
 
@@ -31,7 +31,7 @@ class DenseHead(nn.Module):
         return functional.normalize(maps, dim=1) if self.kind == "normals" else maps
 
 
-def dense_head(kind: Kind, width: int, file: Checkpoint, prefixes: tuple[str, ...]) -> DenseHead:
+def dense_head(kind: TaskKind, width: int, file: Checkpoint, prefixes: tuple[str, ...]) -> DenseHead:
     """The DeepLab head (atrous rates 12, 24, 36) whose tensors stand in the file under one of the prefixes."""
     prefix = next((one for one in prefixes if one + LAST in file.specs), None)
     if prefix is None:

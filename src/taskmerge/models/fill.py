@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
-from taskmerge.errors import Mismatch
+from taskmerge.errors import Mismatch, listed
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
 
@@ -142,7 +142,7 @@ def _mismatch(
 ) -> Mismatch:
     """The one error that lists all: names by what is wrong with them."""
     lists = {kind: names for kind, names in wrong.items() if names}
-    parts = [f"{len(names)} {kind}: {_some(names)}" for kind, names in lists.items()]
+    parts = [f"{len(names)} {kind}: {listed(names, SHOWN, plain=True)}" for kind, names in lists.items()]
     what = f"does not fit {label}: {'; '.join(parts) or 'it has no tensor'}"
     hint = "is it of another architecture? `taskmerge inspect` lists its tensors"
     if list(lists) == ["missing"] and base is None and all(map(LENT.search, wrong["missing"])):
@@ -152,8 +152,3 @@ def _mismatch(
     if list(lists) == [NO_FLOATS]:
         hint = "is it quantised? convert it to floating point first"
     return Mismatch(what, where=str(checkpoint.path), hint=hint)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -1,7 +1,6 @@
 """Heads: a file's, zero-shot from class names, or the expert's own classifier."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,13 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from taskmerge.errors import Mismatch, TaskmergeError, UsageError
+from taskmerge.errors import Mismatch, UsageError, located
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.fill import Tensors
 from taskmerge.specs.heads import CLASSIFIERS, Classifier
-from taskmerge.specs.suite import Location, Task
-
-DENSE = ("segmentation", "depth", "normals")
+from taskmerge.specs.suite import DENSE, Location, Task
 
 
 class LinearHead(nn.Module):
@@ -58,7 +55,7 @@ def load_head(
     base: Checkpoint | None = None,
     expert: Checkpoint | None = None,
 ) -> Head:
-    """The head that the task names, frozen, on the CPU; `head_classes` tells how many outputs it has.
+    """The head that the task names, frozen, on the CPU.
 
     Raises `Mismatch` for a head that fits neither the features nor the task's classes, `UsageError` for one that
     cannot be made of what the suite gives.
@@ -71,11 +68,6 @@ def load_head(
         with open_checkpoint(resolve(task.head)) as file:
             head = file_head(task, backbone, file)
     return head.eval()
-
-
-def head_classes(head: Head) -> int | None:
-    """How many outputs an item (or a pixel) gets; None for a head that does not tell."""
-    return getattr(head, "outputs", None)
 
 
 def file_head(task: Task, backbone: Backbone, file: Checkpoint) -> nn.Module:
@@ -104,7 +96,7 @@ def zero_shot(task: Task, backbone: Backbone, base: Checkpoint | None) -> nn.Mod
     if base is None:
         raise UsageError("a zero-shot head needs the base's text tower", where=where, hint="add `base:` to the suite")
     prompts = [template.format(name) for name in task.classes for template in task.templates]
-    with _named(base):
+    with located(str(base.path)):
         state = Tensors(base, backbone.naming.wrapper(base.specs))
         embedded, scale = backbone.text(state, prompts)
     each = functional.normalize(embedded, dim=-1).reshape(len(task.classes), len(task.templates), -1)
@@ -192,14 +184,3 @@ def _check_outputs(task: Task, outputs: int, where: str) -> None:
     if outputs != wanted:
         what = f"the head has {outputs} outputs, task {task.name} has {wanted}"
         raise Mismatch(f"{what} classes" if task.classes else what, where=where, hint="check `head` and `classes`")
-
-
-@contextmanager
-def _named(checkpoint: Checkpoint) -> Iterator[None]:
-    """Errors inside that name no place name the checkpoint."""
-    try:
-        yield
-    except TaskmergeError as error:
-        if error.where is not None:
-            raise
-        raise type(error)(error.what, where=str(checkpoint.path), hint=error.hint) from error

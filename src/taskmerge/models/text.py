@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from taskmerge.errors import Mismatch
+from taskmerge.errors import Mismatch, listed
 
 BATCH = 256
 
@@ -15,8 +15,7 @@ def loaded(model: nn.Module, state: Mapping[str, Tensor], *, ignored: str, label
     targets = {name: one for name, one in model.state_dict(keep_vars=True).items() if not name.startswith(ignored)}
     missing = [name for name in targets if name not in state]
     if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        what = f"{label} lacks {len(missing)} of {len(targets)} tensors: {', '.join(missing[:10])}{more}"
+        what = f"{label} lacks {len(missing)} of {len(targets)} tensors: {listed(missing, 10, plain=True)}"
         raise Mismatch(what, hint="zero-shot heads need a base with its text tower; or give head files")
     for name, target in targets.items():
         source = state[name]

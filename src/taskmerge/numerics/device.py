@@ -1,4 +1,6 @@
-"""The device that a user named, checked."""
+"""The device that a user named, checked, and how many cores this process may use."""
+
+import os
 
 import torch
 
@@ -21,3 +23,10 @@ def named_device(said: str, *, accelerate: bool) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise NotEnough(f"there is no device `{said}`", where="--device", hint="use --device cpu")
     return device
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

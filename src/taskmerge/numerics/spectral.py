@@ -1,19 +1,16 @@
 """Truncated factorisations of the T task matrices of one tensor: exact, computed once, reused by every rank."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from taskmerge.numerics.leading import Leading, Means, leading, leading_batched, singular_values
-from taskmerge.numerics.polar import Polar, polar, polar_decomposition
 from taskmerge.numerics.randomized import randomized
 from taskmerge.numerics.rank import Rank
 
-__all__ = ["Factors", "Polar", "Solve", "TaskMatrices", "energy_rank", "polar", "polar_decomposition"]
-
-GUARD = 1e-12  # 19 of 20 equal values hold 0.95 of the energy, whichever way the sum was rounded
+SLACK = 1e-12  # 19 of 20 equal values hold 0.95 of the energy, whichever way the sum was rounded
 
 
 class Factors(NamedTuple):
@@ -41,7 +38,7 @@ class TaskMatrices:
     the matrices were compressed to their common low-rank subspace (adapters, factor files). `svd` is "exact", or
     "randomized" for block Krylov iteration. `given` are leading triplets that are known already, one a task.
 
-    Asking for the largest rank first computes each factorisation once; `prepare` does so for a set of ranks.
+    Asking for the largest rank first computes each factorisation once.
     """
 
     def __init__(
@@ -61,12 +58,6 @@ class TaskMatrices:
 
     def __len__(self) -> int:
         return len(self.stack)
-
-    def prepare(self, ranks: Iterable[Rank | int]) -> None:
-        """Factors every matrix once, for the largest of several ranks."""
-        counts = [self._counts(rank) for rank in ranks]
-        if counts:
-            self._leading([max(column) for column in zip(*counts, strict=True)])
 
     def top(self, rank: Rank | int) -> list[Factors]:
         """Per task the leading triplets; fewer than asked where min(p, q) or the numerical rank is smaller."""
@@ -152,4 +143,4 @@ def energy_rank(s: Tensor, share: float) -> int:
     energy = s.double().square().cumsum(0)
     if len(s) == 0 or energy[-1] == 0:
         return 0
-    return int((energy < (share - GUARD) * energy[-1]).sum()) + 1 if share < 1 else int((s > 0).sum())
+    return int((energy < (share - SLACK) * energy[-1]).sum()) + 1 if share < 1 else int((s > 0).sum())

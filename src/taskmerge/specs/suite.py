@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 Library = Literal["open_clip", "transformers", "torchvision"]
-Kind = Literal["classification", "regression", "segmentation", "depth", "normals"]
+TaskKind = Literal["classification", "regression", "segmentation", "depth", "normals"]
+DENSE: tuple[TaskKind, ...] = ("segmentation", "depth", "normals")
+"""Kinds of tasks whose outputs are maps."""
 Pooling = Literal["cls", "mean", "last"]
 Form = Literal["npz", "jsonl", "parquet", "images", "datasets", "torchvision", "hub"]
 
@@ -86,7 +88,7 @@ class Task:
     name: str
     expert: Location | None
     head: Location | Literal["zero_shot", "expert"]
-    kind: Kind
+    kind: TaskKind
     metric: str
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()

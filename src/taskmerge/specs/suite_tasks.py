@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, cast
 
-from taskmerge.errors import nearest, unknown_name
+from taskmerge.errors import listed, nearest, unknown_name
 from taskmerge.specs.document import Document, read_document
 from taskmerge.specs.sections import EXAMPLE, Problems, Section
-from taskmerge.specs.suite import BackboneSpec, Kind, Location, Split, Task
+from taskmerge.specs.suite import DENSE, BackboneSpec, Location, Split, Task, TaskKind
 from taskmerge.specs.suite_sources import read_location, read_split
 
 FOLDER = Path(__file__).parents[1] / "suites"
@@ -21,7 +21,6 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 """The metrics that fit a kind of task, its default first."""
 
-DENSE = ("segmentation", "depth", "normals")
 SHARED = ("title", "kind", "metric", "classes", "templates", "data")
 KEYS = ("catalogue", "expert", "head", *SHARED[1:])
 
@@ -106,7 +105,7 @@ def _given(own: Section, shared: Section | None, key: str) -> Section:
     return shared if shared is not None and key not in own.values and key in shared.values else own
 
 
-def _kind(own: Section, shared: Section | None, backbone: BackboneSpec) -> tuple[Kind, str]:
+def _kind(own: Section, shared: Section | None, backbone: BackboneSpec) -> tuple[TaskKind, str]:
     """The kind of task and a metric that fits it."""
     kinds = tuple(METRICS)
     kind = _given(own, shared, "kind").choice("kind", kinds, "classification")
@@ -120,7 +119,7 @@ def _kind(own: Section, shared: Section | None, backbone: BackboneSpec) -> tuple
         close = None if metric in every else nearest(metric, METRICS[kind])
         fitting = f"{kind} has {', '.join(METRICS[kind])}"
         section.bad("metric", what, f"did you mean `{close}`? {fitting}" if close else fitting)
-    return cast(Kind, kind), metric
+    return cast(TaskKind, kind), metric
 
 
 def _head(own: Section, folder: Path) -> Location | Literal["zero_shot", "expert"]:
@@ -157,7 +156,7 @@ def _check_classes(section: Section, task: Task, given: bool) -> None:
         section.bad("classes", "there are fewer than two classes", "list the class names in the order of the labels")
     twice = [name for name, count in Counter(task.classes).items() if count > 1]
     if twice:
-        section.bad("classes", f"{_some(twice)} stand(s) twice", "every class has its own name")
+        section.bad("classes", f"{listed(twice, 3)} stand(s) twice", "every class has its own name")
 
 
 def _check_templates(section: Section, task: Task, given: bool) -> None:
@@ -181,8 +180,3 @@ def _check_head(own: Section, task: Task, backbone: BackboneSpec) -> None:
         own.bad("head", "a zero-shot head needs a text tower; torchvision has none", "name a head's file")
     if backbone.library == "transformers" and backbone.tokenizer is None:
         own.bad("head", "a zero-shot head needs a tokenizer", "add `tokenizer:` to the backbone")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"`{name}`" for name in names[:3]) + more

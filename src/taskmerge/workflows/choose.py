@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from taskmerge import __version__
 from taskmerge.errors import unknown_name
 from taskmerge.evaluation.checkpoints import EXPERTS, Arguments, argument_names
 from taskmerge.evaluation.criteria import CRITERIA
@@ -17,6 +16,7 @@ from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.selection import rows_of
 from taskmerge.specs.suite import Suite, Task
 from taskmerge.specs.suite_file import find_suite, load_suite
+from taskmerge.version import __version__
 
 SPLIT = "test"
 OTHERS = ("entropy",)

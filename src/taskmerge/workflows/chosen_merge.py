@@ -12,8 +12,8 @@ from taskmerge.checkpoint.staging import create_staging_folder, remove, remove_s
 from taskmerge.errors import UsageError
 from taskmerge.evaluation.label_free import ADAPT, judge
 from taskmerge.evaluation.run import BATCH, Progress, device_for
+from taskmerge.experts.inputs import InputOptions
 from taskmerge.merging.from_suite import from_suite
-from taskmerge.merging.inputs import InputOptions
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import carry_out, prepare
 from taskmerge.merging.options import Arguments, RunOptions, split_options

@@ -26,7 +26,7 @@ class Broken:
 
 
 @dataclass(frozen=True)
-class Source:
+class ItemSource:
     """One split, found but not yet decoded.
 
     `read` yields the stored form of the items asked for, `decode` turns one into a PIL picture (RGB), a uint8 array

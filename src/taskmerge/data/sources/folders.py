@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from taskmerge.data.sources.contract import Source, existing, state_of
+from taskmerge.data.sources.contract import ItemSource, existing, state_of
 from taskmerge.data.sources.decode import decode_picture
 from taskmerge.errors import BadFile
 from taskmerge.specs.suite import Split
@@ -11,7 +11,7 @@ from taskmerge.specs.suite import Split
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def open_folder(path: Path, split: Split, labelled: bool) -> Source:
+def open_folder(path: Path, split: Split, labelled: bool) -> ItemSource:
     """Every picture below the class folders, sorted by path; unlabelled pictures may also lie in the folder itself."""
     if not os.path.isdir(existing(path, "folder")):
         raise BadFile("is a file, not a folder of class folders", where=str(path), hint="name the folder")
@@ -21,7 +21,7 @@ def open_folder(path: Path, split: Split, labelled: bool) -> Source:
     files = [(file, number) for number, name in enumerate(names) for file in _pictures(path / name)]
     if not labelled:
         files += [(file, -1) for file in sorted(path.iterdir()) if _is_picture(file)]
-    return Source(
+    return ItemSource(
         where=str(path),
         identity=state_of(path),
         length=len(files),

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from taskmerge.data.sources.contract import Source, existing, no_such_column, state_of
+from taskmerge.data.sources.contract import ItemSource, existing, no_such_column, state_of
 from taskmerge.data.sources.decode import decode_row
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
@@ -14,7 +14,7 @@ from taskmerge.specs.suite import Split
 GZIP = b"\x1f\x8b"
 
 
-def open_jsonl(path: Path, split: Split) -> Source:
+def open_jsonl(path: Path, split: Split) -> ItemSource:
     """One item a line; lines without text are passed over. Only the keys that the split names are kept."""
     if not split.x:
         raise UsageError("names no key", where=split.place or str(path), hint="such as `x: text`")
@@ -25,7 +25,7 @@ def open_jsonl(path: Path, split: Split) -> Source:
         if line.strip():
             rows.append(_row(line, wanted, path, number, split, first=not rows))
             lines.append(number)
-    return Source(
+    return ItemSource(
         where=str(path),
         identity=state_of(path),
         length=len(rows),

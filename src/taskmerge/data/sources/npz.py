@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from taskmerge.data.sources.contract import Source, existing, no_such_column, said_at, state_of
+from taskmerge.data.sources.contract import ItemSource, existing, no_such_column, said_at, state_of
 from taskmerge.data.sources.decode import decode_array
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
@@ -19,7 +19,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")
 """Of a zip archive's entry: lengths of its name and extra field are the last four of thirty bytes."""
 
 
-def open_npz(path: Path, split: Split) -> Source:
+def open_npz(path: Path, split: Split) -> ItemSource:
     """The array that a split names: pictures [N, H, W, 3] (or grey, or channels first), or texts [N].
 
     Pictures are uint8, or floats in [0, 1] with channels.
@@ -34,7 +34,7 @@ def open_npz(path: Path, split: Split) -> Source:
     if labels is not None and len(labels) != len(items):
         what = f"arrays of different lengths: `{name}` has {len(items)}, `{split.y}` has {len(labels)}"
         raise BadFile(what, where=str(path), hint="one label an item")
-    return Source(
+    return ItemSource(
         where=str(path),
         identity=state_of(path),
         length=len(items),

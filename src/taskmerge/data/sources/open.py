@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from taskmerge.checkpoint.hub import resolve_data
-from taskmerge.data.sources.contract import Source
+from taskmerge.data.sources.contract import ItemSource
 from taskmerge.errors import UsageError
 from taskmerge.specs.suite import HubPath, Location, Split
 
 
-def open_source(split: Split, name: str, resolve: Callable[[Location], Path]) -> Source:
+def open_source(split: Split, name: str, resolve: Callable[[Location], Path]) -> ItemSource:
     """The source of a split. `name` is what the task calls it: what to look for in a data set that has several splits.
 
     Files on a hub are those of a data-set repository; `resolve` answers for paths. Without `split.y` nothing reads,
@@ -27,7 +27,7 @@ def _chosen(split: Split, name: str) -> tuple[str, ...]:
     return (split.form, split.dataset or "", split.configuration or "", picked, *split.x)
 
 
-def _opened(split: Split, name: str, resolve: Callable[[Location], Path]) -> Source:
+def _opened(split: Split, name: str, resolve: Callable[[Location], Path]) -> ItemSource:
     from taskmerge.data.sources import folders, jsonl, npz, parquet, saved, vision
 
     location, labelled = split.location, split.y is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.data.sources.columns import lists, values_of
-from taskmerge.data.sources.contract import Indices, Source, existing, no_such_column, state_of
+from taskmerge.data.sources.contract import Indices, ItemSource, existing, no_such_column, state_of
 from taskmerge.data.sources.decode import decode_row
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
@@ -15,7 +15,7 @@ from taskmerge.specs.suite import Split
 ROWS_AT_A_TIME = 64
 
 
-def open_parquet(path: Path, split: Split) -> Source:
+def open_parquet(path: Path, split: Split) -> ItemSource:
     """Texts, pictures (bytes, or `datasets`' struct of bytes and path) and labels by column."""
     files = sorted(existing(path, "file").glob("*.parquet")) if path.is_dir() else [path]
     if not files:
@@ -24,7 +24,7 @@ def open_parquet(path: Path, split: Split) -> Source:
         raise UsageError("names no column", where=split.place or str(path), hint="such as `x: text`")
     counts = [_rows(file, (*split.x, *((split.y,) if split.y is not None else ())), split) for file in files]
     y = split.y
-    return Source(
+    return ItemSource(
         where=str(path),
         identity=state_of(path),
         length=sum(counts),

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskmerge.checkpoint.hub import EXTRA, load_hub_dataset
 from taskmerge.data.sources.columns import lists, values_of
-from taskmerge.data.sources.contract import Indices, Source, existing, no_such_column, said_at, state_of
+from taskmerge.data.sources.contract import Indices, ItemSource, existing, no_such_column, said_at, state_of
 from taskmerge.data.sources.decode import decode_row
 from taskmerge.errors import BadFile, UsageError, unknown_name
 from taskmerge.specs.suite import HubPath, Split
@@ -15,7 +15,7 @@ from taskmerge.specs.suite import HubPath, Split
 ROWS_AT_A_TIME = 64
 
 
-def open_saved(path: Path, split: Split, name: str) -> Source:
+def open_saved(path: Path, split: Split, name: str) -> ItemSource:
     """A folder that `save_to_disk` wrote: one data set, or a DatasetDict with split `split.name`, else `name`."""
     try:
         import datasets
@@ -34,7 +34,7 @@ def open_saved(path: Path, split: Split, name: str) -> Source:
     return _source(found, split, str(path), state_of(path))
 
 
-def open_hub(location: HubPath, split: Split, name: str) -> Source:
+def open_hub(location: HubPath, split: Split, name: str) -> ItemSource:
     """A data set of a hub, downloaded once by `datasets` into its own cache."""
     where = str(location)
     known = load_hub_dataset(location, configuration=split.configuration)
@@ -44,7 +44,7 @@ def open_hub(location: HubPath, split: Split, name: str) -> Source:
     return _source(found, split, where, (where, str(location.revision), *states))
 
 
-def _source(found: Any, split: Split, where: str, identity: tuple[str, ...]) -> Source:
+def _source(found: Any, split: Split, where: str, identity: tuple[str, ...]) -> ItemSource:
     """A data set's columns as a source; pictures are decoded by us, so that a bad one can be named."""
     import datasets
 
@@ -61,7 +61,7 @@ def _source(found: Any, split: Split, where: str, identity: tuple[str, ...]) -> 
     items = found.select_columns(list(split.x)).with_format("arrow")
     labels = None if split.y is None else found.select_columns([split.y]).with_format("arrow")
     names = getattr(kinds[split.y], "names", None) if split.y is not None else None
-    return Source(
+    return ItemSource(
         where=where,
         identity=identity,
         length=len(found),

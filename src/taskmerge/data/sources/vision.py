@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from taskmerge.data.sources.contract import Broken, Source, state_of
+from taskmerge.data.sources.contract import Broken, ItemSource, state_of
 from taskmerge.data.sources.decode import as_rgb
 from taskmerge.errors import BadFile, TaskmergeError, UsageError, unknown_name
 from taskmerge.specs.suite import Split
@@ -27,7 +27,7 @@ NO_CLASS = "N/A"
 """The first class of EMNIST's letters, which no picture has: their labels count from 1."""
 
 
-def open_torchvision(root: Path, split: Split, name: str, labelled: bool) -> Source:
+def open_torchvision(root: Path, split: Split, name: str, labelled: bool) -> ItemSource:
     """The data set `split.dataset` below `root`, in torchvision's own layout.
 
     Its split is `split.name`, else `name`; `configuration` is the `split` of sets that also have train and test
@@ -36,7 +36,7 @@ def open_torchvision(root: Path, split: Split, name: str, labelled: bool) -> Sou
     found = _built(root, split, name)
     classes = _classes(found)
     first = int(classes[:1] == (NO_CLASS,))
-    return Source(
+    return ItemSource(
         where=f"{root}: {split.dataset}",
         identity=state_of(root),
         length=len(found),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.errors import Mismatch, UsageError
-from taskmerge.merging.classes import TABLE_WORDS, block_of
-from taskmerge.merging.sources import Source
+from taskmerge.errors import Mismatch, UsageError, listed
+from taskmerge.experts.classes import TABLE_WORDS, block_of
+from taskmerge.experts.sources import Source
 from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
 
@@ -39,12 +39,6 @@ def selected(names: Iterable[str], spec: MergeSpec) -> list[str]:
 
 def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names in backticks, cut after the first dozen."""
-    shown = ", ".join(f"`{name}`" for name in names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 
 
 def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs_base: bool) -> Agreed:

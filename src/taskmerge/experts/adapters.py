@@ -11,15 +11,11 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.errors import BadFile, Mismatch
-from taskmerge.merging.classes import block_of
-from taskmerge.merging.lora import FOLD, Adapter, Pair, is_adapter, open_adapter
-from taskmerge.merging.low_rank import fill
-from taskmerge.merging.sources import CheckpointSource, Kind, LowRank, Source, Tally, finite
-
-__all__ = ["AdapterSource", "is_adapter"]
-
-SHOWN = 12
+from taskmerge.errors import BadFile, Mismatch, listed
+from taskmerge.experts.classes import block_of
+from taskmerge.experts.lora import FOLD, Adapter, Pair, open_adapter
+from taskmerge.experts.low_rank import fill
+from taskmerge.experts.sources import CheckpointSource, Kind, LowRank, Source, Tally, finite
 
 
 class AdapterSource:
@@ -188,10 +184,9 @@ def _homeless(adapter: Adapter, base: Source) -> Mismatch:
         spec = base.specs.get(name)
         there = f" (update {list(pair.shape)}, the base's tensor {spec.dtype} {list(spec.shape)})" if spec else ""
         lost += [] if pair in placed else [f"`{name}`{there}"]
-    more = f"; and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
     said = f"{len(lost)} of its {len(adapter.pairs)} targets have no tensor in the base {base.where}"
     hint = "name the base that the adapter was trained on: `--base FILE`"
-    return Mismatch(f"{said}: {'; '.join(lost[:SHOWN])}{more}", where=str(adapter.folder), hint=hint)
+    return Mismatch(f"{said}: {listed(lost, between='; ', plain=True)}", where=str(adapter.folder), hint=hint)
 
 
 # --- orientation -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from taskmerge.checkpoint.dtypes import itemsize
 from taskmerge.errors import Mismatch, UsageError
-from taskmerge.merging.compare import agree, common_prefix
+from taskmerge.experts.compare import agree, common_prefix
 from taskmerge.specs.merge import MergeSpec
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]

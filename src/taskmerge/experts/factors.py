@@ -12,12 +12,11 @@ from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.errors import BadFile
-from taskmerge.merging.sources import CheckpointSource, Kind, LowRank, Source, Tally, finite
+from taskmerge.experts.sources import CheckpointSource, Kind, LowRank, Source, Tally, finite
 from taskmerge.numerics.spectral import Factors
 
 PARTS = (".U", ".s", ".Vt")
 Origin = Literal["base", "centre"]
-READ_AT_ONCE = 1 << 20  # bytes
 
 
 class VectorSource(CheckpointSource):
@@ -74,13 +73,8 @@ class VectorSource(CheckpointSource):
     def _tally(self, name: str, tally: Tally) -> None:
         """Digests the factors of a tensor, from front to back."""
         for part in PARTS:
-            size = self.checkpoint.specs[name + part].nbytes
-            for start in range(0, size, READ_AT_ONCE):
-                raw = torch.empty(min(READ_AT_ONCE, size - start), dtype=torch.uint8)
-                self.checkpoint.read_into(name + part, raw, start)
-                tally.update(name + part, raw)
-            if size == 0:
-                tally.update(name + part, torch.empty(0, dtype=torch.uint8))
+            for piece in self.checkpoint.pieces(name + part):
+                tally.update(name + part, piece)
 
     @property
     def cut(self) -> Mapping[str, int]:

@@ -28,7 +28,7 @@ import taskmerge
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.errors import BadFile, BadNumber, BadOutput, Mismatch, NotEnough, UsageError
-from taskmerge.merging.lora import open_adapter
+from taskmerge.experts.lora import open_adapter
 from taskmerge.numerics.spectral import TaskMatrices
 
 MATRICES = ("blocks.0.attn.weight", "blocks.1.mlp.weight")

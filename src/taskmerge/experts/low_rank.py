@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskmerge.merging.sources import LowRank
+from taskmerge.experts.sources import LowRank
 
 
 @dataclass(frozen=True)

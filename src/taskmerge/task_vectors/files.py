@@ -6,19 +6,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from taskmerge import __version__
+from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.checkpoint.writer import OutputSpec, Sink, stage
+from taskmerge.checkpoint.provenance import BLANK, metadata, reserve
+from taskmerge.checkpoint.writer import Sink, stage
 from taskmerge.errors import Mismatch
-from taskmerge.merging import record
-from taskmerge.merging.factors import PARTS, VectorSource
-from taskmerge.merging.inputs import Inputs
+from taskmerge.experts.factors import PARTS, VectorSource
+from taskmerge.experts.inputs import Inputs
+from taskmerge.experts.sources import CheckpointSource, Source, Tally
 from taskmerge.merging.options import RunOptions
 from taskmerge.merging.plan import TensorJob
 from taskmerge.merging.run import Run
-from taskmerge.merging.sources import CheckpointSource, Source, Tally
 from taskmerge.numerics.rank import Rank
+from taskmerge.version import __version__
 
 CENTRE = "centre"
 Kind = Literal["vector", "factors", "checkpoint"]
@@ -98,12 +99,12 @@ def staged(work: Work, counts: Mapping[str, list[int]], running: RunOptions, sta
         dtype = work.wanted.centre_dtype
         plain = [replace(one, dtype=dtype) if is_float(one.dtype) else one for one in work.run.plan.outputs()]
         names.append((CENTRE, work.folder / f"{CENTRE}.safetensors", plain))
-    blank = {name: _metadata(work, name, specs, {}, record.BLANK) for name, _, _ in names}
+    blank = {name: _metadata(work, name, specs, {}, BLANK) for name, _, _ in names}
     opened = {
         name: stack.enter_context(
             stage(
                 path, outputs, overwrite=running.overwrite, shard_size=running.shard_size,
-                reserve=record.reserve(blank[name], 1), folder=False,
+                reserve=reserve(blank[name], 1), folder=False,
             )
         )
         for name, path, outputs in names
@@ -158,7 +159,7 @@ def committed(work: Work, files: Files) -> tuple[tuple[VectorOutput, ...], str]:
     outputs = []
     for name, sink in sinks.items():
         said = _metadata(work, name, files.specs, files.ranks.get(name, {}), digest)
-        sink.commit(record.metadata(said))
+        sink.commit(metadata(said))
         size = sum(file.stat().st_size for file in sink.files)
         task = None if name == CENTRE else name
         outputs.append(VectorOutput(str(sink.path), tuple(map(str, sink.files)), size, str(said["kind"]), task))

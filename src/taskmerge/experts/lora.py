@@ -15,15 +15,13 @@ import torch
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.errors import BadFile
-from taskmerge.merging.compare import listed
-from taskmerge.merging.sources import Tally
+from taskmerge.errors import BadFile, listed
+from taskmerge.experts.sources import Tally
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 WRAPPER = "base_model.model."
 FOLD = "fold it into its base with peft (`merge_and_unload`) and merge that checkpoint instead"
-PIECE = 1 << 20  # bytes digested at a time
 
 # Entries of the configuration that say nothing about the weights, and those that are read below.
 KNOWN = frozenset({
@@ -96,10 +94,8 @@ class Adapter:
     def account(self, tally: Tally) -> None:
         """Adds the whole adapter to a digest: its tensors, and what its configuration makes of them."""
         tally.update(CONFIG, torch.frombuffer(bytearray(self._meaning), dtype=torch.uint8))
-        for name, spec in self.checkpoint.specs.items():
-            for start in range(0, max(spec.nbytes, 1), PIECE):
-                piece = torch.empty(min(PIECE, spec.nbytes - start), dtype=torch.uint8)
-                self.checkpoint.read_into(name, piece, start)
+        for name in self.checkpoint.specs:
+            for piece in self.checkpoint.pieces(name):
                 tally.update(name, piece)
 
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taskmerge.checkpoint.checkpoint import Checkpoint, default_name, open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.provenance import provenance_of
+from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile, Mismatch, UsageError, nearest
-from taskmerge.merging.adapters import AdapterSource, is_adapter
-from taskmerge.merging.earlier import earlier_result, is_own_output, same_file
-from taskmerge.merging.factors import VectorSource
-from taskmerge.merging.origin import check_origin, is_base, named_base, needed_base, one_origin
-from taskmerge.merging.record import provenance_of
-from taskmerge.merging.sources import CheckpointSource, Source
-
-__all__ = ["InputOptions", "Inputs", "named", "provenance_of", "resolve"]
+from taskmerge.experts.adapters import AdapterSource
+from taskmerge.experts.earlier import earlier_result, is_own_output, same_file
+from taskmerge.experts.factors import VectorSource
+from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.origin import check_origin, is_base, named_base, needed_base, one_origin
+from taskmerge.experts.sources import CheckpointSource, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

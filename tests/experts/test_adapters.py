@@ -20,10 +20,10 @@ import taskmerge
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.cli.app import run
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError
+from taskmerge.experts.adapters import AdapterSource
+from taskmerge.experts.lora import CONFIG, is_adapter, open_adapter
+from taskmerge.experts.sources import CheckpointSource
 from taskmerge.merging import execute
-from taskmerge.merging.adapters import AdapterSource, is_adapter
-from taskmerge.merging.lora import CONFIG, open_adapter
-from taskmerge.merging.sources import CheckpointSource
 from taskmerge.numerics import leading
 
 peft = pytest.importorskip("peft")

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from taskmerge.errors import BadFile, UsageError
-from taskmerge.merging.inputs import InputOptions, named, resolve
+from taskmerge.experts.inputs import InputOptions, named, resolve
 
 
 def save(path: Path, value: float = 1.0) -> Path:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from taskmerge.merging.classes import attention_groups, block_of, classify, depths, position
+from taskmerge.experts.classes import attention_groups, block_of, classify, depths, position
 
 Shapes = dict[str, tuple[tuple[int, ...], bool]]
 

@@ -1,7 +1,6 @@
 """`vectors`: differences of experts from an origin as files, dense or as factors, and back onto the origin."""
 
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -9,23 +8,27 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import is_float
-from taskmerge.checkpoint.writer import OutputSpec, lay_out
+from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, unknown_name
-from taskmerge.merging import memory
-from taskmerge.merging.classes import classify
-from taskmerge.merging.compare import Agreed, agree
+from taskmerge.experts.classes import classify
+from taskmerge.experts.compare import Agreed, agree
+from taskmerge.experts.inputs import InputOptions, Inputs, named, resolve
+from taskmerge.experts.sources import Tally
 from taskmerge.merging.execute import account_adapters
-from taskmerge.merging.inputs import InputOptions, Inputs, named, resolve
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import device_for, progress_of
 from taskmerge.merging.options import Arguments, RunOptions, split_options
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read
 from taskmerge.merging.plan import GROWTH, TensorJob, costed
 from taskmerge.merging.run import Run, parallel
-from taskmerge.merging.sources import Tally
-from taskmerge.merging.subtract import energy_counts, subtract
-from taskmerge.merging.vector_files import (
+from taskmerge.numerics import memory
+from taskmerge.numerics.device import cores
+from taskmerge.numerics.lapack import single_threaded
+from taskmerge.numerics.rank import Rank
+from taskmerge.specs.merge import MergeSpec, dtype_code
+from taskmerge.task_vectors.files import (
     CENTRE,
     ENDINGS,
     VectorOutput,
@@ -36,9 +39,7 @@ from taskmerge.merging.vector_files import (
     origin_of,
     staged,
 )  # fmt: skip
-from taskmerge.numerics.lapack import single_threaded
-from taskmerge.numerics.rank import Rank
-from taskmerge.specs.merge import MergeSpec, dtype_code
+from taskmerge.task_vectors.subtract import energy_counts, subtract
 
 OPTIONS = (
     "include", "exclude", "on_missing", "on_buffer", "strip_prefix", "compute_dtype", "svd", "keep_base", "skip_input",
@@ -115,7 +116,7 @@ def _prepare(inputs: Arguments, wanted: Wanted, spec: MergeSpec, opening: InputO
     agreed = agree(spec, found.base, found.experts, not wanted.centre or found.experts[0].kind != "weight")
     jobs = _jobs(spec, wanted, found, agreed)
     reading = found.base if not wanted.centre or any(one.kind != "weight" for one in found.experts) else None
-    workers = running.threads or len(os.sched_getaffinity(0))
+    workers = running.threads or cores()
     plan = costed(
         jobs, len(found.experts) + wanted.centre, found.experts, reading, agreed, agreed.notes, workers,
         running.max_memory, memory.settled_memory() + GROWTH, memory.peak_memory(),

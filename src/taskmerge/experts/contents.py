@@ -10,12 +10,12 @@ from typing import Any
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile
-from taskmerge.merging.classes import CLASSES, classify
-from taskmerge.merging.factors import PARTS
-from taskmerge.merging.lora import CONFIG, is_adapter
-from taskmerge.merging.plan import TensorJob
-from taskmerge.merging.record import provenance_of
+from taskmerge.experts.classes import CLASSES, classify
+from taskmerge.experts.factors import PARTS
+from taskmerge.experts.lora import CONFIG, is_adapter
+from taskmerge.experts.tensors import matrix_shape
 from taskmerge.types import TensorClass
 
 SHOWN_OF_ADAPTER = ("peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path")
@@ -115,7 +115,7 @@ def _entries(checkpoint: Checkpoint, record: Mapping[str, Any] | None) -> tuple[
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...], nbytes: int, rank: int | None = None) -> TensorEntry:
     kind = classify(name, shape, is_float(dtype))
-    truncated = kind == "linear" and min(TensorJob((), "merge", kind, shape).matrix_shape()) > 1
+    truncated = kind == "linear" and min(matrix_shape(kind, shape)) > 1
     return TensorEntry(name, dtype, shape, kind, nbytes, truncated, rank)
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from taskmerge.checkpoint.checkpoint import default_name, open_checkpoint
+from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.provenance import provenance_of
+from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile, Mismatch, UsageError
-from taskmerge.merging.factors import VectorSource
-from taskmerge.merging.record import provenance_of
-from taskmerge.merging.sources import CheckpointSource, Source
+from taskmerge.experts.factors import VectorSource
+from taskmerge.experts.sources import CheckpointSource, Source
 
 BASE_NAMES = ("base", "pretrained", "zeroshot")
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
-from taskmerge.merging.factors import PARTS
+from taskmerge.experts.factors import PARTS
 from taskmerge.merging.gather import common_buffer, gather, raw_bytes
 from taskmerge.merging.plan import TensorJob
 from taskmerge.merging.run import parallel, slices
-from taskmerge.merging.vector_files import Files, Work
 from taskmerge.merging.write import check_numbers
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import Factors, TaskMatrices, energy_rank
+from taskmerge.task_vectors.files import Files, Work
 
 
 def energy_counts(work: Work) -> dict[str, list[int]]:

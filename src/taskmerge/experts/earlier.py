@@ -7,11 +7,12 @@ from pathlib import Path
 
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import Mismatch, TaskmergeError, UsageError
-from taskmerge.merging.adapters import AdapterSource, is_adapter
-from taskmerge.merging.factors import VectorSource, stored_names
-from taskmerge.merging.record import provenance_of
-from taskmerge.merging.sources import CheckpointSource, Source
+from taskmerge.experts.adapters import AdapterSource
+from taskmerge.experts.factors import VectorSource, stored_names
+from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.sources import CheckpointSource, Source
 
 
 def is_own_output(path: Path, outputs: Sequence[Path], kinds: Collection[str], *, allow_pickle: bool = False) -> bool:
