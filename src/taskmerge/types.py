@@ -17,7 +17,7 @@ Merged = Float[Tensor, "*shape"]
 
 Matrix = Float[Tensor, "m n"]
 
-TensorClass = Literal["linear", "projection", "embedding", "conv", "vector", "scalar", "buffer"]
+TensorClass = Literal["linear", "stack", "projection", "embedding", "conv", "vector", "scalar", "buffer"]
 Space = Literal["weight", "delta", "centred"]
 
 Inputs = Mapping[str, Tensor]

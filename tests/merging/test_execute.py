@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import taskmerge
-from taskmerge.merging import run as engine
+from taskmerge.merging import plan as engine
 from taskmerge.methods.contract import bind
 from taskmerge.methods.registry import methods
 from taskmerge.numerics.spectral import TaskMatrices

@@ -10,6 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+
+import taskmerge
+from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.checkpoint.digest import digest_of
+from taskmerge.errors import BadFile, BadNumber, BadOutput, Mismatch, NotEnough, UsageError
+from taskmerge.experts.lora import open_adapter
+from taskmerge.numerics.spectral import TaskMatrices
 from vector_cases import (
     COUNTER,
     SHAPES,
@@ -23,13 +30,6 @@ from vector_cases import (
     truncated,
     write_models,
 )  # fmt: skip
-
-import taskmerge
-from taskmerge.checkpoint.checkpoint import open_checkpoint
-from taskmerge.checkpoint.digest import digest_of
-from taskmerge.errors import BadFile, BadNumber, BadOutput, Mismatch, NotEnough, UsageError
-from taskmerge.experts.lora import open_adapter
-from taskmerge.numerics.spectral import TaskMatrices
 
 MATRICES = ("blocks.0.attn.weight", "blocks.1.mlp.weight")
 FLOATS = [name for name, shape in SHAPES.items() if 0 not in shape]
@@ -331,14 +331,14 @@ def test_dare_acts_on_matrices_before_a_spectral_method(models: dict[str, Path],
 def test_elementwise_methods_read_factors_in_slices(
     models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from taskmerge.merging import run
+    from taskmerge.merging import plan
 
     found = vectors(models, tmp_path / "f", rank=1.0)
     common = {"method": "task_arithmetic", "base": models["base"]}
     inputs = [found[task] for task in TASKS]
     whole = merged(inputs, tmp_path / "w.safetensors", **common)
     assert agrees(whole, merged(experts(models), tmp_path / "e.safetensors", **common), 1e-6)
-    monkeypatch.setattr(run, "CHUNK", 37)  # rows of 16 and 40 elements are cut anywhere
+    monkeypatch.setattr(plan, "CHUNK", 37)  # rows of 16 and 40 elements are cut anywhere
     sliced = merged(inputs, tmp_path / "s.safetensors", **common)
     assert agrees(sliced, whole, 1e-6)
     assert record_of(sliced)["tasks"] == record_of(whole)["tasks"]  # the digest of factors is that of the file

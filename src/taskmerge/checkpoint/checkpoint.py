@@ -35,8 +35,9 @@ class Checkpoint:
     """The tensors of a model. `specs` is sorted by name; bytes are read only by `read_into` and `tensor`.
 
     `path` is what was opened, `folder` where config and tokenizer live (None for a lone file), `files` the weight
-    files, `metadata` the text metadata of the first, `tied` second name -> first name of tensors that share storage
-    (known for pickled files only), `warnings` what was odd but readable. Safe to use from several threads.
+    files, `index` what joins them, `metadata` the text metadata of the first, `tied` second name -> first name of
+    tensors that share storage (known for pickled files only), `warnings` what was odd but readable. Safe to use from
+    several threads.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Checkpoint:
         self.path = path
         self.folder = weights.folder
         self.files = weights.files
+        self.index = weights.index
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(sorted(specs.items())))
         self.metadata = metadata
         self.tied = tied

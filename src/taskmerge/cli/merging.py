@@ -10,8 +10,9 @@ from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.cli import show, tokens
 from taskmerge.errors import UsageError
 from taskmerge.merging.from_suite import from_suite
-from taskmerge.merging.merge import Prepared, carry_out, check_outputs, prepare
+from taskmerge.merging.merge import carry_out
 from taskmerge.merging.options import Arguments, grid, split_options
+from taskmerge.merging.prepare import Prepared, check_outputs, prepare
 from taskmerge.merging.record import MergeReceipt
 from taskmerge.merging.replay import replayed
 from taskmerge.specs.load import Recipe, load_overrides, load_recipe, load_weights

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from taskmerge.merging.merge import Prepared
+    from taskmerge.merging.prepare import Prepared
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 HOW = {
@@ -89,8 +89,8 @@ def plan_lines(prepared: "Prepared") -> list[str]:
     tensors = sum(count for _, count, _, _ in plan.classes())
     return [
         f"{chain}: {len(plan.tasks)} experts ({', '.join(plan.tasks)}), {base}",
-        f"{tensors} tensors; reads {size(plan.bytes_read)}, writes {size(plan.bytes_written)}, "
-        f"peak memory up to {size(plan.memory)}, about {plan.seconds:.0f} s on {prepared.device.type}",
+        f"{tensors} tensors; reads {size(plan.costs.bytes_read)}, writes {size(plan.costs.bytes_written)}, "
+        f"peak memory up to {size(plan.costs.memory)}, about {plan.costs.seconds:.0f} s on {prepared.device.type}",
         *(f"  {name} {value}" for name, value in understood(prepared).items()),
     ]
 
@@ -154,7 +154,7 @@ def _types(prepared: "Prepared") -> dict[tuple[str, str], tuple[list[str], list[
     read: dict[tuple[str, str], set[str]] = {}
     written: dict[tuple[str, str], set[str]] = {}
     for job in prepared.plan.jobs:
-        key = (job.kind, job.treatment if job.action == "merge" else job.action)
+        key = (job.unit.kind, job.treatment if job.action == "merge" else job.action)
         holders = (prepared.inputs.base,) if job.action == "copy" else prepared.inputs.experts
         read.setdefault(key, set()).update(
             one.specs[output.name].dtype for one in holders if one for output in job.outputs if output.name in one.specs
@@ -183,10 +183,10 @@ def plan_document(prepared: "Prepared") -> dict[str, object]:
             }
             for kind, tensors, parameters, how in plan.classes()
         ],
-        "bytes_read": plan.bytes_read,
-        "bytes_written": plan.bytes_written,
-        "memory": plan.memory,
-        "seconds": round(plan.seconds, 1),
+        "bytes_read": plan.costs.bytes_read,
+        "bytes_written": plan.costs.bytes_written,
+        "memory": plan.costs.memory,
+        "seconds": round(plan.costs.seconds, 1),
         "outputs": [str(path) for path in prepared.paths],
         "notes": [*plan.notes, *prepared.inputs.notes],
         "warnings": list(prepared.inputs.warnings),

@@ -1,10 +1,11 @@
 """LoRA adapters as experts: exactly low-rank task vectors over the base that they were trained on."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,28 +14,33 @@ from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.errors import BadFile, Mismatch, listed
 from taskmerge.experts.classes import block_of
-from taskmerge.experts.lora import FOLD, Adapter, Pair, open_adapter
+from taskmerge.experts.lora import CONFIG, FOLD, Adapter, Pair, open_adapter
 from taskmerge.experts.low_rank import fill
-from taskmerge.experts.sources import CheckpointSource, Kind, LowRank, Source, Tally, finite
+from taskmerge.experts.sources import CheckpointSource, LowRank, Source, Tally, finite
+from taskmerge.experts.tensors import unit_of
+from taskmerge.numerics.spectral import Factors
+from taskmerge.types import Space
 
 
 class AdapterSource:
     """One LoRA adapter over its base: exact factors of what it targets, zeros elsewhere, the base's integer tensors."""
 
+    kind: Space = "delta"
+    record: Mapping[str, Any] = MappingProxyType({})
+    cut: Mapping[str, int] = MappingProxyType({})
+
     def __init__(self, task: str, path: Path, base: Source, *, allow_pickle: bool = False) -> None:
         """Opens headers only. `BadFile` for what is not plain LoRA, `Mismatch` for what has no place in the base."""
         self.task = task
-        self.kind: Kind = "delta"
         self.adapter = open_adapter(path, allow_pickle=allow_pickle)
-        self.checkpoint = self.adapter.checkpoint
         self.base = base
-        self._file = CheckpointSource(task, self.checkpoint)
+        self._file = CheckpointSource(task, self.adapter.checkpoint)
         self._pairs, self._saved = place(self.adapter, base)
         self._transposed = {
-            name for name, one in self._pairs.items() if _lies_transposed(name, one, self.adapter, base)
+            name for name, pair in self._pairs.items() if _lies_transposed(name, pair, self.adapter, base)
         }
         self._held = threading.local()
-        self.specs: Mapping[str, TensorSpec] = {name: self._spec(name, one) for name, one in base.specs.items()}
+        self.specs: Mapping[str, TensorSpec] = {name: self._spec(name, spec) for name, spec in base.specs.items()}
 
     @property
     def where(self) -> str:
@@ -44,14 +50,26 @@ class AdapterSource:
     def stored(self) -> Mapping[str, TensorSpec]:
         return self.adapter.stored
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (*self._file.files, self.adapter.folder / CONFIG)
+
+    @property
+    def folder(self) -> Path | None:
+        return self._file.folder
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._file.warnings
+
     def _spec(self, name: str, base: TensorSpec) -> TensorSpec:
         """The base's shape and dtype; `nbytes` is what has to be read here."""
         if not is_float(base.dtype):
             return base
         pair = self._pairs.get(name)
         read = [pair.a, pair.b] if pair else []
-        read += [self.checkpoint.specs[self._saved[name]]] if name in self._saved else []
-        return replace(base, nbytes=sum(one.nbytes for one in read))
+        read += [self.adapter.checkpoint.specs[self._saved[name]]] if name in self._saved else []
+        return replace(base, nbytes=sum(spec.nbytes for spec in read))
 
     def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
         """Elements of the dense task vector; only the rows that hold them are multiplied out."""
@@ -66,22 +84,36 @@ class AdapterSource:
             self.base.read(name, start, layer, raw, None)
             out.sub_(layer)
 
-    def low_rank(self, name: str) -> LowRank | None:
+    def raw(self, name: str, tally: Tally | None) -> Tensor:
+        return self.base.raw(name, None)
+
+    def low_rank(self, name: str, matrix: int = 0) -> LowRank | None:
         """scaling · B and A; of rank 0 where the adapter changes nothing."""
         if name in self._saved:
             return None
         if name not in self._pairs:
-            shape = self.specs[name].shape
-            rows = shape[0] if shape else 1
-            columns = self.specs[name].numel // max(1, rows)
+            rows, columns = unit_of(name, self.specs[name]).matrix
             return torch.zeros(rows, 0, dtype=torch.float64), torch.zeros(0, columns, dtype=torch.float64)
         return self._factors(name)
+
+    def factors(self, name: str, matrix: int = 0) -> Factors | None:
+        return None
+
+    def account(self, tally: Tally) -> None:
+        """It means more than the tensors that were read: all of it, and its scalings."""
+        self.adapter.account(tally)
+
+    def matches(self, entry: Mapping[str, Any], merged: Container[str]) -> bool:
+        return len(self.stored) == entry.get("tensors") and self.adapter.digest == entry.get("digest")
+
+    def close(self) -> None:
+        self._file.close()
 
     def _factors(self, name: str) -> LowRank:
         """The factors in float64, kept by each thread while it works on one tensor."""
         if getattr(self._held, "name", None) != name:
             pair = self._pairs[name]
-            a, b = (self._finite(one).flatten(1) for one in (pair.a, pair.b))
+            a, b = (self._finite(factor).flatten(1) for factor in (pair.a, pair.b))
             b = b * pair.scaling
             self._held.factors = (a.mT.contiguous(), b.mT.contiguous()) if name in self._transposed else (b, a)
             self._held.name = name
@@ -89,7 +121,7 @@ class AdapterSource:
         return factors
 
     def _finite(self, spec: TensorSpec) -> Tensor:
-        factor = self.checkpoint.tensor(spec.name).double()
+        factor = self.adapter.checkpoint.tensor(spec.name).double()
         if not finite(factor):
             raise BadFile(
                 "the tensor holds NaN or infinity", where=f"{spec.file}: `{spec.name}`",

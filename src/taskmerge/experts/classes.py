@@ -10,7 +10,9 @@ from taskmerge.types import TensorClass
 # they don't name matrices that act on positions (DeBERTa's `layer.0.attention.self.pos_proj.weight`).
 TABLE_WORDS = frozenset({"embed", "embedding", "embeddings", "wte", "wpe", "relative", "table"})
 PLACE_WORDS = frozenset({"position", "positional", "pos"})
-CLASSES: tuple[TensorClass, ...] = ("linear", "projection", "embedding", "conv", "vector", "scalar", "buffer")
+CLASSES: tuple[TensorClass, ...] = ("linear", "stack", "projection", "embedding", "conv", "vector", "scalar", "buffer")
+STACKS = frozenset({"experts", "moe", "block_sparse_moe"})
+"""Modules of mixtures of experts that hold the experts' tensors stacked: `experts.gate_up_proj` [E, 2I, H]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,20 @@ def block_of(name: str) -> Block | None:
 
 
 def classify(name: str, shape: tuple[int, ...], floating: bool) -> TensorClass:
-    """The class of a tensor: `linear` matrices of blocks, `projection` matrices outside blocks, `embedding` tables,
-    `conv` kernels of three and more axes, `vector`, `scalar`, and `buffer` for integers and bools."""
+    """The class of a tensor: `linear` matrices of blocks, `stack` for the matrices of a block's experts, one behind the
+    other, `projection` matrices outside blocks, `embedding` tables, `conv` kernels of three and more axes, `vector`
+    (the experts' biases too), `scalar`, and `buffer` for integers and bools."""
     if not floating:
         return "buffer"
     if not shape:
         return "scalar"
     if sum(side > 1 for side in shape) <= 1:
         return "vector"
+    if _is_stacked(name):
+        if len(shape) == 3:
+            return "stack"
+        if len(shape) == 2 and name.endswith("bias"):
+            return "vector"
     inside = block_of(name) is not None
     tables = TABLE_WORDS if inside else TABLE_WORDS | PLACE_WORDS
     if len(shape) <= 3 and not tables.isdisjoint(_words(name)):
@@ -49,6 +57,13 @@ def classify(name: str, shape: tuple[int, ...], floating: bool) -> TensorClass:
     if len(shape) > 2:
         return "conv"
     return "linear" if inside else "projection"
+
+
+def _is_stacked(name: str) -> bool:
+    """Whether a parameter of a block belongs to all experts of a mixture at once: none of them is numbered."""
+    segments = name.split(".")
+    inside = next((place for place, segment in enumerate(segments[:-1]) if segment in STACKS), None)
+    return inside is not None and block_of(name) is not None and not any(map(str.isdigit, segments[inside:]))
 
 
 def _words(name: str) -> set[str]:

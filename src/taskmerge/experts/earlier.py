@@ -6,13 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from taskmerge.checkpoint.checkpoint import open_checkpoint
-from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import Mismatch, TaskmergeError, UsageError
-from taskmerge.experts.adapters import AdapterSource
-from taskmerge.experts.factors import VectorSource, stored_names
 from taskmerge.experts.lora import is_adapter
-from taskmerge.experts.sources import CheckpointSource, Source
+from taskmerge.experts.sources import Source
 
 
 def is_own_output(path: Path, outputs: Sequence[Path], kinds: Collection[str], *, allow_pickle: bool = False) -> bool:
@@ -54,14 +51,14 @@ def _written_by(path: Path, output: Path) -> bool:
     )
 
 
-def earlier_result(merged: Source, record: Mapping[str, object], experts: Mapping[str, Source]) -> str:
+def earlier_result(merged: Source, experts: Mapping[str, Source]) -> str:
     """The warning with which an earlier merge is left out, if the experts in its record are all among `experts` by
     content; any other merged output is refused."""
-    listed = record.get("tasks")
-    made_of = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    names = ", ".join(str(one.get("name")) for one in made_of)
+    tasks = merged.record.get("tasks")
+    entries = [entry for entry in tasks if isinstance(entry, dict)] if isinstance(tasks, list) else []
+    names = ", ".join(str(entry.get("name")) for entry in entries)
     tensors = _all_tensors(Path(merged.where), merged.specs)
-    if made_of and all(_is_here(one, experts, tensors) for one in made_of):
+    if entries and all(_is_here(entry, experts, tensors) for entry in entries):
         return f"left out {merged.where}: it is an earlier merge of {names}"
     raise Mismatch(
         f"it is the result of an earlier merge ({names}), not a fine-tuned expert", where=merged.where,
@@ -78,18 +75,7 @@ def _all_tensors(path: Path, tensors: Collection[str]) -> Collection[str]:
         return set(whole.specs)
 
 
-def _is_here(one: Mapping[str, object], experts: Mapping[str, Source], merged: Collection[str]) -> bool:
+def _is_here(entry: Mapping[str, object], experts: Mapping[str, Source], merged: Collection[str]) -> bool:
     """Whether an entry of a provenance is among the experts, by content; the one of its name is tried first."""
-    tried = sorted(experts, key=lambda task: (task != one.get("name"), task))
-    return any(_matches(one, experts[task], merged) for task in tried)
-
-
-def _matches(one: Mapping[str, object], other: Source, merged: Collection[str]) -> bool:
-    """Whether an input is the expert that a provenance entry names, by content."""
-    if isinstance(other, AdapterSource):
-        return len(other.stored) == one.get("tensors") and other.adapter.digest == one.get("digest")
-    if not isinstance(other, CheckpointSource):
-        return False
-    record = other.record if isinstance(other, VectorSource) else None
-    names = stored_names(other.checkpoint, record, merged, other.prefix)
-    return len(names) == one.get("tensors") and digest_of(other.checkpoint, names) == one.get("digest")
+    tried = sorted(experts, key=lambda task: (task != entry.get("name"), task))
+    return any(experts[task].matches(entry, merged) for task in tried)

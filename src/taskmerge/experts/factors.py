@@ -12,8 +12,9 @@ from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.errors import BadFile
-from taskmerge.experts.sources import CheckpointSource, Kind, LowRank, Source, Tally, finite
+from taskmerge.experts.sources import CheckpointSource, LowRank, Source, Tally, finite
 from taskmerge.numerics.spectral import Factors
+from taskmerge.types import Space
 
 PARTS = (".U", ".s", ".Vt")
 Origin = Literal["base", "centre"]
@@ -22,21 +23,20 @@ Origin = Literal["base", "centre"]
 class VectorSource(CheckpointSource):
     """One task's vectors about an origin, from a file that `vectors` wrote: dense tensors, and matrices as factors.
 
-    `record` is the file's provenance. `specs` are the tensors that the vectors stand for, in the shapes of the base
-    and the dtypes of the expert that they were taken from.
+    `specs` are the tensors that the vectors stand for, in the shapes of the base and the dtypes of the expert that they
+    were taken from. The factors of a stack of experts lie stacked: U [E, m, k], s [E, k], Vt [E, k, n].
     """
 
     def __init__(self, task: str, checkpoint: Checkpoint, record: Mapping[str, Any], base: Source) -> None:
-        kind: Kind = "centred" if record.get("origin") == "centre" else "delta"
-        super().__init__(task, checkpoint, kind)
-        self.record = record
+        kind: Space = "centred" if record.get("origin") == "centre" else "delta"
+        super().__init__(task, checkpoint, kind, record=record)
         self.ranks: Mapping[str, int] = _ranks(record)
-        usual, said = record.get("dtype"), record.get("dtypes") or {}
-        plain = {name: one for name, one in checkpoint.specs.items() if name not in _parts(self.ranks)}
+        usual, others = record.get("dtype"), record.get("dtypes") or {}
+        plain = {name: spec for name, spec in checkpoint.specs.items() if name not in _parts(self.ranks)}
         dense = {**plain, **{name: self._dense(name, base) for name in self.ranks}}
-        floats = {name: usual or one.dtype for name, one in dense.items() if is_float(one.dtype)}
-        codes = {**floats, **{name: code for name, code in said.items() if name in floats}}
-        self.specs = {name: replace(one, dtype=codes.get(name, one.dtype)) for name, one in sorted(dense.items())}
+        floats = {name: usual or spec.dtype for name, spec in dense.items() if is_float(spec.dtype)}
+        codes = {**floats, **{name: code for name, code in others.items() if name in floats}}
+        self.specs = {name: replace(spec, dtype=codes.get(name, spec.dtype)) for name, spec in sorted(dense.items())}
 
     def _dense(self, name: str, base: Source) -> TensorSpec:
         """The tensor that a set of factors stands for."""
@@ -44,9 +44,9 @@ class VectorSource(CheckpointSource):
         parts = [self.checkpoint.specs.get(name + part) for part in PARTS]
         if name not in base.specs or any(part is None or part.dtype != "F32" for part in parts):
             raise BadFile("its factors are not complete, or the base lacks that tensor", where=where)
-        (m, k), values, (rows, n) = (part.shape if part else () for part in parts)
+        (*stack, m, k), values, (*other, rows, n) = (part.shape if part else () for part in parts)
         shape = base.specs[name].shape
-        if values != (k,) or rows != k or m * n != math.prod(shape):
+        if values != (*stack, k) or other != stack or rows != k or math.prod((*stack, m, n)) != math.prod(shape):
             raise BadFile(f"its factors do not multiply to the base's shape {list(shape)}", where=where)
         first = self.checkpoint.specs[name + ".U"]
         nbytes = sum(part.nbytes for part in parts if part)
@@ -59,16 +59,40 @@ class VectorSource(CheckpointSource):
             return
         if tally is not None and start == 0:
             self._tally(name, tally)
-        width, k = self.checkpoint.specs[name + ".Vt"].shape[1], self.checkpoint.specs[name + ".s"].shape[0]
-        first, last = start // width, -(-(start + len(out)) // width)
-        left = torch.empty((last - first) * k)
-        self.checkpoint.read_into(name + ".U", left.view(torch.uint8), first * k * left.itemsize)
-        scaled = left.view(last - first, k) * self.checkpoint.tensor(name + ".s")
-        rows = (scaled.to(out.dtype) @ self.checkpoint.tensor(name + ".Vt").to(out.dtype)).reshape(-1)
-        out.copy_(rows[start - first * width :][: len(out)])
+        m, n = self.checkpoint.specs[name + ".U"].shape[-2], self.checkpoint.specs[name + ".Vt"].shape[-1]
+        done = 0
+        while done < len(out):
+            matrix, first = divmod(start + done, m * n)
+            piece = out[done : done + m * n - first]
+            self._multiply(name, matrix, first, piece)
+            done += len(piece)
         if not finite(out):
             where = f"{self.where}: `{name}`"
             raise BadFile("its factors hold NaN or infinity", where=where, hint="write the file again")
+
+    def _multiply(self, name: str, matrix: int, start: int, out: Tensor) -> None:
+        """Elements of U diag(s) Vt of one matrix from `start` on; of U only the rows that hold them are read."""
+        (m, k), values, right = self._shape(name), self._part(name + ".s", matrix), self._part(name + ".Vt", matrix)
+        width = right.shape[1]
+        first, last = start // width, -(-(start + len(out)) // width)
+        left = torch.empty(last - first, k)
+        self.checkpoint.read_into(
+            name + ".U", left.view(torch.uint8).view(-1), (matrix * m + first) * k * left.itemsize
+        )
+        rows = ((left * values).to(out.dtype) @ right.to(out.dtype)).reshape(-1)
+        out.copy_(rows[start - first * width :][: len(out)])
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        """Rows and components of each matrix of a factored tensor."""
+        m, k = self.checkpoint.specs[name + ".U"].shape[-2:]
+        return m, k
+
+    def _part(self, stored: str, matrix: int) -> Tensor:
+        """One factor of one matrix."""
+        shape = self.checkpoint.specs[stored].shape
+        values = torch.empty(shape[-1:] if stored.endswith(".s") else shape[-2:])
+        self.checkpoint.read_into(stored, values.view(torch.uint8).view(-1), matrix * values.nbytes)
+        return values
 
     def _tally(self, name: str, tally: Tally) -> None:
         """Digests the factors of a tensor, from front to back."""
@@ -78,27 +102,29 @@ class VectorSource(CheckpointSource):
 
     @property
     def cut(self) -> Mapping[str, int]:
-        """The matrices of which components were left out when the file was written, and how many it holds."""
-        return {name: k for name, k in self.ranks.items() if k == self.checkpoint.specs[name + ".s"].shape[0]}
+        return {name: k for name, k in self.ranks.items() if k == self._shape(name)[1]}
 
-    def low_rank(self, name: str) -> LowRank | None:
+    def low_rank(self, name: str, matrix: int = 0) -> LowRank | None:
         """U diag(s) and Vt."""
-        found = self.factors(name)
-        return None if found is None else (found.u * found.s, found.vt)
+        factors = self.factors(name, matrix)
+        return None if factors is None else (factors.u * factors.s, factors.vt)
 
-    def factors(self, name: str) -> Factors | None:
+    def factors(self, name: str, matrix: int = 0) -> Factors | None:
         """The triplets of a matrix as they were written, without those of value zero; None for a dense tensor."""
         if name not in self.ranks:
             return None
-        u, s, vt = (self.checkpoint.tensor(name + part) for part in PARTS)
-        known = int((s > 0).sum())
-        return Factors(u[:, :known], s[:known], vt[:known])
+        u, s, vt = (self._part(name + part, matrix) for part in PARTS)
+        rank = int((s > 0).sum())
+        return Factors(u[:, :rank], s[:rank], vt[:rank])
+
+    def _read_by(self, merged: Container[str]) -> list[str]:
+        return stored_names(self.checkpoint, self.record, merged)
 
 
 def _ranks(record: Mapping[str, Any]) -> Mapping[str, int]:
     """The factored tensors of a file and the number of components of each."""
-    found = record.get("ranks") or {}
-    return {str(name): int(count) for name, count in found.items()} if record.get("kind") == "factors" else {}
+    ranks = record.get("ranks") or {}
+    return {str(name): int(count) for name, count in ranks.items()} if record.get("kind") == "factors" else {}
 
 
 def _parts(names: Iterable[str]) -> set[str]:
@@ -109,26 +135,25 @@ def stored_names(
     checkpoint: Checkpoint, record: Mapping[str, Any] | None, merged: Container[str], prefix: str = ""
 ) -> list[str]:
     """What a merge with the tensors `merged` reads of a file, under the file's own names; all where none is known."""
-    found = [
-        name for said, names in dense_names(checkpoint, record, prefix).items() if said in merged for name in names
-    ]
-    return sorted(found) or list(checkpoint.specs)
+    dense = dense_names(checkpoint, record, prefix)
+    read = [stored for name, parts in dense.items() if name in merged for stored in parts]
+    return sorted(read) or list(checkpoint.specs)
 
 
 def dense_names(checkpoint: Checkpoint, record: Mapping[str, Any] | None, prefix: str = "") -> dict[str, list[str]]:
     """The tensors that a file stands for, without their prefix, and which of its own tensors make up each."""
     factored = {name + part: name for name in _ranks(record or {}) for part in PARTS}
-    found: dict[str, list[str]] = {}
+    dense: dict[str, list[str]] = {}
     for name in checkpoint.specs:
-        found.setdefault(factored.get(name, name.removeprefix(prefix)), []).append(name)
-    return found
+        dense.setdefault(factored.get(name, name.removeprefix(prefix)), []).append(name)
+    return dense
 
 
 def restrictions(experts: Sequence[Source], wanted: Mapping[str, int]) -> list[str]:
     """A note where factor files hold fewer components than a method asks for: `wanted` has the count of each matrix."""
     fewer: dict[str, tuple[int, int]] = {}
     for expert in experts:
-        held = expert.cut if isinstance(expert, VectorSource) else {}
+        held = expert.cut
         short = [(held[name], count) for name, count in wanted.items() if held.get(name, count) < count]
         if short:
             fewer[expert.task] = min(short)

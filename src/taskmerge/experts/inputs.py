@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile, Mismatch, UsageError, nearest
@@ -42,16 +42,19 @@ class Inputs:
     """The experts in canonical order of their names, the base, and what was left out and why."""
 
     experts: tuple[Source, ...]
-    base: Source | None
+    base: CheckpointSource | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The experts, and the base behind them."""
+        return (*self.experts, *([self.base] if self.base else []))
+
     def close(self) -> None:
         """Closes the files of all inputs."""
-        for source in (*self.experts, *([self.base] if self.base else [])):
-            checkpoint = getattr(source, "checkpoint", None)
-            if isinstance(checkpoint, Checkpoint):
-                checkpoint.close()
+        for source in self.sources:
+            source.close()
 
 
 @dataclass
@@ -177,26 +180,26 @@ def _left_out(path: Path, options: InputOptions, found: _Found) -> bool:
 
 def _opened(found: _Found, base_path: Path | None, options: InputOptions) -> Inputs:
     """Opens what is left, in canonical order, and sets earlier results aside."""
-    base = None
+    base: CheckpointSource | None = None
     if base_path is not None:
         checkpoint = open_checkpoint(base_path, allow_pickle=options.allow_pickle)
         base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix)
     experts: dict[str, Source] = {}
-    earlier: dict[str, dict[str, object]] = {}
+    earlier: list[str] = []
     origins: dict[tuple[str, ...], str] = {}
     for task, path in sorted(found.paths.items()):
-        source, record = _open(task, path, base, options, origins)
-        found.warnings += getattr(getattr(source, "checkpoint", None), "warnings", ())
-        if record and record.get("kind") == "merge" and not options.allow_merged:
-            earlier[task] = record
+        source = _open(task, path, base, options, origins)
+        found.warnings += source.warnings
+        if source.record.get("kind") == "merge" and not options.allow_merged:
+            earlier.append(source.task)
         if source.task in experts:
             raise UsageError(
                 f"two inputs are named `{source.task}`", where=str(path), hint="name one of them: `other=PATH`"
             )
         experts[source.task] = source
-    for task, record in earlier.items():
+    for task in earlier:
         merged = experts.pop(task)
-        found.warnings.append(earlier_result(merged, record, experts))
+        found.warnings.append(earlier_result(merged, experts))
     _check_prefix(options.strip_prefix, [*experts.values(), *([base] if base else [])])
     if not experts:
         raise UsageError("there is no expert to merge", hint="give the fine-tuned checkpoints as arguments")
@@ -206,24 +209,23 @@ def _opened(found: _Found, base_path: Path | None, options: InputOptions) -> Inp
 
 
 def _open(
-    task: str, path: Path, base: Source | None, options: InputOptions, origins: dict[tuple[str, ...], str]
-) -> tuple[Source, dict[str, object] | None]:  # fmt: skip
-    """One expert as a source, and the provenance in its metadata; `origins` keeps digests of the base."""
+    task: str, path: Path, base: CheckpointSource | None, options: InputOptions, origins: dict[tuple[str, ...], str]
+) -> Source:
+    """One expert as a source; `origins` keeps digests of the base."""
     if is_adapter(path):
-        return AdapterSource(task, path, needed_base(base, path), allow_pickle=options.allow_pickle), None
+        return AdapterSource(task, path, needed_base(base, path), allow_pickle=options.allow_pickle)
     checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)
-    record = provenance_of(checkpoint)
-    kind = record.get("kind") if record else None
-    if kind in ("vector", "factors") and record is not None:
+    record = provenance_of(checkpoint) or {}
+    if record.get("kind") in ("vector", "factors"):
         task = str(record.get("task", task)) if task == default_name(path) else task
         check_origin(record, needed_base(base, path), path, origins)
-        return VectorSource(task, checkpoint, record, needed_base(base, path)), record
-    return CheckpointSource(task, checkpoint, prefix=options.strip_prefix), record
+        return VectorSource(task, checkpoint, record, needed_base(base, path))
+    return CheckpointSource(task, checkpoint, prefix=options.strip_prefix, record=record)
 
 
 def _check_prefix(prefix: str, sources: Sequence[Source]) -> None:
     """Refuses a prefix that no name has, or without which two tensors would have one name."""
-    plain = [source for source in sources if type(source) is CheckpointSource]
+    plain = [source for source in sources if source.kind == "weight"]  # of others the base's names count
     if prefix and not any(name.startswith(prefix) for source in plain for name in source.stored):
         known = sorted({name.split(".")[0] + "." for source in plain for name in source.stored if "." in name})
         raise UsageError(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskmerge.experts.sources import LowRank
+from taskmerge.experts.sources import LowRank, Source
+from taskmerge.experts.tensors import Unit
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,20 @@ class Subspace:
     def expand(self, core: Tensor) -> Tensor:
         """left · core · right, [m, n]."""
         return self.left @ core.to(self.left.dtype) @ self.right
+
+
+def subspaces(experts: Sequence[Source], unit: Unit, start: int, dtype: torch.dtype) -> list[Subspace] | None:
+    """The common subspace of each piece of the portion of a unit that begins at `start` (itself, or its q, k and v), or
+    None where one of them has none."""
+    matrix = unit.expert_at(start)
+    parts = [[expert.low_rank(part.name, matrix) for part in unit.parts] for expert in experts]
+    cut = [cut_up(factors, unit.pieces, unit.axis) for factors in parts]
+    known = [factors for factors in cut if factors is not None]
+    if len(known) < len(cut):
+        return None
+    spaces = [compress(factors, unit.matrix, dtype) for factors in zip(*known, strict=True)]
+    small = [space for space in spaces if space is not None]
+    return small if len(small) == len(spaces) else None
 
 
 def compress(factors: Sequence[LowRank], shape: tuple[int, int], dtype: torch.dtype) -> Subspace | None:

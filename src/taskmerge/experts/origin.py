@@ -8,7 +8,6 @@ from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile, Mismatch, UsageError
-from taskmerge.experts.factors import VectorSource
 from taskmerge.experts.sources import CheckpointSource, Source
 
 BASE_NAMES = ("base", "pretrained", "zeroshot")
@@ -36,41 +35,43 @@ def is_base(task: str, path: Path) -> bool:
     return bool(names & set(BASE_NAMES))
 
 
-def needed_base(base: Source | None, path: Path) -> Source:
+def needed_base(base: CheckpointSource | None, path: Path) -> CheckpointSource:
     """The base, which the differences at `path` mean nothing without."""
     if base is None:
         raise UsageError(f"{path} holds differences from a base", where="--base", hint="name that base: `--base FILE`")
     return base
 
 
-def check_origin(record: Mapping[str, object], base: Source, path: Path, digests: dict[tuple[str, ...], str]) -> None:
+def check_origin(
+    record: Mapping[str, object], base: CheckpointSource, path: Path, digests: dict[tuple[str, ...], str]
+) -> None:
     """Task vectors belong to one origin, by content: refuse another base or centre. `digests` are of the base."""
-    said, listed = record.get("origin_digest"), record.get("tensors")
-    if not isinstance(listed, list) or not isinstance(said, str) or not isinstance(base, CheckpointSource):
+    digest, tensors = record.get("origin_digest"), record.get("tensors")
+    if not isinstance(tensors, list) or not isinstance(digest, str):
         what = "it does not say which origin its task vectors have"
         raise BadFile(what, where=str(path), hint="make the vectors again")
-    names = tuple(str(name) for name in listed)
+    names = tuple(str(name) for name in tensors)
     if names not in digests:
         absent = [name for name in names if name not in base.checkpoint.specs]
         digests[names] = f"lacks `{absent[0]}`" if absent else digest_of(base.checkpoint, names)
-    if digests[names] != said:
+    if digests[names] != digest:
         what = "the average of the experts" if record.get("origin") == "centre" else "a base"
         raise Mismatch(
-            f"these task vectors were taken from {what} ({said}) that is not {base.where} ({digests[names]})",
+            f"these task vectors were taken from {what} ({digest}) that is not {base.where} ({digests[names]})",
             where=str(path), hint="name the checkpoint they were taken from as --base, or make the vectors again",
         )  # fmt: skip
 
 
 def one_origin(experts: Sequence[Source]) -> list[str]:
     """Refuses centred task vectors beside others; a note where some of a centre's experts are not there."""
-    centred = [one for one in experts if one.kind == "centred"]
+    centred = [expert for expert in experts if expert.kind == "centred"]
     if centred and len(centred) < len(experts):
-        other = next(one for one in experts if one.kind != "centred")
+        other = next(expert for expert in experts if expert.kind != "centred")
         raise Mismatch(
             f"task vectors about the experts' average ({centred[0].where}) cannot be merged together with others",
             where=other.where, hint="make all task vectors about one origin, or give the experts themselves",
         )  # fmt: skip
-    made_of = {name for one in centred if isinstance(one, VectorSource) for name in one.record.get("experts", {})}
+    made_of = {name for expert in centred for name in expert.record.get("experts", {})}
     if len(made_of) <= len(centred):
         return []
     few = f"of which {len(centred)} {'is' if len(centred) == 1 else 'are'} merged here"

@@ -3,18 +3,20 @@
 import hashlib
 import math
 from collections.abc import Container, Mapping
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
-from taskmerge.checkpoint.digest import content_digest, tensor_line
+from taskmerge.checkpoint.digest import content_digest, digest_of, tensor_line
 from taskmerge.checkpoint.dtypes import DTYPES, itemsize
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.errors import BadFile
+from taskmerge.numerics.spectral import Factors
+from taskmerge.types import Space
 
-Kind = Literal["weight", "delta", "centred"]
 LowRank = tuple[Tensor, Tensor]
 """left [m, r] and right [r, n]: their product is the task matrix, exactly."""
 
@@ -51,10 +53,11 @@ class Tally:
 
 
 class Source(Protocol):
-    """One expert, or the base: T tensors by name, as weights or as task vectors."""
+    """One expert, or the base: T tensors by name, as weights or as task vectors. Safe to use from several threads."""
 
     task: str
-    kind: Kind
+    kind: Space
+    """What its tensors are: weights θ_t, differences from the base, or differences from the experts' average."""
 
     @property
     def where(self) -> str: ...
@@ -69,21 +72,70 @@ class Source(Protocol):
         """The tensors that its file holds, under the file's own names: what a digest is taken over."""
         ...
 
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What taskmerge wrote into its metadata; empty where somebody else wrote it."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it is read from: weights, index, configuration of an adapter."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """Where configuration and tokenizer lie, if it came from a model's folder."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd but readable."""
+        ...
+
+    @property
+    def cut(self) -> Mapping[str, int]:
+        """The matrices of which components were left out when its file was written, and how many it holds."""
+        ...
+
     def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
         """Fills `out` (1-D, float32 or float64) with elements from `start` on; `raw` is scratch."""
 
-    def low_rank(self, name: str) -> LowRank | None:
-        """The exact factors of a task matrix, where this source has them."""
+    def raw(self, name: str, tally: Tally | None) -> Tensor:
+        """A tensor's bytes as they are; an adapter leaves them as they are in its base."""
+        ...
+
+    def low_rank(self, name: str, matrix: int = 0) -> LowRank | None:
+        """The exact factors of a task matrix (of a stack: of one of its experts), where this source has them."""
+
+    def factors(self, name: str, matrix: int = 0) -> Factors | None:
+        """The singular triplets of a task matrix, where its file holds them."""
+
+    def account(self, tally: Tally) -> None:
+        """Adds to its digest what it is more than the tensors that were read."""
+
+    def matches(self, entry: Mapping[str, Any], merged: Container[str]) -> bool:
+        """Whether it is what an entry of a provenance names, by content; `merged` are the tensors of that merge."""
+        ...
+
+    def close(self) -> None:
+        """Closes its files."""
 
 
 class CheckpointSource:
     """A checkpoint's tensors under their (prefix-stripped) names."""
 
-    def __init__(self, task: str, checkpoint: Checkpoint, kind: Kind = "weight", prefix: str = "") -> None:
+    def __init__(
+        self,
+        task: str,
+        checkpoint: Checkpoint,
+        kind: Space = "weight",
+        prefix: str = "",
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
         self.task = task
-        self.kind: Kind = kind
+        self.kind: Space = kind
         self.checkpoint = checkpoint
-        self.prefix = prefix
+        self.record: Mapping[str, Any] = record or {}
         self._names = {name.removeprefix(prefix): name for name in checkpoint.specs}
         self.specs: Mapping[str, TensorSpec] = {short: checkpoint.specs[name] for short, name in self._names.items()}
 
@@ -95,22 +147,38 @@ class CheckpointSource:
     def stored(self) -> Mapping[str, TensorSpec]:
         return self.checkpoint.specs
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        index = self.checkpoint.index
+        return (*self.checkpoint.files, *([index] if index else []))
+
+    @property
+    def folder(self) -> Path | None:
+        return self.checkpoint.folder
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.checkpoint.warnings
+
+    @property
+    def cut(self) -> Mapping[str, int]:
+        return {}
+
     def stored_name(self, name: str) -> str:
         """The file's own name of a tensor."""
         return self._names[name]
 
-    def read_bytes(self, name: str, start: int, raw: Tensor, tally: Tally | None) -> None:
-        """Fills `raw` with the tensor's bytes from `start` on."""
-        self.checkpoint.read_into(self._names[name], raw, start)
-        if tally is not None:
-            tally.update(self._names[name], raw)
+    def raw(self, name: str, tally: Tally | None) -> Tensor:
+        raw = torch.empty(self.specs[name].nbytes, dtype=torch.uint8)
+        self._read_bytes(name, 0, raw, tally)
+        return raw
 
     def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
         """Elements of a tensor in the compute dtype; bad numbers are refused by name."""
         stored = self.checkpoint.specs[self._names[name]]
         dtype, size = DTYPES[stored.dtype], itemsize(stored.dtype)
         buffer = out.view(torch.uint8) if dtype == out.dtype else raw[: len(out) * size]
-        self.read_bytes(name, start * size, buffer, tally)
+        self._read_bytes(name, start * size, buffer, tally)
         if dtype != out.dtype:
             out.copy_(buffer.view(dtype))
         if not finite(out):
@@ -119,8 +187,31 @@ class CheckpointSource:
                 hint="this checkpoint is damaged or its training diverged; leave it out",
             )  # fmt: skip
 
-    def low_rank(self, name: str) -> LowRank | None:
+    def _read_bytes(self, name: str, start: int, raw: Tensor, tally: Tally | None) -> None:
+        """Fills `raw` with the tensor's bytes from `start` on."""
+        self.checkpoint.read_into(self._names[name], raw, start)
+        if tally is not None:
+            tally.update(self._names[name], raw)
+
+    def low_rank(self, name: str, matrix: int = 0) -> LowRank | None:
         return None
+
+    def factors(self, name: str, matrix: int = 0) -> Factors | None:
+        return None
+
+    def account(self, tally: Tally) -> None:
+        """It is the tensors that are read, and nothing more."""
+
+    def matches(self, entry: Mapping[str, Any], merged: Container[str]) -> bool:
+        names = self._read_by(merged)
+        return len(names) == entry.get("tensors") and digest_of(self.checkpoint, names) == entry.get("digest")
+
+    def _read_by(self, merged: Container[str]) -> list[str]:
+        """What a merge with the tensors `merged` reads of its file, under the file's own names; all where none is."""
+        return [stored for name, stored in self._names.items() if name in merged] or list(self.stored)
+
+    def close(self) -> None:
+        self.checkpoint.close()
 
 
 def finite(values: Tensor) -> bool:

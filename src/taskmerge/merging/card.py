@@ -11,15 +11,9 @@ from taskmerge.experts.sources import Source
 LIBRARIES = {"open_clip_config.json": "open_clip", "config.json": "transformers"}  # by the file that their models carry
 
 
-def folder_of(source: Source) -> Path | None:
-    """The model folder that a source came from, if it came from one."""
-    folder = getattr(getattr(source, "checkpoint", None), "folder", None)
-    return folder if isinstance(folder, Path) else None
-
-
 def sidecars(experts: Sequence[Source], base: Source | None, recipe: Mapping[str, object]) -> dict[str, bytes | Path]:
     """Files for an output folder: byte for byte from the base (or the first expert that is a folder), and README.md."""
-    folders = [folder for source in ([base] if base else []) + list(experts) if (folder := folder_of(source))]
+    folders = [source.folder for source in (*([base] if base else []), *experts) if source.folder]
     files: dict[str, bytes | Path] = dict(travelling(folders[0])) if folders else {}
     library = next((name for file, name in LIBRARIES.items() if file in files), None)
     return {**files, "README.md": card(experts, base, recipe, library).encode()}
@@ -27,7 +21,7 @@ def sidecars(experts: Sequence[Source], base: Source | None, recipe: Mapping[str
 
 def tokenizer_warnings(experts: Sequence[Source]) -> tuple[str, ...]:
     """A sentence for every tokenizer file in which the experts differ."""
-    return tokenizer_differences({expert.task: folder for expert in experts if (folder := folder_of(expert))})
+    return tokenizer_differences({expert.task: expert.folder for expert in experts if expert.folder})
 
 
 def card(experts: Sequence[Source], base: Source | None, recipe: Mapping[str, object], library: str | None) -> str:

@@ -4,14 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
 from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
 from taskmerge.checkpoint.provenance import metadata
 from taskmerge.checkpoint.writer import Sink, stage
 from taskmerge.errors import BadFile, Mismatch
-from taskmerge.experts.sources import CheckpointSource, Source, finite
+from taskmerge.experts.sources import Source, finite
 
 FOLDER = "heads"
 
@@ -23,13 +21,13 @@ def heads_folder(output: Path, is_folder: bool) -> Path:
 
 def head_files(
     names: Sequence[str], experts: Sequence[Source], folder: Path
-) -> Iterator[tuple[CheckpointSource, Path, list[OutputSpec]]]:
+) -> Iterator[tuple[Source, Path, list[OutputSpec]]]:
     """`TASK.safetensors` of every expert that has such tensors, and what it will hold."""
     for expert in experts:
         own = [name for name in names if name in expert.specs]
         if not own:
             continue
-        if not isinstance(expert, CheckpointSource) or expert.kind != "weight":
+        if expert.kind != "weight":
             raise Mismatch(
                 "only checkpoints have heads of their own",
                 where=expert.where,
@@ -49,18 +47,16 @@ def stage_heads(
     staged = []
     for expert, path, specs in head_files(names, experts, folder):
         sink = stack.enter_context(stage(path, specs, overwrite=overwrite))
-        for one in specs:
-            _copy(expert, one.name, sink)
+        for spec in specs:
+            _copy(expert, spec.name, sink)
         staged.append((sink, metadata({"kind": "head", "task": expert.task, "version": version})))
     return staged
 
 
-def _copy(expert: CheckpointSource, name: str, sink: Sink) -> None:
+def _copy(expert: Source, name: str, sink: Sink) -> None:
     """One tensor as it is; bad numbers are refused by name."""
     spec = expert.specs[name]
-    raw = torch.empty(spec.nbytes, dtype=torch.uint8)
-    expert.read_bytes(name, 0, raw, None)
-    values = raw.view(DTYPES[spec.dtype])
+    values = expert.raw(name, None).view(DTYPES[spec.dtype])
     if is_float(spec.dtype) and not finite(values if values.element_size() > 1 else values.float()):
         raise BadFile(
             "the tensor holds NaN or infinity",

@@ -1,5 +1,6 @@
 """Binds a chain of methods to one point of the grid: stack in, merged tensor out."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -9,9 +10,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from taskmerge.experts.rows import Rows
+from taskmerge.experts.tensors import Unit
 from taskmerge.methods.contract import Kernel, Method, Value, accepted, bind
 from taskmerge.numerics.selection import Scan
 from taskmerge.numerics.spectral import TaskMatrices
+from taskmerge.seeds import uniform_at
 from taskmerge.specs.merge import MergeSpec
 
 Handed = Mapping[str, Any]
@@ -113,6 +117,20 @@ class BoundPoint:
 
         factor: float = depth_factor(handed["position"], tasks, **self.lines)  # type: ignore[arg-type]  # `handed` holds objects
         return merged * factor
+
+
+def handed(rows: Rows, seed: int, unit: Unit, start: int, shape: tuple[int, ...]) -> Handed:
+    """What kernels are handed by name, of a unit's elements from `start` on; `uniform_of` draws one task's row."""
+    count = math.prod(shape)
+
+    def uniform_of(task: int) -> Tensor:
+        drawn = uniform_at(seed, rows.experts[task].task, unit.name, start, count)
+        return rows.placed(drawn.view(1, *shape))
+
+    def uniform() -> Tensor:
+        return torch.cat([uniform_of(task) for task in range(len(rows.experts))])
+
+    return {"weights": rows.weights, "uniform": uniform, "uniform_of": uniform_of, "position": unit.position}
 
 
 def _call(kernel: Kernel, data: object, handed: Handed) -> Tensor:

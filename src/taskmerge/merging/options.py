@@ -29,10 +29,10 @@ class RunOptions:
 
 
 def split_options(
-    method: str, base: str | Path | None, output: str | Path | None, weights: Mapping[str, float] | None,
+    method: str | None, base: str | Path | None, output: str | Path | None, weights: Mapping[str, float] | None,
     options: Mapping[str, Any],
 ) -> tuple[MergeSpec, InputOptions, RunOptions]:  # fmt: skip
-    """The three groups of keywords; what belongs to none of them is an option of the method."""
+    """The three groups of keywords; what belongs to none of them is an option of the method (None: the usual one)."""
     groups: dict[type, dict[str, Any]] = {MergeSpec: {}, InputOptions: {}, RunOptions: {}}
     fields_of = {one: {field.name for field in fields(one)} for one in (MergeSpec, InputOptions, RunOptions)}
     rest: dict[str, Any] = {}
@@ -41,7 +41,8 @@ def split_options(
         (rest if owner is None else groups[owner])[name] = value
     groups[InputOptions]["base"] = None if base is None else Path(base)
     groups[RunOptions]["output"] = None if output is None else Path(output)
-    spec = MergeSpec(method=method, weights=dict(weights or {}), **groups[MergeSpec])
+    groups[MergeSpec] |= {"weights": dict(weights or {})} | ({} if method is None else {"method": method})
+    spec = MergeSpec(**groups[MergeSpec])
     spec = replace(spec, options=grid(spec, rest), grid=grid(spec, spec.grid))
     opening = InputOptions(**{**groups[InputOptions], "strip_prefix": spec.strip_prefix})
     return spec, opening, RunOptions(**groups[RunOptions])

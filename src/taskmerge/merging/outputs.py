@@ -6,14 +6,12 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.layout import Layout, earlier_output
-from taskmerge.checkpoint.weights import PICKLE_ENDINGS, find_weights
+from taskmerge.checkpoint.weights import PICKLE_ENDINGS
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import NotEnough, UsageError
 from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import BoundPoint
-from taskmerge.merging.plan import Plan
 from taskmerge.specs.merge import MergeSpec, plain_value
 
 FileId = tuple[int, int]
@@ -51,14 +49,8 @@ def check_free(paths: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def files_read(sources: Iterable[Source]) -> dict[FileId, Source]:
-    """The weight files and indexes that inputs are read from."""
-    found: dict[FileId, Source] = {}
-    for source in sources:
-        checkpoint = getattr(source, "checkpoint", None)
-        if isinstance(checkpoint, Checkpoint):
-            index = find_weights(checkpoint.path).index
-            found.update((_id(path), source) for path in (*checkpoint.files, *([index] if index else [])))
-    return found
+    """The files that inputs are read from."""
+    return {_id(file): source for source in sources for file in source.files if file.exists()}
 
 
 def check_kept(layout: Layout, read: Mapping[FileId, Source]) -> None:
@@ -76,15 +68,15 @@ def _id(path: Path) -> FileId:
     return status.st_dev, status.st_ino
 
 
-def check_disk(plan: Plan, paths: Sequence[Path]) -> None:
-    """Refuses outputs that the disk has no room for."""
+def check_disk(needed: int, paths: Sequence[Path]) -> None:
+    """Refuses outputs of so many bytes that the disk has no room for."""
     folder = paths[0].absolute().parent
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    if plan.bytes_written > free:
+    if needed > free:
         raise NotEnough(
-            f"the outputs need {plan.bytes_written / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left",
+            f"the outputs need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left",
             where=str(folder),
             hint="free space, choose another folder with -o, or write a smaller type with --dtype",
         )  # fmt: skip

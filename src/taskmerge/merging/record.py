@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from taskmerge.experts.rows import Rows
 from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.plan import Plan
 
@@ -41,14 +42,7 @@ class MergeReceipt:
 
 
 def provenance(
-    version: str,
-    recipe: Mapping[str, object],
-    plan: Plan,
-    experts: Sequence[Source],
-    base: Source | None,
-    tallies: Mapping[int, Tally],
-    device: str,
-    warnings: Sequence[str],
+    version: str, recipe: Mapping[str, object], plan: Plan, rows: Rows, warnings: Sequence[str]
 ) -> dict[str, object]:
     """The provenance of one output (design.md §1): no clock time, path, user name or thread count."""
     classes: dict[str, int] = {}
@@ -58,15 +52,15 @@ def provenance(
         "kind": "merge",
         "version": version,
         "recipe": recipe,
-        "tasks": [_entry(expert, tallies) for expert in experts],
+        "tasks": [_entry(expert, rows.tallies) for expert in rows.experts],
         "tensors": classes,
         "treated": {f"{kind}/{how}": count for kind, count, _, how in plan.classes()},
-        "device": device,
+        "device": rows.device.type,
         "warnings": list(warnings),
     }
-    used = _entry(base, tallies) if base is not None else {}
-    if used.get("tensors"):  # a base that lies there unread leaves no trace
-        record["base"] = used
+    base = _entry(rows.base, rows.tallies) if rows.base is not None else {}
+    if base.get("tensors"):  # a base that lies there unread leaves no trace
+        record["base"] = base
     return record
 
 

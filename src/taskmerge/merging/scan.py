@@ -5,10 +5,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from taskmerge.merging.gather import gather, handed_for
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.plan import TensorJob
-from taskmerge.merging.run import Run, parallel, slices
+from taskmerge.merging.run import Run
 from taskmerge.numerics.selection import Scan, part_of
 
 R = TypeVar("R")
@@ -20,19 +19,18 @@ def scan_of(run: Run, point: BoundPoint, index: int) -> Scan:
 
     def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
         def look(job: TensorJob) -> list[R]:
-            found = []
-            for start, count in slices(job):
+            results = []
+            for start, count in job.slices():
                 if job.reads == "elements":  # nothing needs the rest of the slice
                     count = -(-count // share)
-                _, stack = gather(run, job, start, count, tallied=False)
-                shape = (count,) if job.reads == "elements" else job.shape
-                handed = handed_for(run, job, start, count, shape)
-                left = point.transform(stack.view(len(stack), *shape), handed, index)
+                _, rows = run.rows.of(job.unit, start, count, tallied=False)
+                shape = (count,) if job.reads == "elements" else job.unit.portion
+                left = point.transform(rows.view(len(rows), *shape), run.handed(job, start, shape), index)
                 flat = left.reshape(len(left), -1)
-                found.append(f(flat if job.reads == "elements" else part_of(flat, share)))
-            return found
+                results.append(f(flat if job.reads == "elements" else part_of(flat, share)))
+            return results
 
-        for results in parallel(run, jobs, look):
+        for results in run.parallel(jobs, look):
             yield from results
 
     return scan

@@ -14,6 +14,7 @@ from taskmerge.types import TensorClass
 Qkv = Literal["as-is", "split", "fused"]
 OnMissing = Literal["refuse", "base", "skip"]
 OnBuffer = Literal["refuse", "first"]
+Svd = Literal["exact", "randomized"]
 WIDENING: tuple[TensorClass, ...] = ("projection", "embedding", "conv")  # classes that --also treats as matrices
 SCALE = "coefficient"
 LARGEST = 3.4e38  # float32's
@@ -62,7 +63,7 @@ class MergeSpec:
     qkv: Qkv = "as-is"
     dtype: str | None = None
     compute_dtype: Literal["float32", "float64"] = "float32"
-    svd: Literal["exact", "randomized"] = "exact"
+    svd: Svd = "exact"
     seed: int = 0
     on_missing: OnMissing = "refuse"
     on_buffer: OnBuffer = "refuse"

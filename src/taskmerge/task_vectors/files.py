@@ -1,10 +1,10 @@
 """The files of `vectors`: what each of them holds, says about itself, and when it comes into being."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import is_float
@@ -12,18 +12,21 @@ from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.provenance import BLANK, metadata, reserve
 from taskmerge.checkpoint.writer import Sink, stage
 from taskmerge.errors import Mismatch
-from taskmerge.experts.factors import PARTS, VectorSource
+from taskmerge.experts.factors import PARTS
 from taskmerge.experts.inputs import Inputs
-from taskmerge.experts.sources import CheckpointSource, Source, Tally
+from taskmerge.experts.parallel import parallel
+from taskmerge.experts.rows import Rows
+from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.options import RunOptions
-from taskmerge.merging.plan import TensorJob
-from taskmerge.merging.run import Run
+from taskmerge.merging.plan import Plan, TensorJob
 from taskmerge.numerics.rank import Rank
+from taskmerge.specs.merge import OnBuffer, Svd
 from taskmerge.version import __version__
 
 CENTRE = "centre"
-Kind = Literal["vector", "factors", "checkpoint"]
-ENDINGS: Mapping[Kind, str] = {
+R = TypeVar("R")
+FileKind = Literal["vector", "factors", "checkpoint"]
+ENDINGS: Mapping[FileKind, str] = {
     "vector": ".vector.safetensors",
     "factors": ".factors.safetensors",
     "checkpoint": ".safetensors",
@@ -41,7 +44,7 @@ class Wanted:
     dtype: str | None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> FileKind:
         return "checkpoint" if self.apply else "factors" if self.rank else "vector"
 
     @property
@@ -56,12 +59,22 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that is known before a tensor is read."""
+    """Everything that is known before a tensor is read. `also` are the further classes that are factored."""
 
     wanted: Wanted
-    run: Run
+    rows: Rows
+    plan: Plan
     inputs: Inputs
     folder: Path
+    progress: Callable[[int], None]
+    also: tuple[str, ...]
+    on_buffer: OnBuffer
+    svd: Svd
+
+    def parallel(self, jobs: Sequence[TensorJob], work: Callable[[TensorJob], R]) -> Iterator[R]:
+        """`work` over jobs on all workers, within the plan's memory; results in the order of `jobs`."""
+        costs = self.plan.costs
+        return parallel(jobs, work, workers=costs.workers, in_flight=costs.in_flight, stop=self.rows.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +104,13 @@ class Files:
 
 def staged(work: Work, counts: Mapping[str, list[int]], running: RunOptions, stack: ExitStack) -> Files:
     """Opens all outputs under staging names."""
-    experts = work.run.experts
+    experts = work.rows.experts
     specs = {one.task: _specs(work, index, counts) for index, one in enumerate(experts)}
     ending = ENDINGS[work.wanted.kind]
     names = [(task, work.folder / f"{task}{ending}", list(one.values())) for task, one in specs.items()]
     if work.wanted.writes_centre:
         dtype = work.wanted.centre_dtype
-        plain = [replace(one, dtype=dtype) if is_float(one.dtype) else one for one in work.run.plan.outputs()]
+        plain = [replace(one, dtype=dtype) if is_float(one.dtype) else one for one in work.plan.outputs()]
         names.append((CENTRE, work.folder / f"{CENTRE}.safetensors", plain))
     blank = {name: _metadata(work, name, specs, {}, BLANK) for name, _, _ in names}
     opened = {
@@ -114,27 +127,33 @@ def staged(work: Work, counts: Mapping[str, list[int]], running: RunOptions, sta
 
 def _specs(work: Work, task: int, counts: Mapping[str, list[int]]) -> dict[str, OutputSpec]:
     """What one task's file holds: tensors under their names, factors under theirs."""
-    wanted, expert, found = work.wanted, work.run.experts[task], {}
-    for job in work.run.plan.jobs:
+    wanted, expert, specs = work.wanted, work.rows.experts[task], dict[str, OutputSpec]()
+    for job in work.plan.jobs:
         if job.reads == "matrix" and not wanted.apply:
-            (m, n), k = job.matrix_shape(), _count(work, job, task, counts)
-            shapes = zip(PARTS, ((m, k), (k,), (k, n)), strict=True)
-            found.update({job.name + part: OutputSpec(job.name + part, "F32", shape) for part, shape in shapes})
-        else:
-            dtype = job.outputs[0].dtype
-            if wanted.apply and job.action == "merge":
-                dtype = wanted.dtype or _dtype(expert, work.run.base, job.name)
-            if job.name in found:
-                what = "its name is that of another tensor's factor"
-                raise Mismatch(what, where=f"`{job.name}`", hint="leave it out with --exclude")
-            found[job.name] = OutputSpec(job.name, dtype, job.shape)
-    return found
+            k = _count(work, job, task, counts)
+            specs.update({part.name: part for part in _factor_specs(job, k)})
+            continue
+        dtype = job.outputs[0].dtype
+        if wanted.apply and job.action == "merge":
+            dtype = wanted.dtype or _dtype(expert, work.rows.base, job.name)
+        if job.name in specs:
+            what = "its name is that of another tensor's factor"
+            raise Mismatch(what, where=f"`{job.name}`", hint="leave it out with --exclude")
+        specs[job.name] = OutputSpec(job.name, dtype, job.unit.shape)
+    return specs
+
+
+def _factor_specs(job: TensorJob, k: int) -> list[OutputSpec]:
+    """U, s and Vt of a matrix; those of a stack lie stacked."""
+    (m, n), stack = job.unit.matrix, job.unit.shape[:1] if job.unit.kind == "stack" else ()
+    shapes = ((*stack, m, k), (*stack, k), (*stack, k, n))
+    return [OutputSpec(job.name + part, "F32", shape) for part, shape in zip(PARTS, shapes, strict=True)]
 
 
 def _count(work: Work, job: TensorJob, task: int, counts: Mapping[str, list[int]]) -> int:
     """Components written of one matrix."""
     rank = work.wanted.rank
-    return counts[job.name][task] if job.name in counts or rank is None else rank.resolve(min(job.matrix_shape()))
+    return counts[job.name][task] if job.name in counts or rank is None else rank.resolve(min(job.unit.matrix))
 
 
 def _dtype(expert: Source, base: Source | None, name: str) -> str:
@@ -148,13 +167,13 @@ def _dtype(expert: Source, base: Source | None, name: str) -> str:
 
 def committed(work: Work, files: Files) -> tuple[tuple[VectorOutput, ...], str]:
     """Seals all files with their provenance, the centre first; and the digest of the origin."""
-    base = work.run.base
+    base = work.rows.base
     digest = ""
     if base is not None and not work.wanted.centre:
-        digest = work.run.tallies[id(base)].finish(base.stored, frozenset(_origin_names(work)))[0]
+        digest = work.rows.tallies[id(base)].finish(base.stored, frozenset(_origin_names(work)))[0]
     sinks = {**({CENTRE: files.centre} if files.centre else {}), **files.tasks}
     if files.centre is not None:
-        plain = {one.name: _described(one, work.wanted.centre_dtype) for one in work.run.plan.outputs()}
+        plain = {one.name: _described(one, work.wanted.centre_dtype) for one in work.plan.outputs()}
         digest = files.digest.finish(plain, frozenset(_origin_names(work)))[0]
     outputs = []
     for name, sink in sinks.items():
@@ -176,53 +195,57 @@ def _metadata(
     work: Work, name: str, specs: Mapping[str, Mapping[str, OutputSpec]], ranks: Mapping[str, int], digest: str
 ) -> dict[str, object]:
     """The provenance of one file: what it is, of which task and origin, made of which experts."""
-    wanted, run = work.wanted, work.run
+    wanted, rows = work.wanted, work.rows
     digests = expert_digests(work, name)
-    said: dict[str, object] = {"version": __version__, "experts": digests, "device": run.device.type}
+    said: dict[str, object] = {"version": __version__, "experts": digests, "device": rows.device.type}
     if name == CENTRE and work.wanted.writes_centre:
         return said | {"kind": "centre"}
     said |= {"kind": wanted.kind, "task": name, "origin": origin_of(work)} | (
         {"origin_digest": digest} if digest else {}
     )
     if wanted.rank:
-        said |= {"rank": str(wanted.rank), "understood": wanted.rank.understood, "also": list(run.spec.also)}
+        said |= {"rank": str(wanted.rank), "understood": wanted.rank.understood, "also": list(work.also)}
     if wanted.apply:
         return said | {"coefficient": wanted.coefficient}
-    expert = next(one for one in run.experts if one.task == name)
-    floats = [job.name for job in run.plan.jobs if job.action == "merge"]
-    dtypes = {tensor: _dtype(expert, run.base, tensor) for tensor in floats}
+    expert = next(one for one in rows.experts if one.task == name)
+    floats = [job.name for job in work.plan.jobs if job.action == "merge"]
+    dtypes = {tensor: _dtype(expert, rows.base, tensor) for tensor in floats}
     usual = max(sorted(set(dtypes.values())), key=list(dtypes.values()).count, default="F32")
     said |= {
         "tensors": _origin_names(work), "dtype": usual,
         "dtypes": {tensor: code for tensor, code in dtypes.items() if code != usual},
     }  # fmt: skip
     if wanted.rank:
-        held = {job.name: specs[name][job.name + ".s"].shape[0] for job in run.plan.jobs if job.reads == "matrix"}
+        held = {job.name: specs[name][job.name + ".s"].shape[-1] for job in work.plan.jobs if job.reads == "matrix"}
         said["ranks"] = {**held, **ranks}
     return said
 
 
 def origin_of(work: Work) -> Literal["base", "centre"]:
     """What the vectors are differences from: centred ones stay so."""
-    return "centre" if work.wanted.centre or work.run.experts[0].kind == "centred" else "base"
+    return "centre" if work.wanted.centre or work.rows.experts[0].kind == "centred" else "base"
 
 
 def _origin_names(work: Work) -> list[str]:
     """The tensors of the origin that its digest is taken over (all but buffers), under the names in its file."""
-    base = work.run.base
-    names = [job.name for job in work.run.plan.jobs if job.action == "merge"]
-    if work.wanted.centre or not isinstance(base, CheckpointSource):
-        return names
-    return [base.stored_name(name) for name in names]
+    base = work.inputs.base
+    names = [job.name for job in work.plan.jobs if job.action == "merge"]
+    return names if work.wanted.centre or base is None else [base.stored_name(name) for name in names]
 
 
 def expert_digests(work: Work, task: str | None = None) -> dict[str, str]:
     """Content digests of all experts that made the centre; about a base that of `task` alone (None: of all)."""
-    first, found = work.run.experts[0], {}
-    if isinstance(first, VectorSource) and first.kind == "centred":
+    first = work.rows.experts[0]
+    if first.kind == "centred":
         return dict(first.record["experts"])
-    for one in work.run.experts:
-        if task in (None, one.task) or work.wanted.centre:
-            known = one.record["experts"].get(one.record["task"]) if isinstance(one, VectorSource) else None
-            found[one.task] = known or work.run.tallies[id(one)].finish(one.stored)[0]
-    return found
+    return {
+        expert.task: _digest(work, expert)
+        for expert in work.rows.experts
+        if task in (None, expert.task) or work.wanted.centre
+    }
+
+
+def _digest(work: Work, expert: Source) -> str:
+    """The content digest of an expert: of task vectors, that of what they were made of."""
+    made_of = expert.record.get("experts", {}).get(expert.record.get("task")) if expert.kind != "weight" else None
+    return str(made_of or work.rows.tallies[id(expert)].finish(expert.stored)[0])

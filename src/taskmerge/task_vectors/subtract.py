@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
+from taskmerge.experts.buffers import common_buffer
 from taskmerge.experts.factors import PARTS
-from taskmerge.merging.gather import common_buffer, gather, raw_bytes
 from taskmerge.merging.plan import TensorJob
-from taskmerge.merging.run import parallel, slices
 from taskmerge.merging.write import check_numbers
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import Factors, TaskMatrices, energy_rank
@@ -17,68 +16,70 @@ from taskmerge.task_vectors.files import Files, Work
 
 
 def energy_counts(work: Work) -> dict[str, list[int]]:
-    """The number of components that an energy rank means for every task's matrix: a pass of its own."""
-    rank, run = work.wanted.rank, work.run
-    jobs = [job for job in run.plan.jobs if job.reads == "matrix"]
+    """The number of components that an energy rank means for every task's matrix (of a stack: for the one of its
+    experts that needs most): a pass of its own."""
+    share = work.wanted.rank.value if work.wanted.rank else 1.0
+    jobs = [job for job in work.plan.jobs if job.reads == "matrix"]
 
     def count(job: TensorJob) -> list[int]:
-        _, stack = gather(run, job, 0, job.numel, tallied=False)
-        found = []
-        for matrix in stack.view(len(stack), 1, *job.matrix_shape()):
-            found += [energy_rank(s, rank.value if rank else 1.0) for s in TaskMatrices(matrix).singular_values()]
-        return found
+        needed = []
+        for start, size in job.slices():
+            _, rows = work.rows.of(job.unit, start, size, tallied=False)
+            values = TaskMatrices(rows.view(len(rows), *job.unit.matrix)).singular_values()
+            needed.append([energy_rank(s, share) for s in values])
+        return [max(column) for column in zip(*needed, strict=True)]
 
-    return {job.name: found for job, found in zip(jobs, parallel(run, jobs, count), strict=True)}
+    return {job.name: counts for job, counts in zip(jobs, work.parallel(jobs, count), strict=True)}
 
 
 def subtract(work: Work, files: Files, job: TensorJob) -> None:
     """One job from bytes to bytes."""
-    run = work.run
-    if job.action == "copy" and run.base is not None:
-        raw = raw_bytes(run, run.base, job.name).view(DTYPES[job.outputs[0].dtype])
+    base = work.rows.base
+    if job.action == "copy" and base is not None:
+        raw = work.rows.raw(base, job.name).view(DTYPES[job.outputs[0].dtype])
         for sink in files.tasks.values():
             sink.write(job.name, raw)
     elif job.action == "buffer":
         _buffers(work, files, job)
-    elif job.reads == "matrix":
-        _matrices(work, files, job)
     else:
-        for start, count in slices(job):
-            origin, stack = gather(run, job, start, count)
+        for start, count in job.slices():
+            origin, rows = work.rows.of(job.unit, start, count)
             _write_centre(work, files, job, origin, start)
-            for expert, row in zip(run.experts, stack, strict=True):
+            if job.reads == "matrix":
+                _matrices(work, files, job, origin, rows, start)
+                continue
+            for expert, row in zip(work.rows.experts, rows, strict=True):
                 _write(work, files, expert.task, job.name, origin, row, start)
-    run.progress(job.numel)
+    work.progress(job.numel)
 
 
 def _buffers(work: Work, files: Files, job: TensorJob) -> None:
     """Integer and bool tensors have no differences: every task keeps its own, the centre the common value."""
-    run = work.run
-    holders = [one if job.name in one.specs or run.base is None else run.base for one in run.experts]
-    found = [raw_bytes(run, holder, job.name) for holder in holders]
-    dtype = DTYPES[job.outputs[0].dtype]
-    for expert, raw in zip(run.experts, found, strict=True):
-        files.tasks[expert.task].write(job.name, raw.view(dtype))
+    rows, code = work.rows, job.outputs[0].dtype
+    holders = [one if job.name in one.specs or rows.base is None else rows.base for one in rows.experts]
+    values = [rows.raw(holder, job.name) for holder in holders]
+    for expert, raw in zip(rows.experts, values, strict=True):
+        files.tasks[expert.task].write(job.name, raw.view(DTYPES[code]))
     if files.centre is not None:
-        common = common_buffer(run, job, holders, found)
-        files.centre.write(job.name, common.view(dtype))
+        common = common_buffer(job.name, code, holders, values, work.on_buffer)
+        files.centre.write(job.name, common.view(DTYPES[code]))
 
 
-def _matrices(work: Work, files: Files, job: TensorJob) -> None:
+def _matrices(work: Work, files: Files, job: TensorJob, origin: Tensor, rows: Tensor, start: int) -> None:
     """The leading triplets of every task's matrix: written as they are, or multiplied out and applied."""
-    run = work.run
-    origin, stack = gather(run, job, 0, job.numel)
-    _write_centre(work, files, job, origin, 0)
-    stack = stack.view(len(stack), *job.matrix_shape())
-    for index, factors in enumerate(_factored(work, stack)):
-        task = run.experts[index].task
+    stack = rows.view(len(rows), *job.unit.matrix)
+    for expert, factors in zip(work.rows.experts, _factored(work, stack), strict=True):
         if work.wanted.apply:
             product = ((factors.u * factors.s) @ factors.vt).reshape(-1)
-            _write(work, files, task, job.name, origin, product, 0)
+            _write(work, files, expert.task, job.name, origin, product, start)
             continue
-        files.ranks.setdefault(task, {})[job.name] = len(factors.s)
+        ranks = files.ranks.setdefault(expert.task, {})
+        ranks[job.name] = max(ranks.get(job.name, 0), len(factors.s))
         for part, values in zip(PARTS, factors, strict=True):
-            files.tasks[task].write(job.name + part, _padded(values, files.specs[task][job.name + part].shape))
+            shape = files.specs[expert.task][job.name + part].shape
+            whole = _padded(values, shape[1:] if job.unit.kind == "stack" else shape)
+            place = job.unit.expert_at(start) * whole.numel()
+            files.tasks[expert.task].write(job.name + part, whole, place)
 
 
 def _factored(work: Work, stack: Tensor) -> Iterator[Factors]:
@@ -86,7 +87,7 @@ def _factored(work: Work, stack: Tensor) -> Iterator[Factors]:
     rank = work.wanted.rank or Rank("ratio", 1.0)
     parts = [*stack[:, None]] if stack.is_cpu else [stack]
     for part in parts:
-        yield from TaskMatrices(part, svd=work.run.spec.svd).top(rank)
+        yield from TaskMatrices(part, svd=work.svd).top(rank)
 
 
 def _padded(values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -8,24 +8,25 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from taskmerge.checkpoint.canonical import OutputSpec
-from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, unknown_name
-from taskmerge.experts.classes import classify
 from taskmerge.experts.compare import Agreed, agree
 from taskmerge.experts.inputs import InputOptions, Inputs, named, resolve
+from taskmerge.experts.rows import Rows, even
 from taskmerge.experts.sources import Tally
-from taskmerge.merging.execute import account_adapters
-from taskmerge.merging.kernels import bind_points
-from taskmerge.merging.merge import device_for, progress_of
+from taskmerge.experts.tensors import Unit, unit_of, units
+from taskmerge.merging.costs import budget, costed
+from taskmerge.merging.merge import progress_of
 from taskmerge.merging.options import Arguments, RunOptions, split_options
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read
-from taskmerge.merging.plan import GROWTH, TensorJob, costed
-from taskmerge.merging.run import Run, parallel
-from taskmerge.numerics import memory
-from taskmerge.numerics.device import cores
+from taskmerge.merging.plan import Plan, TensorJob
+from taskmerge.numerics.device import named_device
 from taskmerge.numerics.lapack import single_threaded
+from taskmerge.numerics.memory import peak_memory, return_large_blocks
 from taskmerge.numerics.rank import Rank
 from taskmerge.specs.merge import MergeSpec, dtype_code
 from taskmerge.task_vectors.files import (
@@ -100,8 +101,7 @@ def vectors(
         raise UsageError(f"{coefficient} is no factor", where="--coefficient", hint="give a finite number")
     if coefficient != 1.0 and not apply:
         raise UsageError("a coefficient scales what is applied", where="--coefficient", hint="add --apply")
-    method = "cart" if centre else "task_arithmetic"  # of which only the space of the rows is used
-    spec, opening, running = split_options(method, base, output, None, {"also": tuple(also), **options})
+    spec, opening, running = split_options(None, base, output, None, {"also": tuple(also), **options})
     return _carry_out(_prepare(inputs, wanted, spec, opening, running), running)
 
 
@@ -114,18 +114,29 @@ def _prepare(inputs: Arguments, wanted: Wanted, spec: MergeSpec, opening: InputO
     _check(found, wanted, folder)
     check_free([folder / f"{one.task}{ENDINGS[wanted.kind]}" for one in found.experts], overwrite=running.overwrite)
     agreed = agree(spec, found.base, found.experts, not wanted.centre or found.experts[0].kind != "weight")
-    jobs = _jobs(spec, wanted, found, agreed)
-    reading = found.base if not wanted.centre or any(one.kind != "weight" for one in found.experts) else None
-    workers = running.threads or cores()
-    plan = costed(
-        jobs, len(found.experts) + wanted.centre, found.experts, reading, agreed, agreed.notes, workers,
-        running.max_memory, memory.settled_memory() + GROWTH, memory.peak_memory(),
+    reads_base = not wanted.centre or any(expert.kind != "weight" for expert in found.experts)
+    sources = [*found.experts, *([found.base] if found.base and reads_base else [])]
+    jobs, costs = costed(
+        _jobs(spec, wanted, found, agreed), len(found.experts) + wanted.centre, sources, len(found.experts),
+        budget(running.threads, running.max_memory),
     )  # fmt: skip
-    check_disk(plan, [folder / "any"])
-    tallies = {id(one): Tally() for one in (*found.experts, *([found.base] if found.base else []))}
-    device = device_for(running.device, spec if wanted.rank else replace(spec, method="task_arithmetic"))
-    run = Run(spec, plan, found.base, found.experts, bind_points(spec), (), device, tallies, progress_of(plan, running))
-    return Work(wanted, run, found, folder)
+    check_disk(costs.bytes_written, [folder / "any"])
+    tasks = tuple(expert.task for expert in found.experts)
+    plan = Plan(jobs, tasks, agreed.heads, agreed.left_out, agreed.notes, costs)
+    return Work(
+        wanted, _rows(spec, wanted, found, running), plan, found, folder, progress_of(plan, running), spec.also,
+        spec.on_buffer, spec.svd,
+    )  # fmt: skip
+
+
+def _rows(spec: MergeSpec, wanted: Wanted, found: Inputs, running: RunOptions) -> Rows:
+    """The experts as differences from the base, or from their average."""
+    dtype = torch.float64 if spec.compute_dtype == "float64" else torch.float32
+    device = named_device(running.device, accelerate=wanted.rank is not None)
+    tallies = {id(source): Tally() for source in found.sources}
+    return Rows(
+        found.base, found.experts, "centred" if wanted.centre else "delta", even(found.experts), dtype, device, tallies
+    )
 
 
 def _check(found: Inputs, wanted: Wanted, folder: Path) -> None:
@@ -143,7 +154,7 @@ def _check(found: Inputs, wanted: Wanted, folder: Path) -> None:
     for one in found.experts:
         if "/" in one.task or one.task in ("", CENTRE):
             raise UsageError(f"`{one.task}` is no name for a file of a task", hint="name the input: `other=PATH`")
-    read = files_read([*found.experts, *([found.base] if found.base else [])])
+    read = files_read(found.sources)
     written = [f"{one.task}{ENDINGS[wanted.kind]}" for one in found.experts]
     for name in (*written, *([f"{CENTRE}.safetensors"] if wanted.writes_centre else [])):
         check_kept(lay_out(folder / name, (), overwrite=True), read)
@@ -151,22 +162,11 @@ def _check(found: Inputs, wanted: Wanted, folder: Path) -> None:
 
 def _jobs(spec: MergeSpec, wanted: Wanted, found: Inputs, agreed: Agreed) -> list[TensorJob]:
     """One job a tensor: matrices whole where they are factored, the rest in slices."""
-    jobs = []
-    for name in agreed.names:
-        one = next(expert.specs[name] for expert in found.experts if name in expert.specs)
-        kind = classify(name, one.shape, is_float(one.dtype))
-        outputs = (OutputSpec(name, wanted.dtype or "F32", one.shape),)
-        job = TensorJob(outputs, "merge", kind, one.shape)
-        if kind == "buffer":
-            job = TensorJob((OutputSpec(name, one.dtype, one.shape),), "buffer", kind, one.shape)
-        elif wanted.rank and (kind == "linear" or kind in spec.also) and min(job.matrix_shape()) > 1:
-            job = TensorJob(outputs, "merge", kind, one.shape, "method", "matrix")
-        jobs.append(job)
+    specs = {name: next(one.specs[name] for one in found.experts if name in one.specs) for name in agreed.names}
+    jobs = [_job(spec, wanted, unit, specs[unit.name]) for unit in units(specs)]
     if wanted.apply and found.base is not None:
-        for name in agreed.copied:
-            one = found.base.specs[name]
-            kind = classify(name, one.shape, is_float(one.dtype))
-            jobs.append(TensorJob((OutputSpec(name, one.dtype, one.shape),), "copy", kind, one.shape))
+        copied = {name: found.base.specs[name] for name in agreed.copied}
+        jobs += [TensorJob(unit_of(name, spec), (_as_stored(name, spec),), "copy") for name, spec in copied.items()]
     if not jobs:
         raise Mismatch("there is no tensor to take", hint="check --include and --exclude")
     if wanted.rank and not any(job.reads == "matrix" for job in jobs):
@@ -174,22 +174,36 @@ def _jobs(spec: MergeSpec, wanted: Wanted, found: Inputs, agreed: Agreed) -> lis
     return sorted(jobs, key=lambda job: job.name)
 
 
+def _job(spec: MergeSpec, wanted: Wanted, unit: Unit, stored: TensorSpec) -> TensorJob:
+    """What is done with one tensor that experts hold."""
+    if unit.kind == "buffer":
+        return TensorJob(unit, (_as_stored(unit.name, stored),), "buffer")
+    outputs = (OutputSpec(unit.name, wanted.dtype or "F32", unit.shape),)
+    if wanted.rank and unit.truncated(spec.also):
+        return TensorJob(unit, outputs, "merge", "method", "matrix")
+    return TensorJob(unit, outputs, "merge")
+
+
+def _as_stored(name: str, spec: TensorSpec) -> OutputSpec:
+    return OutputSpec(name, spec.dtype, spec.shape)
+
+
 def _carry_out(work: Work, running: RunOptions) -> VectorsReceipt:
     """Reads, subtracts, factors and writes every tensor; then seals and commits all files."""
     started = time.perf_counter()
-    run, plan, wanted = work.run, work.run.plan, work.wanted
-    memory.return_large_blocks()
+    plan, wanted = work.plan, work.wanted
+    return_large_blocks()
     with single_threaded(), ExitStack() as stack:
         stack.callback(work.inputs.close)
         counts = energy_counts(work) if wanted.rank and wanted.rank.kind == "energy" else {}
         files = staged(work, counts, running, stack)
         order = sorted(plan.jobs, key=lambda job: (-job.memory, job.name))
-        for _ in parallel(run, order, lambda job: subtract(work, files, job)):
+        for _ in work.parallel(order, lambda job: subtract(work, files, job)):
             pass
-        account_adapters(run)
+        work.rows.account()
         outputs, digest = committed(work, files)
     return VectorsReceipt(
         outputs, origin_of(work), digest, expert_digests(work), str(wanted.rank) if wanted.rank else None, files.ranks,
-        (*plan.notes, *work.inputs.notes), work.inputs.warnings, plan.bytes_read, sum(one.bytes for one in outputs),
-        memory.peak_memory(), time.perf_counter() - started,
+        (*plan.notes, *work.inputs.notes), work.inputs.warnings, plan.costs.bytes_read,
+        sum(output.bytes for output in outputs), peak_memory(), time.perf_counter() - started,
     )  # fmt: skip

@@ -15,9 +15,10 @@ from taskmerge.evaluation.run import BATCH, Progress, device_for
 from taskmerge.experts.inputs import InputOptions
 from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.kernels import bind_points
-from taskmerge.merging.merge import carry_out, prepare
+from taskmerge.merging.merge import carry_out
 from taskmerge.merging.options import Arguments, RunOptions, split_options
 from taskmerge.merging.outputs import output_paths
+from taskmerge.merging.prepare import prepare
 from taskmerge.merging.record import MergeReceipt
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite

@@ -1,0 +1,37 @@
+"""Integer and bool tensors, which have no mean: equal everywhere, or one rule decides."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from taskmerge.checkpoint.dtypes import DTYPES
+from taskmerge.errors import Mismatch
+from taskmerge.experts.sources import Source
+from taskmerge.specs.merge import OnBuffer
+
+COUNTER = "num_batches_tracked"  # of BatchNorm: the experts' differ by how long they were trained
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor counts batches: the largest count is taken."""
+    return name.split(".")[-1] == COUNTER
+
+
+def common_buffer(name: str, code: str, holders: Sequence[Source], values: Sequence[Tensor], rule: OnBuffer) -> Tensor:
+    """The one value, as bytes, of a tensor of dtype `code` that several sources hold; `Mismatch` where they differ."""
+    chosen = values[0]
+    odd = next((place for place, value in enumerate(values) if not torch.equal(value, chosen)), None)
+    if odd is not None and is_counter(name):
+        return _largest(values, code)
+    if odd is None or rule == "first":
+        return chosen
+    raise Mismatch(
+        f"the integer tensor differs between {holders[0].where} and {holders[odd].where}", where=f"`{name}`",
+        hint="`--on-buffer first` takes the first expert's, `--exclude` leaves it out",
+    )  # fmt: skip
+
+
+def _largest(values: Sequence[Tensor], code: str) -> Tensor:
+    """The largest of some counts, as bytes."""
+    return torch.stack([value.view(DTYPES[code]) for value in values]).amax(0).view(torch.uint8)

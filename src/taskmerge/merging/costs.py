@@ -1,0 +1,84 @@
+"""What a plan costs: memory, traffic and time, and whether that is allowed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from taskmerge.checkpoint.dtypes import itemsize
+from taskmerge.errors import NotEnough
+from taskmerge.experts.sources import Source
+from taskmerge.merging.plan import CHUNK, Costs, TensorJob
+from taskmerge.numerics.device import cores
+from taskmerge.numerics.memory import peak_memory, settled_memory
+
+ALLOWANCE = 697_000_000  # bytes of the promise "700 MB + (T + 4) largest tensors" that the plan may fill
+GROWTH = 120 << 20  # bytes of library code that the first factorisations page in, and of kept heaps
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a run may use: its workers, the limit of --max-memory, and what the process holds and held, all in bytes."""
+
+    workers: int
+    limit: int | None
+    resident: int
+    peak: int
+
+
+def budget(threads: int | None, max_memory: int | None) -> Budget:
+    """The budget of this process, which gives back what it holds without need."""
+    return Budget(threads or cores(), max_memory, settled_memory() + GROWTH, peak_memory())
+
+
+def costed(
+    jobs: Sequence[TensorJob], outputs: int, sources: Sequence[Source], tasks: int, allowed: Budget, item: int = 4
+) -> tuple[tuple[TensorJob, ...], Costs]:
+    """The jobs with their memory, and the costs of writing them `outputs` times in arithmetic of `item` bytes a number.
+
+    `NotEnough` where the promise of --max-memory cannot be kept.
+    """
+    jobs = tuple(replace(job, memory=_memory(job, tasks, item)) for job in jobs)
+    specs = [(source.specs, output.name) for job in jobs for output in job.outputs for source in sources]
+    read = sum(held[name].nbytes for held, name in specs if name in held)
+    written = outputs * sum(math.prod(out.shape) * itemsize(out.dtype) for job in jobs for out in job.outputs)
+    heaviest = max(jobs, key=lambda job: job.memory)
+    promised = ALLOWANCE + (tasks + 4) * item * max(job.numel for job in jobs)
+    in_flight = min(
+        sum(sorted((job.memory for job in jobs), reverse=True)[: allowed.workers]),
+        max(heaviest.memory, promised - allowed.resident),
+    )
+    if allowed.limit is not None:
+        _check_limit(heaviest, allowed.limit, max(allowed.peak, allowed.resident + heaviest.memory))
+        in_flight = min(in_flight, allowed.limit - allowed.resident)
+    solving = sum(map(_seconds, jobs)) * tasks / allowed.workers
+    memory = max(allowed.peak, allowed.resident + in_flight)
+    seconds = 2.0 + read / 2.5e9 + written / 1e9 + solving
+    return jobs, Costs(allowed.workers, read, written, in_flight, memory, seconds)
+
+
+def _check_limit(heaviest: TensorJob, limit: int, needed: int) -> None:
+    """Refuses a limit that one tensor alone exceeds."""
+    if needed > limit:
+        raise NotEnough(
+            f"this merge needs {needed / 1e6:.0f} MB, --max-memory allows {limit / 1e6:.0f} MB",
+            where=f"`{heaviest.name}`", hint="allow more, or merge fewer experts at a time",
+        )  # fmt: skip
+
+
+def _memory(job: TensorJob, tasks: int, item: int) -> int:
+    """The bytes that a job holds at its peak."""
+    portion = math.prod(job.unit.portion)
+    at_once = min(job.numel, 2 * CHUNK) if job.reads == "elements" else portion
+    if not job.factored:
+        return (tasks + 4) * item * at_once
+    # factors and their orthonormal forms are two more; float64 Gram matrix, eigenvectors, workspace, root
+    return (tasks + 6) * item * at_once + 48 * min(job.unit.matrix) ** 2
+
+
+def _seconds(job: TensorJob) -> float:
+    """Seconds of one factorisation of all its matrices on one core: Gram, eigensolver, product."""
+    if not job.factored:
+        return 0.0
+    m, n = job.unit.matrix
+    r = min(m, n)
+    return job.unit.matrices * (m * n * r + 4 * r**3) / 7e10
