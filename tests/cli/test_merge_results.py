@@ -209,7 +209,9 @@ def test_a_grid_writes_what_single_runs_write_and_the_name_carries_the_point(
             "single/one.safetensors",
             "--overwrite",
         )
-        assert same_tensors(load(here / path), load(here / "single" / "one.safetensors")), path
+        single = load(here / "single" / "one.safetensors")
+        for tensor, values in load(here / path).items():  # to rounding: products of other sizes sum in other orders
+            torch.testing.assert_close(values, single[tensor], rtol=1e-5, atol=1e-5)
 
 
 def test_a_grid_into_a_folder_and_beside_a_name(experts: Files) -> None:
