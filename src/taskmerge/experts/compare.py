@@ -2,6 +2,7 @@
 
 import fnmatch
 import itertools
+import re
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from taskmerge.experts.sources import Source
 from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
 
-SHOWN = 12  # names listed in full before "and N more"
+SHOWN = 12  # names and options that a message lists in full
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs
         raise Mismatch(
             "the inputs do not fit together\n" + "\n".join(problems), hint=_hint(spec, names, absent, used, experts)
         )
-    alone = [name for name in selected(base.specs, spec) if name not in set(union)] if base else []
+    held = set(union)
+    alone = [name for name in selected(base.specs, spec) if name not in held] if base else []
     copied = alone if spec.on_missing == "base" else []
     if alone and not copied:
         notes.append(f"left out {len(alone)} tensors that only the base has (--on-missing base copies them)")
@@ -115,7 +118,8 @@ def _heads(union: Sequence[str], base: Source | None, experts: Sequence[Source],
     odd = _differing(union, [*experts, *([base] if base else [])])
     if needs_base and base is not None:
         odd += [name for name in union if name not in base.specs and block_of(name) is None]
-    modules = {_module(name, union) for name in odd}
+    around = _encoders(union)
+    modules = {_module(name, around) for name in odd}
     known = head_names(union)
     return [name for name in union if name in known or name in modules or _inside(name, modules)]
 
@@ -131,19 +135,24 @@ def _ancestors(name: str) -> list[str]:
     return [".".join(segments[:count]) + "." for count in range(1, len(segments))]
 
 
-def _module(name: str, union: Sequence[str]) -> str:
+def _encoders(names: Sequence[str]) -> frozenset[str]:
+    """The modules that can be no head: those around a numbered block (as the encoder around `visual.proj`), and those
+    that hold most of the model."""
+    sizes = Counter(module for name in names for module in _ancestors(name))
+    blocks = {module for name in names if block_of(name) for module in _ancestors(name)}
+    return frozenset(blocks | {module for module, count in sizes.items() if 2 * count > len(names)})
+
+
+def _module(name: str, encoders: Container[str]) -> str:
     """The outermost module around a tensor that can be a head of its own; the tensor itself where there is none.
 
-    Such a module holds no numbered block (as the encoder around `visual.proj` does) nor most of the model, is no
-    table or part of one, and is no plain sequence, whose numbered layers stand for themselves: the first ones of VGG's
-    `classifier` are pretrained.
+    Such a module is no encoder, no table or part of one, and no plain sequence, whose numbered layers stand for
+    themselves: the first ones of VGG's `classifier` are pretrained.
     """
     for module in _ancestors(name):
-        owned = [one for one in union if one.startswith(module)]
         words = {word for segment in module.split(".") for word in segment.split("_")}
         sequence = name.removeprefix(module).split(".")[0].isdigit()
-        encoder = any(block_of(one) for one in owned) or 2 * len(owned) > len(union)
-        if not (encoder or sequence or words & TABLE_WORDS):
+        if not (module in encoders or sequence or words & TABLE_WORDS):
             return module
     return name
 
@@ -215,10 +224,22 @@ def _hint(
         return f"the names agree without the prefix `{prefix}`: `{options}`"
     odd = sorted({*_differing(names, [*experts, *([base] if base else [])]), *absent})
     if odd:
-        line = " ".join(f"--exclude '{name}'" for name in odd)
         keep = spec.heads == "refuse" and not any(block_of(name) for name in odd)
-        return f"leave these tensors out: {line}" + (", or keep every task's own with `--heads keep`" if keep else "")
+        return _leaving_out(odd, names) + (", or keep every task's own with `--heads keep`" if keep else "")
     return "`--on-missing skip` merges what all experts share; `--on-missing base` takes absent tensors as unchanged"
+
+
+def _leaving_out(odd: Sequence[str], names: Sequence[str]) -> str:
+    """The options that leave `odd` out of `names`: name by name if they are few, else by globs that match no other."""
+    if 2 * len(odd) > len(names) and len(odd) > SHOWN:
+        return f"{len(odd):,} of {len(names):,} tensors differ: are these fine-tunings of one model?"
+    globs = list(odd)
+    if len(odd) > SHOWN:
+        globs = sorted({NUMBER.sub("*", name) for name in odd})
+        others = set(names) - set(odd)
+        if len(globs) > SHOWN or any(_matches(name, globs) for name in others):
+            return f"leave these {len(odd):,} tensors out with `--exclude GLOB`"
+    return "leave these tensors out: " + " ".join(f"--exclude '{glob}'" for glob in globs)
 
 
 def _chosen(expert: Source, names: Iterable[str]) -> frozenset[str]:

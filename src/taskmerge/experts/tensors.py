@@ -63,7 +63,7 @@ class Unit:
     @property
     def portion(self) -> tuple[int, ...]:
         """The shape of what methods on whole tensors see at once: the matrix of one expert of a stack, else all."""
-        return self.shape[1:] if self.kind == "stack" else self.shape
+        return self.shape[1:] if self.kind == "stack" and self.numel else self.shape
 
     @property
     def matrix(self) -> tuple[int, int]:
