@@ -150,7 +150,7 @@ def place(adapter: Adapter, base: Source) -> tuple[dict[str, Pair], dict[str, st
     the base: a leading part (`model.`, never beyond a number) dropped, the base's own put in front, or both, with as
     little dropped as possible. `Mismatch` lists what has no place, or says that there are several.
     """
-    for dropped in _leading([one.module for one in adapter.pairs]):
+    for dropped in _leading([pair.module for pair in adapter.pairs]):
         fitting = {}
         for put in _fronts(adapter.pairs[0].module.removeprefix(dropped), base):
             pairs = _placed(adapter.pairs, Prefixes(dropped, put), base)
@@ -158,8 +158,8 @@ def place(adapter: Adapter, base: Source) -> tuple[dict[str, Pair], dict[str, st
                 fitting[put] = pairs
         if len(fitting) > 1 and "" not in fitting:
             fronts = ", ".join(f"`{put}`" for put in fitting)
-            said = f"its targets have several places in {base.where}: under {fronts}"
-            raise Mismatch(said, where=str(adapter.folder), hint=FOLD)
+            reason = f"its targets have several places in {base.where}: under {fronts}"
+            raise Mismatch(reason, where=str(adapter.folder), hint=FOLD)
         if fitting:
             put = "" if "" in fitting else next(iter(fitting))
             return fitting[put], _placed_whole(adapter, Prefixes(dropped, put), base)
@@ -169,13 +169,13 @@ def place(adapter: Adapter, base: Source) -> tuple[dict[str, Pair], dict[str, st
 def _leading(modules: Sequence[str]) -> list[str]:
     """What all names begin with, up to the first number: nothing, one segment, two, ..."""
     segments = modules[0].split(".")
-    found = [""]
+    prefixes = [""]
     for count in range(1, len(segments)):
         prefix = ".".join(segments[:count]) + "."
         if segments[count - 1].isdigit() or not all(module.startswith(prefix) for module in modules):
             break
-        found.append(prefix)
-    return found
+        prefixes.append(prefix)
+    return prefixes
 
 
 def _fronts(module: str, base: Source) -> list[str]:
@@ -186,25 +186,25 @@ def _fronts(module: str, base: Source) -> list[str]:
 
 def _placed(pairs: Sequence[Pair], prefixes: Prefixes, base: Source) -> dict[str, Pair]:
     """The pairs whose renamed module has a floating-point tensor of the update's shape in the base, by its name."""
-    found = {}
+    placed = {}
     for pair in pairs:
         name = f"{prefixes.rename(pair.module)}.weight"
         spec = base.specs.get(name)
         if spec is not None and is_float(spec.dtype) and pair.fits(spec.shape):
-            found[name] = pair
-    return found
+            placed[name] = pair
+    return placed
 
 
 def _placed_whole(adapter: Adapter, prefixes: Prefixes, base: Source) -> dict[str, str]:
     """The weights that the file holds whole, by their names in the base."""
-    found = {prefixes.rename(name): stored for name, stored in adapter.saved.items()}
-    for name, stored in found.items():
+    whole = {prefixes.rename(name): stored for name, stored in adapter.saved.items()}
+    for name, stored in whole.items():
         spec, own = base.specs.get(name), adapter.checkpoint.specs[stored]
         if spec is None or spec.shape != own.shape or not is_float(spec.dtype):
             there = f"has it as {spec.dtype} {list(spec.shape)}" if spec else "lacks it"
-            said = f"it holds a weight of its own, {list(own.shape)}; {base.where} {there}"
-            raise Mismatch(said, where=f"{own.file}: `{stored}`", hint=FOLD)
-    return found
+            reason = f"it holds a weight of its own, {list(own.shape)}; {base.where} {there}"
+            raise Mismatch(reason, where=f"{own.file}: `{stored}`", hint=FOLD)
+    return whole
 
 
 def _homeless(adapter: Adapter, base: Source) -> Mismatch:
@@ -216,9 +216,9 @@ def _homeless(adapter: Adapter, base: Source) -> Mismatch:
         spec = base.specs.get(name)
         there = f" (update {list(pair.shape)}, the base's tensor {spec.dtype} {list(spec.shape)})" if spec else ""
         lost += [] if pair in placed else [f"`{name}`{there}"]
-    said = f"{len(lost)} of its {len(adapter.pairs)} targets have no tensor in the base {base.where}"
+    reason = f"{len(lost)} of its {len(adapter.pairs)} targets have no tensor in the base {base.where}"
     hint = "name the base that the adapter was trained on: `--base FILE`"
-    return Mismatch(f"{said}: {listed(lost, between='; ', plain=True)}", where=str(adapter.folder), hint=hint)
+    return Mismatch(f"{reason}: {listed(lost, between='; ', plain=True)}", where=str(adapter.folder), hint=hint)
 
 
 # --- orientation -----------------------------------------------------------------------------------------------

@@ -73,12 +73,12 @@ def _words(name: str) -> set[str]:
 
 def depths(names: Iterable[str]) -> dict[str, int]:
     """The number of blocks of every tower."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for name in names:
         block = block_of(name)
         if block:
-            found[block.tower] = max(found.get(block.tower, 0), block.index + 1)
-    return found
+            counts[block.tower] = max(counts.get(block.tower, 0), block.index + 1)
+    return counts
 
 
 def position(name: str, towers: Mapping[str, int]) -> tuple[int, int] | None:
@@ -109,17 +109,17 @@ class Attention:
 
 def attention_groups(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Attention]:
     """For every attention projection's tensor name the group it belongs to."""
-    found: dict[str, Attention] = {}
+    groups: dict[str, Attention] = {}
     for name, shape in shapes.items():
         if FUSED.search(name):
             axis = 1 if TRANSPOSED.search(name) else 0
             if shape[axis] % 3 == 0:
-                found[name] = Attention((name,), axis)
+                groups[name] = Attention((name,), axis)
             continue
         parts = _siblings(name)
         if parts and all(part in shapes and shapes[part][1:] == shape[1:] for part in parts):
-            found[name] = Attention(parts, 0)
-    return found
+            groups[name] = Attention(parts, 0)
+    return groups
 
 
 def _siblings(name: str) -> tuple[str, ...] | None:

@@ -57,7 +57,7 @@ def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs
     names = sorted(set(union) - set(heads))
     notes = [*_unmatched(spec, base, experts), *_beside_heads(names, heads)]
     if spec.on_missing == "skip":
-        kept = [name for name in names if all(name in one.specs for one in (*experts, *([used] if used else [])))]
+        kept = [name for name in names if all(name in source.specs for source in (*experts, *([used] if used else [])))]
         if len(kept) < len(names):
             notes.append(f"left out {len(names) - len(kept)} tensors that some input lacks (--on-missing skip)")
         names = kept
@@ -79,12 +79,12 @@ def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs
 
 def _unmatched(spec: MergeSpec, base: Source | None, experts: Sequence[Source]) -> list[str]:
     """A note for every glob that lets nothing through, or keeps nothing out."""
-    known = {name for source in (*experts, *([base] if base else [])) for name in source.specs}
+    every = {name for source in (*experts, *([base] if base else [])) for name in source.specs}
     globs = [*(("--include", glob) for glob in spec.include), *(("--exclude", glob) for glob in spec.exclude)]
     return [
         f"{flag} '{glob}' matches no tensor"
         for flag, glob in globs
-        if not any(_matches(name, [glob]) for name in known)
+        if not any(_matches(name, [glob]) for name in every)
     ]
 
 
@@ -113,15 +113,15 @@ def _heads(union: Sequence[str], base: Source | None, experts: Sequence[Source],
     That is a tensor whose shapes differ between experts or from the base, or one outside numbered blocks that the base
     lacks. Names that agree but for a prefix tell nothing.
     """
-    if needs_base and mending_prefix([_chosen(one, union) for one in experts], base.specs if base else None):
+    if needs_base and mending_prefix([_chosen(expert, union) for expert in experts], base.specs if base else None):
         return []
     odd = _differing(union, [*experts, *([base] if base else [])])
     if needs_base and base is not None:
         odd += [name for name in union if name not in base.specs and block_of(name) is None]
     around = _encoders(union)
     modules = {_module(name, around) for name in odd}
-    known = head_names(union)
-    return [name for name in union if name in known or name in modules or _inside(name, modules)]
+    named = head_names(union)
+    return [name for name in union if name in named or name in modules or _inside(name, modules)]
 
 
 def _inside(name: str, modules: Container[str]) -> bool:
@@ -167,7 +167,7 @@ def _beside_heads(names: Sequence[str], heads: Sequence[str]) -> list[str]:
 
 def _differing(names: Sequence[str], sources: Sequence[Source]) -> list[str]:
     """The tensors of which the sources hold different shapes."""
-    return [name for name in names if len({one.specs[name].shape for one in sources if name in one.specs}) > 1]
+    return [name for name in names if len({source.specs[name].shape for source in sources if name in source.specs}) > 1]
 
 
 def _missing(names: Sequence[str], base: Source | None, experts: Sequence[Source], spec: MergeSpec) -> list[str]:
@@ -197,15 +197,15 @@ def _shapes(names: Sequence[str], base: Source | None, experts: Sequence[Source]
             for source in having:
                 holders.setdefault(_said(source.specs[name]), []).append(source.where)
             problems.append(
-                f"`{name}`: " + "; ".join(f"{said} in {', '.join(where)}" for said, where in holders.items())
+                f"`{name}`: " + "; ".join(f"{spec} in {', '.join(where)}" for spec, where in holders.items())
             )
     return problems[:SHOWN] + ([f"... and {len(problems) - SHOWN} more tensors"] if len(problems) > SHOWN else [])
 
 
-def _alike(one: TensorSpec, other: TensorSpec) -> bool:
-    if one.shape != other.shape or is_float(one.dtype) != is_float(other.dtype):
+def _alike(first: TensorSpec, second: TensorSpec) -> bool:
+    if first.shape != second.shape or is_float(first.dtype) != is_float(second.dtype):
         return False
-    return is_float(one.dtype) or one.dtype == other.dtype
+    return is_float(first.dtype) or first.dtype == second.dtype
 
 
 def _said(spec: TensorSpec) -> str:
@@ -263,9 +263,9 @@ def common_prefix(experts: Sequence[Iterable[str]], base: Iterable[str] | None =
         return ""
     everything = [*sets, *([origin] if origin else [])]
     prefixes = {prefix for names in everything for prefix in _leading(names)}
-    for prefix in sorted(prefixes, key=lambda one: (len(one), one)):
+    for prefix in sorted(prefixes, key=lambda text: (len(text), text)):
         bare = [frozenset(name.removeprefix(prefix) for name in names) for names in everything]
-        unique = all(len(one) == len(names) for one, names in zip(bare, everything, strict=True))
+        unique = all(len(short) == len(names) for short, names in zip(bare, everything, strict=True))
         if unique and _one_set(bare[: len(sets)], bare[-1] if origin else None):
             return prefix
     return ""
@@ -273,7 +273,7 @@ def common_prefix(experts: Sequence[Iterable[str]], base: Iterable[str] | None =
 
 def _leading(names: frozenset[str]) -> set[str]:
     """What may be a prefix: the segments that all names start with, or a block's tower."""
-    starts = [_common_start(names), *({tuple(one.tower.split(".")) for one in map(block_of, names) if one})]
+    starts = [_common_start(names), *({tuple(block.tower.split(".")) for block in map(block_of, names) if block})]
     return {".".join(parts[:count]) + "." for parts in starts for count in range(1, len(parts) + 1)}
 
 
@@ -289,8 +289,8 @@ def _one_set(sets: Sequence[frozenset[str]], base: frozenset[str] | None) -> boo
 
 def dtypes_of(name: str, experts: Sequence[Source]) -> Mapping[str, list[str]]:
     """The dtype codes of one tensor and the experts that hold it so."""
-    found: dict[str, list[str]] = {}
+    holders: dict[str, list[str]] = {}
     for expert in experts:
         if name in expert.specs:
-            found.setdefault(expert.specs[name].dtype, []).append(expert.task)
-    return found
+            holders.setdefault(expert.specs[name].dtype, []).append(expert.task)
+    return holders

@@ -15,7 +15,7 @@ from taskmerge.errors import BadFile
 from taskmerge.experts.classes import CLASSES, classify
 from taskmerge.experts.factors import PARTS
 from taskmerge.experts.lora import CONFIG, is_adapter
-from taskmerge.experts.tensors import matrix_shape
+from taskmerge.experts.tensors import Part, Unit
 from taskmerge.types import TensorClass
 
 SHOWN_OF_ADAPTER = ("peft_type", "r", "lora_alpha", "use_rslora", "target_modules", "base_model_name_or_path")
@@ -88,8 +88,8 @@ def inspect(path: str | Path, *, digest: bool = False, allow_pickle: bool = Fals
         adapter = _adapter(Path(path))
         return Inspection(
             str(path), _kind(record, adapter), tuple(map(str, checkpoint.files)), tensors,
-            sum(one.parameters for one in tensors), sum(one.nbytes for one in checkpoint.specs.values()),
-            dict(sorted(Counter(one.dtype for one in checkpoint.specs.values()).items())), _classes(tensors), record,
+            sum(tensor.parameters for tensor in tensors), sum(tensor.nbytes for tensor in checkpoint.specs.values()),
+            dict(sorted(Counter(spec.dtype for spec in checkpoint.specs.values()).items())), _classes(tensors), record,
             adapter, {key: text for key, text in checkpoint.metadata.items() if key != "taskmerge"},
             dict(checkpoint.tied), tuple(checkpoint.warnings), digest_of(checkpoint) if digest else None,
         )  # fmt: skip
@@ -105,29 +105,30 @@ def _entries(checkpoint: Checkpoint, record: Mapping[str, Any] | None) -> tuple[
     ranks = (record or {}).get("ranks") or {}
     factored = {name for name in ranks if all(name + part in specs for part in PARTS)}
     parts = {name + part for name in factored for part in PARTS}
-    found = {name: _entry(name, one.dtype, one.shape, one.nbytes) for name, one in specs.items() if name not in parts}
+    plain = {name: spec for name, spec in specs.items() if name not in parts}
+    entries = {name: _entry(name, spec.dtype, spec.shape, spec.nbytes) for name, spec in plain.items()}
     for name in factored:
         u, s, vt = (specs[name + part] for part in PARTS)
         nbytes = u.nbytes + s.nbytes + vt.nbytes
-        found[name] = _entry(name, u.dtype, (*u.shape[:1], *vt.shape[1:]), nbytes, rank=int(ranks[name]))
-    return tuple(found[name] for name in sorted(found))
+        entries[name] = _entry(name, u.dtype, (*u.shape[:-1], vt.shape[-1]), nbytes, rank=int(ranks[name]))
+    return tuple(entries[name] for name in sorted(entries))
 
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...], nbytes: int, rank: int | None = None) -> TensorEntry:
-    kind = classify(name, shape, is_float(dtype))
-    truncated = kind == "linear" and min(matrix_shape(kind, shape)) > 1
-    return TensorEntry(name, dtype, shape, kind, nbytes, truncated, rank)
+    unit = Unit((Part(name, shape),), shape, classify(name, shape, is_float(dtype)))
+    return TensorEntry(name, dtype, shape, unit.kind, nbytes, unit.truncated(), rank)
 
 
 def _classes(tensors: tuple[TensorEntry, ...]) -> tuple[ClassEntry, ...]:
     """The table of classes, in their usual order; those without a tensor are left out."""
-    total = sum(one.parameters for one in tensors) or 1
+    total = sum(tensor.parameters for tensor in tensors) or 1
     rows = []
     for kind in CLASSES:
-        members = [one for one in tensors if one.kind == kind]
-        count = sum(one.parameters for one in members)
+        members = [tensor for tensor in tensors if tensor.kind == kind]
+        count = sum(tensor.parameters for tensor in members)
         if members:
-            rows.append(ClassEntry(kind, len(members), count, count / total, sum(one.truncated for one in members)))
+            truncated = sum(tensor.truncated for tensor in members)
+            rows.append(ClassEntry(kind, len(members), count, count / total, truncated))
     return tuple(rows)
 
 

@@ -36,9 +36,9 @@ def _kind_of(path: Path, allow_pickle: bool) -> object:
         return "merge"
 
 
-def same_file(one: Path, other: Path) -> bool:
+def same_file(first: Path, second: Path) -> bool:
     """Whether two paths lead to one file that is there."""
-    return os.path.exists(one) and os.path.exists(other) and one.samefile(other)
+    return os.path.exists(first) and os.path.exists(second) and first.samefile(second)
 
 
 def _written_by(path: Path, output: Path) -> bool:

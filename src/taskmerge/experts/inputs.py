@@ -68,8 +68,8 @@ class _Found:
 
 def resolve(arguments: Sequence[str | Path] | Mapping[str, str | Path], options: InputOptions) -> Inputs:
     """Opens all inputs (headers only) and finds the base; `UsageError`, `BadFile` or `Mismatch` where that fails."""
-    found = _Found(notes=list(options.told))
-    given = [(task, path) for task, path in named(arguments) if not _left_out(path, options, found)]
+    sorting = _Found(notes=list(options.told))
+    given = [(task, path) for task, path in named(arguments) if not _left_out(path, options, sorting)]
     base, rule = named_base(given, several=options.keep_base) if options.base is None else (None, options.base_rule)
     if options.base is not None:
         base = _existing(options.base)
@@ -77,19 +77,19 @@ def resolve(arguments: Sequence[str | Path] | Mapping[str, str | Path], options:
         is_own_output(base, options.outputs, (), allow_pickle=options.allow_pickle)
     for task, path in given:
         if base is not None and same_file(path, base) and not options.keep_base:
-            found.notes.append(f"{path} is the base ({rule}) and is not merged as an expert (--keep-base does)")
+            sorting.notes.append(f"{path} is the base ({rule}) and is not merged as an expert (--keep-base does)")
             continue
         if is_base(task, path) and not options.keep_base:
-            found.warnings.append(
+            sorting.warnings.append(
                 f"{path} is merged as an expert, though it is named like a base (--skip-input leaves it out)"
             )
-        if task in found.paths:
+        if task in sorting.paths:
             raise UsageError(
-                f"two inputs are named `{task}`: {found.paths[task]} and {path}", where=str(path),
+                f"two inputs are named `{task}`: {sorting.paths[task]} and {path}", where=str(path),
                 hint=f"name one of them, such as `other={path}`",
             )  # fmt: skip
-        found.paths[task] = path
-    return _opened(found, base, options)
+        sorting.paths[task] = path
+    return _opened(sorting, base, options)
 
 
 # --- names -----------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _default(path: Path) -> str:
 
 def _task(name: str, where: str) -> str:
     """A task's name, which is part of the names of files and of folders."""
-    if not name or name.startswith(".") or any(one in "/\\\0" for one in name):
+    if not name or name.startswith(".") or any(sign in "/\\\0" for sign in name):
         raise UsageError(f"`{name}` is no name of a task", where=where, hint="use letters and digits: `mnist=PATH`")
     return name
 
@@ -159,18 +159,18 @@ def _existing(path: Path) -> Path:
 def _beside(path: Path) -> list[str]:
     """The other names in a path's folder, where it can be listed."""
     try:
-        return sorted({one.name for one in path.parent.iterdir()} - {path.name})
+        return sorted({entry.name for entry in path.parent.iterdir()} - {path.name})
     except OSError:
         return []
 
 
-def _left_out(path: Path, options: InputOptions, found: _Found) -> bool:
+def _left_out(path: Path, options: InputOptions, sorting: _Found) -> bool:
     """Whether an input is skipped: by --skip-input, or because this run will overwrite it."""
-    if any(fnmatch.fnmatch(str(path), one) or fnmatch.fnmatch(path.name, one) for one in options.skip_input):
-        found.notes.append(f"left out {path} (--skip-input)")
+    if any(fnmatch.fnmatch(str(path), glob) or fnmatch.fnmatch(path.name, glob) for glob in options.skip_input):
+        sorting.notes.append(f"left out {path} (--skip-input)")
         return True
     if is_own_output(path, options.outputs, options.earlier, allow_pickle=options.allow_pickle):
-        found.warnings.append(f"left out {path}: it is this run's own output")
+        sorting.warnings.append(f"left out {path}: it is this run's own output")
         return True
     return False
 
@@ -178,7 +178,7 @@ def _left_out(path: Path, options: InputOptions, found: _Found) -> bool:
 # --- opening ---------------------------------------------------------------------------------------------------
 
 
-def _opened(found: _Found, base_path: Path | None, options: InputOptions) -> Inputs:
+def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> Inputs:
     """Opens what is left, in canonical order, and sets earlier results aside."""
     base: CheckpointSource | None = None
     if base_path is not None:
@@ -187,9 +187,9 @@ def _opened(found: _Found, base_path: Path | None, options: InputOptions) -> Inp
     experts: dict[str, Source] = {}
     earlier: list[str] = []
     origins: dict[tuple[str, ...], str] = {}
-    for task, path in sorted(found.paths.items()):
+    for task, path in sorted(sorting.paths.items()):
         source = _open(task, path, base, options, origins)
-        found.warnings += source.warnings
+        sorting.warnings += source.warnings
         if source.record.get("kind") == "merge" and not options.allow_merged:
             earlier.append(source.task)
         if source.task in experts:
@@ -199,13 +199,13 @@ def _opened(found: _Found, base_path: Path | None, options: InputOptions) -> Inp
         experts[source.task] = source
     for task in earlier:
         merged = experts.pop(task)
-        found.warnings.append(earlier_result(merged, experts))
+        sorting.warnings.append(earlier_result(merged, experts))
     _check_prefix(options.strip_prefix, [*experts.values(), *([base] if base else [])])
     if not experts:
         raise UsageError("there is no expert to merge", hint="give the fine-tuned checkpoints as arguments")
     kept = tuple(experts[task] for task in sorted(experts))
-    found.notes += one_origin(kept)
-    return Inputs(kept, base, tuple(found.notes), tuple(found.warnings))
+    sorting.notes += one_origin(kept)
+    return Inputs(kept, base, tuple(sorting.notes), tuple(sorting.warnings))
 
 
 def _open(
@@ -227,11 +227,11 @@ def _check_prefix(prefix: str, sources: Sequence[Source]) -> None:
     """Refuses a prefix that no name has, or without which two tensors would have one name."""
     plain = [source for source in sources if source.kind == "weight"]  # of others the base's names count
     if prefix and not any(name.startswith(prefix) for source in plain for name in source.stored):
-        known = sorted({name.split(".")[0] + "." for source in plain for name in source.stored if "." in name})
+        starts = sorted({name.split(".")[0] + "." for source in plain for name in source.stored if "." in name})
         raise UsageError(
             f"no tensor's name starts with `{prefix}`",
             where="--strip-prefix",
-            hint=f"names start with {', '.join(known[:12])}",
+            hint=f"names start with {', '.join(starts[:12])}",
         )
     for source in plain:
         if len(source.specs) < len(source.stored):

@@ -81,8 +81,8 @@ class Adapter:
 
     @cached_property
     def _meaning(self) -> bytes:
-        said = {"fan_in_fan_out": self.fan_in_fan_out, "scaling": {one.module: one.scaling for one in self.pairs}}
-        return json.dumps(said, sort_keys=True).encode()
+        meaning = {"fan_in_fan_out": self.fan_in_fan_out, "scaling": {pair.module: pair.scaling for pair in self.pairs}}
+        return json.dumps(meaning, sort_keys=True).encode()
 
     @cached_property
     def digest(self) -> str:
@@ -119,17 +119,19 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> Adapter:
     checkpoint = open_checkpoint(weights[0], allow_pickle=allow_pickle)
     checkpoint.folder = folder  # the tokenizer lies beside the weights
     sides, saved, unknown = _sorted(checkpoint)
-    unknown += [spec.name for one in sides.values() for spec in one.values() if len(one) < 2]
+    unknown += [spec.name for factors in sides.values() for spec in factors.values() if len(factors) < 2]
     if unknown:
-        said = f"it holds tensors that are not pairs of LoRA factors: {listed(unknown)}"
-        raise BadFile(said, where=str(weights[0]), hint=FOLD)
+        reason = f"it holds tensors that are not pairs of LoRA factors: {listed(unknown)}"
+        raise BadFile(reason, where=str(weights[0]), hint=FOLD)
     if not sides:
         raise BadFile("it holds no LoRA factors", where=str(weights[0]), hint="save the adapter again")
     nested = sorted({module.split(".base_layer.")[0] for module, _ in sides if ".base_layer." in module})
     if nested:
-        said = f"it adapts torch's own attention, whose output projection peft counts twice: {listed(nested)}"
-        raise BadFile(said, where=str(weights[0]), hint=FOLD)
-    pairs = tuple(_pair(module, table, one["A"], one["B"], config) for (module, table), one in sorted(sides.items()))
+        reason = f"it adapts torch's own attention, whose output projection peft counts twice: {listed(nested)}"
+        raise BadFile(reason, where=str(weights[0]), hint=FOLD)
+    pairs = tuple(
+        _pair(module, table, factors["A"], factors["B"], config) for (module, table), factors in sorted(sides.items())
+    )
     return Adapter(folder, checkpoint, pairs, saved, bool(config.get("fan_in_fan_out")))
 
 
@@ -147,8 +149,8 @@ def _configuration(file: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise BadFile("is no JSON object", where=str(file), hint="download it again")
     if config.get("peft_type") != "LORA":
-        said = f"is an adapter of type {config.get('peft_type')}, only LORA is supported"
-        raise BadFile(said, where=str(file), hint=FOLD)
+        reason = f"is an adapter of type {config.get('peft_type')}, only LORA is supported"
+        raise BadFile(reason, where=str(file), hint=FOLD)
     active = [f"{key}={value}" for key, value in sorted(config.items()) if key not in KNOWN and _is_on(value)]
     if config.get("init_lora_weights", True) not in UNTOUCHED:
         active.append(f"init_lora_weights={config['init_lora_weights']} (it changes the base's weights)")
@@ -170,10 +172,10 @@ def _sorted(
     for name, spec in checkpoint.specs.items():
         plain = name.removeprefix(WRAPPER)
         factor, table, whole = FACTOR.match(plain), TABLE.match(plain), SAVED.match(plain)
-        found = factor or table
-        if found and is_float(spec.dtype) and len(spec.shape) >= 2:
-            sides.setdefault((found["module"], found is table), {})
-            twin = sides[found["module"], found is table].setdefault(found["side"], spec)
+        match = factor or table
+        if match and is_float(spec.dtype) and len(spec.shape) >= 2:
+            sides.setdefault((match["module"], match is table), {})
+            twin = sides[match["module"], match is table].setdefault(match["side"], spec)
             unknown += [] if twin is spec else [name]
         elif whole and is_float(spec.dtype):
             saved[f"{whole['module']}.{whole['parameter']}"] = name
@@ -187,8 +189,8 @@ def _pair(module: str, table: bool, a: TensorSpec, b: TensorSpec, config: Mappin
     where = str(a.file)
     rank, alpha = (_number(config, pattern, plain, module, where) for pattern, plain in PATTERNS)
     if b.shape[1] != a.shape[0] or math.prod(b.shape[2:]) != 1:
-        said = f"B {list(b.shape)} and A {list(a.shape)} of `{module}` do not multiply"
-        raise BadFile(f"{said} (grouped convolutions are not supported)", where=where, hint=FOLD)
+        reason = f"B {list(b.shape)} and A {list(a.shape)} of `{module}` do not multiply"
+        raise BadFile(f"{reason} (grouped convolutions are not supported)", where=where, hint=FOLD)
     if rank != a.shape[0]:
         raise BadFile(
             f"`{module}` has rank {a.shape[0]}, {CONFIG} says {rank:g}", where=where,
@@ -204,8 +206,8 @@ def _number(config: Mapping[str, Any], pattern: str, plain: str, module: str, wh
         own = next((key for key in given if re.match(rf"(.*\.)?({key})$", module)), module)
         value = given.get(own, config.get(plain, 8))
     except (re.error, AttributeError, TypeError):
-        said = f"its `{pattern}` is no map from patterns to numbers"
-        raise BadFile(said, where=where, hint=f"mend {CONFIG}") from None
+        reason = f"its `{pattern}` is no map from patterns to numbers"
+        raise BadFile(reason, where=where, hint=f"mend {CONFIG}") from None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadFile(f"`{plain}` of `{module}` is {value!r}, not a number", where=where, hint=f"mend {CONFIG}")
     return float(value)

@@ -37,10 +37,10 @@ def subspaces(experts: Sequence[Source], unit: Unit, start: int, dtype: torch.dt
     matrix = unit.expert_at(start)
     parts = [[expert.low_rank(part.name, matrix) for part in unit.parts] for expert in experts]
     cut = [cut_up(factors, unit.pieces, unit.axis) for factors in parts]
-    known = [factors for factors in cut if factors is not None]
-    if len(known) < len(cut):
+    complete = [factors for factors in cut if factors is not None]
+    if len(complete) < len(cut):
         return None
-    spaces = [compress(factors, unit.matrix, dtype) for factors in zip(*known, strict=True)]
+    spaces = [compress(factors, unit.matrix, dtype) for factors in zip(*complete, strict=True)]
     small = [space for space in spaces if space is not None]
     return small if len(small) == len(spaces) else None
 
@@ -57,9 +57,9 @@ def compress(factors: Sequence[LowRank], shape: tuple[int, int], dtype: torch.dt
     if width == 0:  # nobody changes this matrix: its core is one zero
         m, n = shape
         return Subspace(*(torch.zeros(side, dtype=dtype) for side in ((m, 1), (1, n), (len(factors), 1, 1))))
-    left = torch.linalg.qr(torch.cat([one.double() for one, _ in factors], dim=1)).Q
+    left = torch.linalg.qr(torch.cat([first.double() for first, _ in factors], dim=1)).Q
     right = torch.linalg.qr(torch.cat([other.double() for _, other in factors], dim=0).T).Q.T
-    cores = torch.stack([(left.T @ one.double()) @ (other.double() @ right.T) for one, other in factors])
+    cores = torch.stack([(left.T @ first.double()) @ (second.double() @ right.T) for first, second in factors])
     return Subspace(left.to(dtype), right.to(dtype), cores.to(dtype))
 
 
@@ -68,11 +68,11 @@ def cut_up(parts: Sequence[LowRank | None], pieces: int, axis: int) -> list[LowR
 
     None where a part has no factors. So q, k and v in three tensors become one matrix, and one tensor three matrices.
     """
-    known = [part for part in parts if part is not None]
-    if len(known) < len(parts):
+    complete = [part for part in parts if part is not None]
+    if len(complete) < len(parts):
         return None
-    left: Tensor = torch.block_diag(*(left for left, _ in known))  # type: ignore[no-untyped-call]  # torch's has no types
-    right = torch.cat([right for _, right in known])
+    left: Tensor = torch.block_diag(*(left for left, _ in complete))  # type: ignore[no-untyped-call]  # torch's has no types
+    right = torch.cat([right for _, right in complete])
     if axis == 0:
         return [(piece, right) for piece in left.chunk(pieces)]
     return [(left, piece) for piece in right.chunk(pieces, dim=1)]

@@ -48,16 +48,16 @@ def check_origin(
     """Task vectors belong to one origin, by content: refuse another base or centre. `digests` are of the base."""
     digest, tensors = record.get("origin_digest"), record.get("tensors")
     if not isinstance(tensors, list) or not isinstance(digest, str):
-        what = "it does not say which origin its task vectors have"
-        raise BadFile(what, where=str(path), hint="make the vectors again")
+        reason = "it does not say which origin its task vectors have"
+        raise BadFile(reason, where=str(path), hint="make the vectors again")
     names = tuple(str(name) for name in tensors)
     if names not in digests:
         absent = [name for name in names if name not in base.checkpoint.specs]
         digests[names] = f"lacks `{absent[0]}`" if absent else digest_of(base.checkpoint, names)
     if digests[names] != digest:
-        what = "the average of the experts" if record.get("origin") == "centre" else "a base"
+        origin = "the average of the experts" if record.get("origin") == "centre" else "a base"
         raise Mismatch(
-            f"these task vectors were taken from {what} ({digest}) that is not {base.where} ({digests[names]})",
+            f"these task vectors were taken from {origin} ({digest}) that is not {base.where} ({digests[names]})",
             where=str(path), hint="name the checkpoint they were taken from as --base, or make the vectors again",
         )  # fmt: skip
 

@@ -24,16 +24,16 @@ LowRank = tuple[Tensor, Tensor]
 class Tally:
     """Collects the content digest of one source while its tensors are read, each from front to back.
 
-    `known` are the SHA-256 of tensors whose bytes need no second look, by their names in the file.
+    `digests` are the SHA-256 of tensors whose bytes need no second look, by their names in the file.
     """
 
-    def __init__(self, known: Mapping[str, str] | None = None) -> None:
-        self._known = known or {}
+    def __init__(self, digests: Mapping[str, str] | None = None) -> None:
+        self._digests = digests or {}
         self._running: dict[str, hashlib._Hash | None] = {}
 
     def update(self, name: str, raw: Tensor) -> None:
         """Adds the next bytes of a tensor."""
-        if name in self._known:
+        if name in self._digests:
             self._running[name] = None
             return
         running = self._running.get(name) or self._running.setdefault(name, hashlib.sha256())
@@ -44,7 +44,7 @@ class Tally:
         """The digest over all tensors read (or those of them that `names` holds), and how many there were."""
         lines = [
             tensor_line(
-                name, specs[name].dtype, specs[name].shape, running.hexdigest() if running else self._known[name]
+                name, specs[name].dtype, specs[name].shape, running.hexdigest() if running else self._digests[name]
             )
             for name, running in self._running.items()
             if names is None or name in names

@@ -132,7 +132,7 @@ def units(specs: Mapping[str, TensorSpec], qkv: Qkv = "as-is") -> list[Unit]:
     """All tensors as units, sorted by name; q, k and v count as one matrix or as three, as `qkv` says."""
     towers = depths(specs)
     groups = attention_groups({name: spec.shape for name, spec in specs.items() if is_float(spec.dtype)})
-    found: dict[str, Unit] = {}
+    by_name: dict[str, Unit] = {}
     for name, spec in specs.items():
         group = groups.get(name)
         if group is not None and qkv == "fused" and len(group.parts) > 1:
@@ -141,8 +141,8 @@ def units(specs: Mapping[str, TensorSpec], qkv: Qkv = "as-is") -> list[Unit]:
             unit = unit_of(name, spec)
             if group is not None and qkv == "split" and len(group.parts) == 1:
                 unit = replace(unit, pieces=3, axis=group.axis if len(spec.shape) > 1 else 0)
-        found[unit.name] = replace(unit, position=position(name, towers))
-    return [found[name] for name in sorted(found)]
+        by_name[unit.name] = replace(unit, position=position(name, towers))
+    return [by_name[name] for name in sorted(by_name)]
 
 
 def _fused(parts: Sequence[Part]) -> Unit:
