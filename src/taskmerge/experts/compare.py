@@ -287,6 +287,11 @@ def _one_set(sets: Sequence[frozenset[str]], base: frozenset[str] | None) -> boo
     return len(set(sets)) == 1 and (base is None or sets[0] <= base)
 
 
+def specs_of(names: Iterable[str], experts: Sequence[Source]) -> dict[str, TensorSpec]:
+    """Each tensor as the first expert that has it describes it."""
+    return {name: next(expert.specs[name] for expert in experts if name in expert.specs) for name in names}
+
+
 def dtypes_of(name: str, experts: Sequence[Source]) -> Mapping[str, list[str]]:
     """The dtype codes of one tensor and the experts that hold it so."""
     holders: dict[str, list[str]] = {}

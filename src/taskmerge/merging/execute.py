@@ -21,9 +21,9 @@ def execute(run: Run) -> None:
     """Carries the plan out: first passes, then every tensor into the sinks."""
     return_large_blocks()
     with single_threaded(factoring=any(job.reads == "matrix" for job in run.plan.jobs)):
-        known: dict[str, object] = {}
+        statistics: dict[str, object] = {}
         for point in run.points:
-            point.first_pass(lambda bound, index: scan_of(run, bound, index), run.rows.weights, known)
+            point.first_pass(lambda bound, index: scan_of(run, bound, index), run.rows.weights, statistics)
         order = sorted(run.plan.jobs, key=lambda job: (-job.memory, job.name))
         for _ in run.parallel(order, lambda job: _do(run, job)):
             pass

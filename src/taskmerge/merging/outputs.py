@@ -29,12 +29,12 @@ def output_paths(spec: MergeSpec, output: Path | None, points: Sequence[BoundPoi
     varying = [name for name, values in sorted(spec.options.items()) if len(values) > 1]
     if not varying:
         return [output]
-    said = [
+    names = [
         "-".join(f"{name}{plain_value(point.point[name])}".replace(":", "") for name in varying) for point in points
     ]
     if is_folder(output):
-        return [output / re.sub(r"_", "-", one) for one in said]
-    return [output.with_name(f"{output.stem}-{re.sub('_', '-', one)}.safetensors") for one in said]
+        return [output / re.sub(r"_", "-", name) for name in names]
+    return [output.with_name(f"{output.stem}-{re.sub('_', '-', name)}.safetensors") for name in names]
 
 
 def is_folder(path: Path) -> bool:

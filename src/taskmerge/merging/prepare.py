@@ -13,7 +13,7 @@ from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.buffers import is_counter
-from taskmerge.experts.compare import Agreed, agree, dtypes_of
+from taskmerge.experts.compare import Agreed, agree, dtypes_of, specs_of
 from taskmerge.experts.factors import restrictions
 from taskmerge.experts.inputs import InputOptions, Inputs, resolve
 from taskmerge.experts.sources import Source
@@ -163,7 +163,7 @@ def _jobs(
 ) -> tuple[TensorJob, ...]:  # fmt: skip
     """One job a tensor (or attention trio), in canonical order."""
     reads = _granularity(points)
-    specs = {name: next(one.specs[name] for one in experts if name in one.specs) for name in agreed.names}
+    specs = specs_of(agreed.names, experts)
     jobs = [
         _job(spec, chain[-1], unit, tuple(_output(spec, part.name, part.shape, experts) for part in unit.parts), reads)
         for unit in units(specs, "as-is" if reads == "elements" else spec.qkv)
@@ -195,7 +195,7 @@ def _output(spec: MergeSpec, name: str, shape: tuple[int, ...], experts: Sequenc
     codes = list(dtypes_of(name, experts))
     common = DTYPES[codes[0]]
     for code in codes[1:]:  # torch promotes no 8-bit type
-        common, other = (one if one.itemsize > 1 else torch.float32 for one in (common, DTYPES[code]))
+        common, other = (dtype if dtype.itemsize > 1 else torch.float32 for dtype in (common, DTYPES[code]))
         common = torch.promote_types(common, other)
     return OutputSpec(name, _out_dtype(spec, CODES[common]), shape)
 

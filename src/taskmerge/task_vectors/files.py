@@ -105,12 +105,12 @@ class Files:
 def staged(work: Work, counts: Mapping[str, list[int]], running: RunOptions, stack: ExitStack) -> Files:
     """Opens all outputs under staging names."""
     experts = work.rows.experts
-    specs = {one.task: _specs(work, index, counts) for index, one in enumerate(experts)}
+    specs = {expert.task: _specs(work, index, counts) for index, expert in enumerate(experts)}
     ending = ENDINGS[work.wanted.kind]
-    names = [(task, work.folder / f"{task}{ending}", list(one.values())) for task, one in specs.items()]
+    names = [(task, work.folder / f"{task}{ending}", list(outputs.values())) for task, outputs in specs.items()]
     if work.wanted.writes_centre:
         dtype = work.wanted.centre_dtype
-        plain = [replace(one, dtype=dtype) if is_float(one.dtype) else one for one in work.plan.outputs()]
+        plain = [replace(output, dtype=dtype) if is_float(output.dtype) else output for output in work.plan.outputs()]
         names.append((CENTRE, work.folder / f"{CENTRE}.safetensors", plain))
     blank = {name: _metadata(work, name, specs, {}, BLANK) for name, _, _ in names}
     opened = {
@@ -122,7 +122,7 @@ def staged(work: Work, counts: Mapping[str, list[int]], running: RunOptions, sta
         )
         for name, path, outputs in names
     }  # fmt: skip
-    return Files({one.task: opened[one.task] for one in experts}, specs, opened.get(CENTRE))
+    return Files({expert.task: opened[expert.task] for expert in experts}, specs, opened.get(CENTRE))
 
 
 def _specs(work: Work, task: int, counts: Mapping[str, list[int]]) -> dict[str, OutputSpec]:
@@ -137,8 +137,8 @@ def _specs(work: Work, task: int, counts: Mapping[str, list[int]]) -> dict[str, 
         if wanted.apply and job.action == "merge":
             dtype = wanted.dtype or _dtype(expert, work.rows.base, job.name)
         if job.name in specs:
-            what = "its name is that of another tensor's factor"
-            raise Mismatch(what, where=f"`{job.name}`", hint="leave it out with --exclude")
+            reason = "its name is that of another tensor's factor"
+            raise Mismatch(reason, where=f"`{job.name}`", hint="leave it out with --exclude")
         specs[job.name] = OutputSpec(job.name, dtype, job.unit.shape)
     return specs
 
@@ -173,22 +173,22 @@ def committed(work: Work, files: Files) -> tuple[tuple[VectorOutput, ...], str]:
         digest = work.rows.tallies[id(base)].finish(base.stored, frozenset(_origin_names(work)))[0]
     sinks = {**({CENTRE: files.centre} if files.centre else {}), **files.tasks}
     if files.centre is not None:
-        plain = {one.name: _described(one, work.wanted.centre_dtype) for one in work.plan.outputs()}
+        plain = {output.name: _described(output, work.wanted.centre_dtype) for output in work.plan.outputs()}
         digest = files.digest.finish(plain, frozenset(_origin_names(work)))[0]
     outputs = []
     for name, sink in sinks.items():
-        said = _metadata(work, name, files.specs, files.ranks.get(name, {}), digest)
-        sink.commit(metadata(said))
+        record = _metadata(work, name, files.specs, files.ranks.get(name, {}), digest)
+        sink.commit(metadata(record))
         size = sum(file.stat().st_size for file in sink.files)
         task = None if name == CENTRE else name
-        outputs.append(VectorOutput(str(sink.path), tuple(map(str, sink.files)), size, str(said["kind"]), task))
+        outputs.append(VectorOutput(str(sink.path), tuple(map(str, sink.files)), size, str(record["kind"]), task))
     return tuple(outputs), digest
 
 
-def _described(one: OutputSpec, dtype: str) -> TensorSpec:
+def _described(output: OutputSpec, dtype: str) -> TensorSpec:
     """A tensor of the centre, as its header will describe it."""
-    code = dtype if is_float(one.dtype) else one.dtype
-    return TensorSpec(one.name, code, one.shape, Path(), 0, 0)
+    code = dtype if is_float(output.dtype) else output.dtype
+    return TensorSpec(output.name, code, output.shape, Path(), 0, 0)
 
 
 def _metadata(
@@ -197,28 +197,28 @@ def _metadata(
     """The provenance of one file: what it is, of which task and origin, made of which experts."""
     wanted, rows = work.wanted, work.rows
     digests = expert_digests(work, name)
-    said: dict[str, object] = {"version": __version__, "experts": digests, "device": rows.device.type}
+    record: dict[str, object] = {"version": __version__, "experts": digests, "device": rows.device.type}
     if name == CENTRE and work.wanted.writes_centre:
-        return said | {"kind": "centre"}
-    said |= {"kind": wanted.kind, "task": name, "origin": origin_of(work)} | (
+        return record | {"kind": "centre"}
+    record |= {"kind": wanted.kind, "task": name, "origin": origin_of(work)} | (
         {"origin_digest": digest} if digest else {}
     )
     if wanted.rank:
-        said |= {"rank": str(wanted.rank), "understood": wanted.rank.understood, "also": list(work.also)}
+        record |= {"rank": str(wanted.rank), "understood": wanted.rank.understood, "also": list(work.also)}
     if wanted.apply:
-        return said | {"coefficient": wanted.coefficient}
-    expert = next(one for one in rows.experts if one.task == name)
+        return record | {"coefficient": wanted.coefficient}
+    expert = next(expert for expert in rows.experts if expert.task == name)
     floats = [job.name for job in work.plan.jobs if job.action == "merge"]
     dtypes = {tensor: _dtype(expert, rows.base, tensor) for tensor in floats}
     usual = max(sorted(set(dtypes.values())), key=list(dtypes.values()).count, default="F32")
-    said |= {
+    record |= {
         "tensors": _origin_names(work), "dtype": usual,
         "dtypes": {tensor: code for tensor, code in dtypes.items() if code != usual},
     }  # fmt: skip
     if wanted.rank:
         held = {job.name: specs[name][job.name + ".s"].shape[-1] for job in work.plan.jobs if job.reads == "matrix"}
-        said["ranks"] = {**held, **ranks}
-    return said
+        record["ranks"] = {**held, **ranks}
+    return record
 
 
 def origin_of(work: Work) -> Literal["base", "centre"]:

@@ -56,7 +56,7 @@ def subtract(work: Work, files: Files, job: TensorJob) -> None:
 def _buffers(work: Work, files: Files, job: TensorJob) -> None:
     """Integer and bool tensors have no differences: every task keeps its own, the centre the common value."""
     rows, code = work.rows, job.outputs[0].dtype
-    holders = [one if job.name in one.specs or rows.base is None else rows.base for one in rows.experts]
+    holders = [expert if job.name in expert.specs or rows.base is None else rows.base for expert in rows.experts]
     values = [rows.raw(holder, job.name) for holder in holders]
     for expert, raw in zip(rows.experts, values, strict=True):
         files.tasks[expert.task].write(job.name, raw.view(DTYPES[code]))

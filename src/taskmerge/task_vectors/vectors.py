@@ -14,7 +14,7 @@ from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, unknown_name
-from taskmerge.experts.compare import Agreed, agree
+from taskmerge.experts.compare import Agreed, agree, specs_of
 from taskmerge.experts.inputs import InputOptions, Inputs, named, resolve
 from taskmerge.experts.rows import Rows, even
 from taskmerge.experts.sources import Tally
@@ -41,6 +41,7 @@ from taskmerge.task_vectors.files import (
     staged,
 )  # fmt: skip
 from taskmerge.task_vectors.subtract import energy_counts, subtract
+from taskmerge.types import Space
 
 OPTIONS = (
     "include", "exclude", "on_missing", "on_buffer", "strip_prefix", "compute_dtype", "svd", "keep_base", "skip_input",
@@ -105,67 +106,71 @@ def vectors(
     return _carry_out(_prepare(inputs, wanted, spec, opening, running), running)
 
 
-def _prepare(inputs: Arguments, wanted: Wanted, spec: MergeSpec, opening: InputOptions, running: RunOptions) -> Work:
+def _prepare(given: Arguments, wanted: Wanted, spec: MergeSpec, opening: InputOptions, running: RunOptions) -> Work:
     """Opens headers, compares them, and lays the work out. Reads no weights, writes nothing."""
     folder = running.output or Path("applied" if wanted.apply else "vectors")
-    own = [] if wanted.apply else [folder / f"{task}{ENDINGS[wanted.kind]}" for task, _ in named(inputs)]
+    own = [] if wanted.apply else [folder / f"{task}{ENDINGS[wanted.kind]}" for task, _ in named(given)]
     own += [folder / f"{CENTRE}.safetensors"] if wanted.writes_centre else []
-    found = resolve(inputs, replace(opening, outputs=tuple(own), earlier=("vector", "factors", "centre")))
-    _check(found, wanted, folder)
-    check_free([folder / f"{one.task}{ENDINGS[wanted.kind]}" for one in found.experts], overwrite=running.overwrite)
-    agreed = agree(spec, found.base, found.experts, not wanted.centre or found.experts[0].kind != "weight")
-    reads_base = not wanted.centre or any(expert.kind != "weight" for expert in found.experts)
-    sources = [*found.experts, *([found.base] if found.base and reads_base else [])]
+    inputs = resolve(given, replace(opening, outputs=tuple(own), earlier=("vector", "factors", "centre")))
+    _check(inputs, wanted, folder)
+    paths = [folder / f"{expert.task}{ENDINGS[wanted.kind]}" for expert in inputs.experts]
+    check_free(paths, overwrite=running.overwrite)
+    plan = _plan(inputs, wanted, spec, running)
+    check_disk(plan.costs.bytes_written, paths)
+    rows = _rows(spec, wanted, inputs, running)
+    return Work(wanted, rows, plan, inputs, folder, progress_of(plan, running), spec.also, spec.on_buffer, spec.svd)
+
+
+def _plan(inputs: Inputs, wanted: Wanted, spec: MergeSpec, running: RunOptions) -> Plan:
+    """Every tensor accounted for, and what that costs."""
+    differences = any(expert.kind != "weight" for expert in inputs.experts)
+    reads_base = not wanted.centre or differences
+    agreed = agree(spec, inputs.base, inputs.experts, reads_base)
     jobs, costs = costed(
-        _jobs(spec, wanted, found, agreed), len(found.experts) + wanted.centre, sources, len(found.experts),
+        _jobs(spec, wanted, inputs, agreed), len(inputs.experts) + wanted.centre,
+        inputs.sources if reads_base else inputs.experts, len(inputs.experts),
         budget(running.threads, running.max_memory),
     )  # fmt: skip
-    check_disk(costs.bytes_written, [folder / "any"])
-    tasks = tuple(expert.task for expert in found.experts)
-    plan = Plan(jobs, tasks, agreed.heads, agreed.left_out, agreed.notes, costs)
-    return Work(
-        wanted, _rows(spec, wanted, found, running), plan, found, folder, progress_of(plan, running), spec.also,
-        spec.on_buffer, spec.svd,
-    )  # fmt: skip
+    tasks = tuple(expert.task for expert in inputs.experts)
+    return Plan(jobs, tasks, agreed.heads, agreed.left_out, agreed.notes, costs)
 
 
-def _rows(spec: MergeSpec, wanted: Wanted, found: Inputs, running: RunOptions) -> Rows:
+def _rows(spec: MergeSpec, wanted: Wanted, inputs: Inputs, running: RunOptions) -> Rows:
     """The experts as differences from the base, or from their average."""
     dtype = torch.float64 if spec.compute_dtype == "float64" else torch.float32
     device = named_device(running.device, accelerate=wanted.rank is not None)
-    tallies = {id(source): Tally() for source in found.sources}
-    return Rows(
-        found.base, found.experts, "centred" if wanted.centre else "delta", even(found.experts), dtype, device, tallies
-    )
+    tallies = {id(source): Tally() for source in inputs.sources}
+    space: Space = "centred" if wanted.centre else "delta"
+    return Rows(inputs.base, inputs.experts, space, even(inputs.experts), dtype, device, tallies)
 
 
-def _check(found: Inputs, wanted: Wanted, folder: Path) -> None:
+def _check(inputs: Inputs, wanted: Wanted, folder: Path) -> None:
     """Refuses what has no meaning: no origin, vectors that are centred already, names that are no file names; and
     outputs that would replace an input."""
-    if not wanted.centre and found.base is None:
+    if not wanted.centre and inputs.base is None:
         raise UsageError(
             "task vectors are differences from a base", where="--base",
             hint="name the checkpoint that the experts were fine-tuned from, or take their average with --centre",
         )  # fmt: skip
-    centred = [one for one in found.experts if one.kind == "centred"]
+    centred = [expert for expert in inputs.experts if expert.kind == "centred"]
     if wanted.centre and centred:
-        what = "it holds differences from the average already"
-        raise UsageError(what, where=centred[0].where, hint="leave out --centre")
-    for one in found.experts:
-        if "/" in one.task or one.task in ("", CENTRE):
-            raise UsageError(f"`{one.task}` is no name for a file of a task", hint="name the input: `other=PATH`")
-    read = files_read(found.sources)
-    written = [f"{one.task}{ENDINGS[wanted.kind]}" for one in found.experts]
+        reason = "it holds differences from the average already"
+        raise UsageError(reason, where=centred[0].where, hint="leave out --centre")
+    for expert in inputs.experts:
+        if "/" in expert.task or expert.task in ("", CENTRE):
+            raise UsageError(f"`{expert.task}` is no name for a file of a task", hint="name the input: `other=PATH`")
+    read = files_read(inputs.sources)
+    written = [f"{expert.task}{ENDINGS[wanted.kind]}" for expert in inputs.experts]
     for name in (*written, *([f"{CENTRE}.safetensors"] if wanted.writes_centre else [])):
         check_kept(lay_out(folder / name, (), overwrite=True), read)
 
 
-def _jobs(spec: MergeSpec, wanted: Wanted, found: Inputs, agreed: Agreed) -> list[TensorJob]:
+def _jobs(spec: MergeSpec, wanted: Wanted, inputs: Inputs, agreed: Agreed) -> list[TensorJob]:
     """One job a tensor: matrices whole where they are factored, the rest in slices."""
-    specs = {name: next(one.specs[name] for one in found.experts if name in one.specs) for name in agreed.names}
+    specs = specs_of(agreed.names, inputs.experts)
     jobs = [_job(spec, wanted, unit, specs[unit.name]) for unit in units(specs)]
-    if wanted.apply and found.base is not None:
-        copied = {name: found.base.specs[name] for name in agreed.copied}
+    if wanted.apply and inputs.base is not None:
+        copied = {name: inputs.base.specs[name] for name in agreed.copied}
         jobs += [TensorJob(unit_of(name, spec), (_as_stored(name, spec),), "copy") for name, spec in copied.items()]
     if not jobs:
         raise Mismatch("there is no tensor to take", hint="check --include and --exclude")
