@@ -16,8 +16,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from spectral import matrix
 from torch import Tensor
+
+from spectral import matrix
 
 METHODS = ("tsv_m", "iso_cts")
 SHAPES = ((768, 768), (2304, 768), (3072, 768))

@@ -13,6 +13,7 @@ from taskmerge.checkpoint.writer import Sink
 from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.plan import CHUNK, Plan, TensorJob
+from taskmerge.numerics.lapack import settle_thread
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.types import Space
 
@@ -73,7 +74,7 @@ def parallel(run: Run, jobs: Sequence[TensorJob], work: Callable[[TensorJob], R]
     flying: dict[Future[R], tuple[int, int]] = {}
     ready: dict[int, Future[R]] = {}
     due = 0
-    with ThreadPoolExecutor(run.plan.workers, thread_name_prefix="merge") as pool:
+    with ThreadPoolExecutor(run.plan.workers, thread_name_prefix="merge", initializer=settle_thread) as pool:
         try:
             while waiting or flying:
                 while len(flying) < run.plan.workers:

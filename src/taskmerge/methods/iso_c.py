@@ -12,7 +12,7 @@ from taskmerge.types import Matrix
 
 
 class Flat(NamedTuple):
-    """A flat spectrum before it is scaled: the sum of the singular values, the directions [m, n], what to say of them."""
+    """A flat spectrum before it is scaled: the sum of the singular values, the directions [m, n], and notes on them."""
 
     total: float
     directions: Matrix

@@ -12,7 +12,7 @@ from taskmerge.types import Matrix
 
 
 class Whitened(NamedTuple):
-    """A merged task vector [m, n] before it is scaled, and what there is to say about its directions."""
+    """A merged task vector [m, n] before it is scaled, and notes on its directions."""
 
     merged: Matrix
     notes: tuple[str, ...]
