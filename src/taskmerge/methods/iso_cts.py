@@ -9,7 +9,7 @@ from torch import Tensor
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
 from taskmerge.methods.iso_c import Flat, summed
-from taskmerge.numerics.polar import notes, polar
+from taskmerge.numerics.polar import RULE, notes, polar
 from taskmerge.numerics.powers import norm, total
 from taskmerge.numerics.rank import GUARD
 from taskmerge.numerics.spectral import Factors, TaskMatrices
@@ -71,6 +71,7 @@ def flattened(matrices: TaskMatrices, common_fraction: float) -> Flat:
         "the authors searched the coefficient on validation data, 0.1 to 3.0, and scale averaged tensors by it too; "
         "here the coefficient scales matrices only",
         "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
+        RULE,
     ),
 )
 def iso_cts(

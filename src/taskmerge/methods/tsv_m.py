@@ -6,7 +6,7 @@ import torch
 
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
-from taskmerge.numerics.polar import notes, polar
+from taskmerge.numerics.polar import RULE, notes, polar
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
 
@@ -38,8 +38,7 @@ def whitened(matrices: TaskMatrices) -> Whitened:
     notes=(
         "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
         "the authors searched the coefficient on validation data, 0.1 to 3.0",
-        "directions that tasks share to 1e-6 are dropped, weaker ties are made orthonormal as published; "
-        "below 1e-3 the result is sensitive to rounding, and the run says so",
+        RULE,
     ),
 )
 def tsv_m(

@@ -14,6 +14,10 @@ SENSITIVE = 1e-3
 """Share of the largest singular value below which rounding of the input shows in the factor."""
 DROPPED_NOTE = f"directions that tasks share (to {DROPPED:g}) are dropped"
 SENSITIVE_NOTE = f"directions that tasks nearly share (to {SENSITIVE:g}) are kept, as published; rounding shows in them"
+RULE = (
+    f"directions that tasks share to {DROPPED:g} are dropped, all others kept, as published; "
+    f"the run says where ties closer than {SENSITIVE:g} let rounding show"
+)
 DEEPEST = 1e-10
 """Least λ_min/λ_max of a float64 Gram matrix that answers for every direction (error at most 3e-7)."""
 FLAT = 3e-2
