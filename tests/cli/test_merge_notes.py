@@ -7,6 +7,8 @@ import pytest
 import torch
 from merge_cases import digest, load, merge, model, provenance, refused_merge, same_tensors, save, tree, write_experts
 
+from taskmerge.numerics.polar import DROPPED_NOTE, SENSITIVE_NOTE
+
 Files = dict[str, Path]
 
 
@@ -193,6 +195,22 @@ def test_skip_input_leaves_inputs_out_with_a_note(experts: Files) -> None:
 def test_a_rank_above_the_full_rank_is_clamped_with_a_note(experts: Files) -> None:
     outcome = merge("*.safetensors", "--rank", "9")
     assert "note: rank 9 is above the full rank of 4 matrices" in outcome.err
+
+
+@pytest.mark.parametrize("method", ["tsv-m", "iso-cts"])
+@pytest.mark.parametrize(("apart", "note"), [(0, DROPPED_NOTE), (1e-6, SENSITIVE_NOTE)])
+def test_directions_that_tasks_share_are_noted_once_with_a_count(
+    here: Path, method: str, apart: float, note: str
+) -> None:
+    write_experts(here, "cars")
+    cars = load(here / "cars.safetensors")
+    noise = model(5)
+    save(here / "twin.safetensors", {name: values + apart * noise[name] for name, values in cars.items()})
+    options = ["--common-fraction", "0.0"] if method == "iso-cts" else []
+    outcome = merge("*.safetensors", "-m", method, *options)
+    assert outcome.err.count(f"note: 4 matrices: {note}\n") == 1
+    grid = merge("*.safetensors", "-m", method, *options, "--coefficient", "0.5,1.0")
+    assert grid.err.count(f"note: 4 matrices: {note}\n") == 1
 
 
 def test_quiet_says_nothing_but_the_path(experts: Files) -> None:

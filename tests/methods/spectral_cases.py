@@ -16,6 +16,8 @@ PROPERTY = settings(
 SHAPES = [(1, 7), (7, 1), (1, 1), (12, 12), (20, 9), (9, 20), (33, 16), (16, 33)]
 STORED = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EXACT = [torch.float64, torch.float32]
+DROPPED = 1e-6
+"""Share of the largest singular value below which TSV-M and Iso-CTS drop a direction."""
 COEFFICIENTS = st.sampled_from([-1.5, -0.3, 0.0, 0.4, 2.0])
 
 
@@ -116,11 +118,11 @@ def lowest(array: np.ndarray, count: int) -> np.ndarray:
 
 
 def polar_factor(array: np.ndarray) -> np.ndarray:
-    """The sum of u_i v_iᵀ over the directions above a thousandth of the largest."""
+    """The sum of u_i v_iᵀ over the directions above a millionth of the largest."""
     u, s, vt = np.linalg.svd(array, full_matrices=False)
     total = np.zeros_like(array)
     for i in range(len(s)):
-        if s[i] > 1e-3 * s[0]:
+        if s[i] > DROPPED * s[0]:
             total += np.outer(u[:, i], vt[i])
     return total
 
@@ -135,7 +137,27 @@ def whitening(array: np.ndarray) -> float:
     """The same over the directions that a polar factor keeps; 0 where one is about to be dropped."""
     values = np.linalg.svd(array, compute_uv=False)
     shares = values / values[0]
-    return 0.0 if np.any((shares > 5e-4) & (shares < 2e-3)) else float(shares[shares > 1e-3][-1])
+    return 0.0 if np.any((shares > DROPPED / 20) & (shares < DROPPED * 2)) else float(shares[shares > DROPPED][-1])
+
+
+@st.composite
+def nearly_shared(draw, shares=(-5.0, -3.02)) -> tuple[Tensor, float]:
+    """Task matrices [T, m, n] in float64 of which two nearly share a direction, and how nearly.
+
+    The directions side by side have σ_min/σ_max = share, drawn between two powers of ten, on the left, the right, or
+    both. Every matrix has rank floor(r / T): with all the room taken (T k = r) the square case that real experts give.
+    """
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    shape, tasks = draw(st.sampled_from([(12, 12), (24, 12), (12, 30)])), draw(st.integers(2, 4))
+    share, sides = 10.0 ** draw(st.floats(*shares)), draw(st.sampled_from([(0,), (1,), (0, 1)]))
+    k = min(shape) // tasks
+    bases = [orthonormal(side, tasks * k, generator) for side in shape]
+    for basis in (bases[side] for side in sides):
+        angle = 2 * np.arctan(share)
+        basis[:, k] = np.cos(angle) * basis[:, 0] + np.sin(angle) * basis[:, k]
+    values = 0.8 ** torch.arange(k, dtype=torch.float64)
+    left, right = (basis.split(k, dim=1) for basis in bases)
+    return torch.stack([(u * values) @ v.mT for u, v in zip(left, right, strict=True)]), share
 
 
 def assert_near(actual: Tensor, expected: np.ndarray | Tensor, tolerance: float, scale: float | None = None) -> None:

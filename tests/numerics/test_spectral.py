@@ -497,15 +497,15 @@ def test_four_threads_give_the_bytes_of_one():
     ]
     barrier = threading.Barrier(4)
 
-    def start() -> None:
-        torch.get_num_threads()  # as experts/parallel.py does
-        barrier.wait()
-
     def work(stack: Tensor) -> bytes:
         return TaskMatrices(stack).truncated_sum(9, [1.0, 1.0]).numpy().tobytes()
 
+    def started() -> None:
+        lapack.settle_thread()
+        barrier.wait()
+
     alone = [work(stack) for stack in stacks]
-    with ThreadPoolExecutor(4, initializer=start) as pool:
+    with ThreadPoolExecutor(4, initializer=started) as pool:
         together = list(pool.map(work, stacks))
     assert together == alone
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
-import torch
+from taskmerge.numerics.lapack import settle_thread
 
 
 class Sized(Protocol):
@@ -34,9 +34,7 @@ def parallel(
     flying: dict[Future[R], tuple[int, int]] = {}
     ready: dict[int, Future[R]] = {}
     due = 0
-    # MKL's count of threads is each thread's own: all cores, until torch is asked for its count there. Without that,
-    # workers would be in each other's way, and bytes would depend on which of them did the work.
-    with ThreadPoolExecutor(workers, thread_name_prefix="merge", initializer=torch.get_num_threads) as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="merge", initializer=settle_thread) as pool:
         try:
             while waiting or flying:
                 while len(flying) < workers:

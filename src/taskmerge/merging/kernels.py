@@ -1,6 +1,7 @@
 """Binds a chain of methods to one point of the grid: stack in, merged tensor out."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +34,7 @@ class BoundPoint:
     alone: bool
     shared: WeakKeyDictionary[TaskMatrices, tuple[str, object]] = field(default_factory=WeakKeyDictionary)
     statistics: list[object] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def last(self) -> Method:
@@ -67,16 +69,18 @@ class BoundPoint:
 
     def _shared(self, matrices: TaskMatrices) -> object:
         """What the method shares between grid points; kept for the point before, and as long as the matrices."""
-        if self.last.shared is None:
+        costly = self.last.shared
+        if costly is None:
             return None
-        own = accepted(self.last.shared, self.options[-1])
-        if self.alone:
-            return self.last.shared(matrices, **own)
-        said = self.shared_by
-        known = self.shared.get(matrices)
-        if known is None or known[0] != said:
-            known = self.shared[matrices] = (said, self.last.shared(matrices, **own))
-        return known[1]
+        key = self.shared_by
+        kept = None if self.alone else self.shared.get(matrices)
+        if kept is not None and kept[0] == key:
+            return kept[1]
+        value: object = costly(matrices, **accepted(costly, self.options[-1]))
+        self.remarks.extend(getattr(value, "notes", ()))
+        if not self.alone:
+            self.shared[matrices] = (key, value)
+        return value
 
     @property
     def shared_by(self) -> str:
@@ -102,8 +106,10 @@ class BoundPoint:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the first passes have to say: counts kept against counts asked for."""
-        return tuple(note for one in self.statistics for note in getattr(one, "notes", ()))
+        """What the first passes have to say (counts kept against counts asked for), and what matrices gave rise to."""
+        first = (note for statistic in self.statistics for note in getattr(statistic, "notes", ()))
+        remarks = sorted(Counter(self.remarks).items())
+        return (*first, *(f"{count} matrices: {remark}" for remark, count in remarks))
 
     def _own(self, index: int) -> dict[str, object]:
         statistic = self.statistics[index] if self.statistics else None

@@ -6,6 +6,7 @@ import torch
 
 from taskmerge.methods.contract import Option, method
 from taskmerge.numerics.centre import shares
+from taskmerge.numerics.powers import norm
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix, Weights
@@ -21,8 +22,7 @@ def _cancel(matrices: TaskMatrices, weights: Weights) -> bool:
     if len(matrices) != 2:
         return False
     (first, second), (left, right) = matrices.stack, shares(weights)
-    rest = torch.linalg.vector_norm(left * first + right * second)
-    return float(rest) <= ROUNDING * float(torch.linalg.vector_norm(left * first))
+    return norm(left * first + right * second) <= ROUNDING * norm(left * first)
 
 
 @method(

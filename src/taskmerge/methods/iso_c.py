@@ -6,29 +6,31 @@ import torch
 
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
+from taskmerge.numerics.powers import total
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
 
 
 class Flat(NamedTuple):
-    """A flat spectrum before it is scaled: the sum of the singular values, and the directions [m, n]."""
+    """A flat spectrum before it is scaled: the sum of the singular values, the directions [m, n], and notes on them."""
 
     total: float
     directions: Matrix
+    notes: tuple[str, ...] = ()
 
 
 def summed(matrices: TaskMatrices) -> Matrix:
     """Στ_t, added up in task order."""
-    total = torch.zeros_like(matrices.stack[0])
+    result = torch.zeros_like(matrices.stack[0])
     for matrix in matrices.stack:
-        total.add_(matrix)
-    return total
+        result.add_(matrix)
+    return result
 
 
 def flattened(matrices: TaskMatrices) -> Flat:
     """Σs and U Vᵀ of Στ_t, over its numerical rank."""
     u, s, vt = TaskMatrices(summed(matrices)[None]).top(matrices.full)[0]
-    return Flat(float(s.sum()), u @ vt)
+    return Flat(total(s), u @ vt)
 
 
 @method(
@@ -56,5 +58,5 @@ def iso_c(
     α mean(s) U Vᵀ (Marczak et al., Iso-C), U and V over the numerical rank of Στ_t: beyond it they are not unique.
     The mean is over all r = min(m, n) singular values, zeros too. Returns the merged task vector.
     """
-    total, directions = shared or flattened(matrices)
-    return (coefficient * total / matrices.full) * directions
+    flat = shared or flattened(matrices)
+    return (coefficient * flat.total / matrices.full) * flat.directions

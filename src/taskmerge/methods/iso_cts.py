@@ -9,7 +9,8 @@ from torch import Tensor
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
 from taskmerge.methods.iso_c import Flat, summed
-from taskmerge.numerics.polar import polar
+from taskmerge.numerics.polar import RULE, notes, polar
+from taskmerge.numerics.powers import norm, total
 from taskmerge.numerics.rank import GUARD
 from taskmerge.numerics.spectral import Factors, TaskMatrices
 from taskmerge.types import Matrix
@@ -36,7 +37,7 @@ def _above(factors: Factors, floor: float) -> Factors:
 
 def _noise(matrix: Tensor) -> float:
     """What the rounding of a matrix's entries, or of a projection, may look like as a singular value."""
-    return max(torch.finfo(matrix.dtype).eps, LEAST) * float(torch.linalg.vector_norm(matrix))
+    return max(torch.finfo(matrix.dtype).eps, LEAST) * norm(matrix)
 
 
 def _outside(matrix: Tensor, basis: Tensor) -> Tensor:
@@ -52,10 +53,9 @@ def flattened(matrices: TaskMatrices, common_fraction: float) -> Flat:
     common = _above(TaskMatrices(summed(matrices).double()[None]).top(count)[0], max(noise))
     own = TaskMatrices(torch.stack([_outside(matrix, common.u) for matrix in matrices.stack])).top(each)
     parts = [*map(_above, own, noise), Factors(*(part.to(matrices.stack) for part in common))]
-    total = sum(float(part.s.sum()) for part in parts)
     left = polar(torch.cat([part.u.mT for part in parts]))
     right = polar(torch.cat([part.vt for part in parts]))
-    return Flat(total, left.mT @ right)
+    return Flat(sum(total(part.s) for part in parts), left.factor.mT @ right.factor, notes(left, right))
 
 
 @method(
@@ -71,6 +71,7 @@ def flattened(matrices: TaskMatrices, common_fraction: float) -> Flat:
         "the authors searched the coefficient on validation data, 0.1 to 3.0, and scale averaged tensors by it too; "
         "here the coefficient scales matrices only",
         "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
+        RULE,
     ),
 )
 def iso_cts(
@@ -86,5 +87,5 @@ def iso_cts(
     as in `split`). All are made orthonormal, and every singular value becomes the mean over the r = min(m, n) places
     (tasks' and sum's values mixed, zeros too). Returns the merged task vector.
     """
-    total, directions = shared or flattened(matrices, common_fraction)
-    return (coefficient * total / matrices.full) * directions
+    flat = shared or flattened(matrices, common_fraction)
+    return (coefficient * flat.total / matrices.full) * flat.directions

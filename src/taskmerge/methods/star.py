@@ -8,6 +8,7 @@ from torch import Tensor
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
 from taskmerge.numerics.centre import shares
+from taskmerge.numerics.powers import exponent_of, times_power
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix, Weights
 
@@ -18,6 +19,13 @@ def components_for(values: Tensor, eta: float) -> int:
     """The least k, at least 1, whose k leading values hold the share `eta` of their sum."""
     cumulative = values.double().cpu().cumsum(0)
     return int((cumulative < (1 - SLACK) * eta * cumulative[-1]).sum()) + 1
+
+
+def growth(values: Tensor, kept: Tensor) -> float:
+    """Σ s / Σ_{i≤k} s, both added up near 1: large singular values add up to more than float32 holds."""
+    exponent = exponent_of(float(values[0]))
+    whole, part = (times_power(s, -exponent).sum() for s in (values, kept))
+    return float(whole / part)
 
 
 @method(
@@ -47,6 +55,6 @@ def star(
         shares(weights), spectra, counts, matrices.top(max(counts)), strict=True
     ):
         kept = s[:count]
-        grown = kept * (share * float(values.sum() / kept.sum()))
+        grown = kept * (share * growth(values, kept))
         total += (u[:, :count] * grown) @ vt[:count]
     return total

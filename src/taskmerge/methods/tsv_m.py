@@ -1,23 +1,30 @@
 """TSV-M: the tasks' leading singular vectors side by side, made orthonormal."""
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 
 from taskmerge.methods.average import average
 from taskmerge.methods.contract import Option, method
-from taskmerge.numerics.polar import polar
+from taskmerge.numerics.polar import RULE, notes, polar
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
 
 
-def whitened(matrices: TaskMatrices) -> Matrix:
+class Whitened(NamedTuple):
+    """A merged task vector [m, n] before it is scaled, and notes on its directions."""
+
+    merged: Matrix
+    notes: tuple[str, ...]
+
+
+def whitened(matrices: TaskMatrices) -> Whitened:
     """polar([U_1 … U_T]) diag(s_1 … s_T) polar([V_1 … V_T])ᵀ of each task's share of the components."""
     factors = matrices.top(max(1, matrices.full // len(matrices)))
     values = torch.cat([s for _, s, _ in factors])
     left = polar(torch.cat([u.mT for u, _, _ in factors]))  # rows lie together in memory
     right = polar(torch.cat([vt for _, _, vt in factors]))
-    return left.mul_(values[:, None]).mT @ right
+    return Whitened(left.factor.mul_(values[:, None]).mT @ right.factor, notes(left, right))
 
 
 @method(
@@ -31,12 +38,12 @@ def whitened(matrices: TaskMatrices) -> Matrix:
     notes=(
         "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
         "the authors searched the coefficient on validation data, 0.1 to 3.0",
-        "directions that the tasks share to 1e-3 are dropped before they are made orthonormal, not blown up",
+        RULE,
     ),
 )
 def tsv_m(
     matrices: TaskMatrices,
-    shared: Matrix | None = None,
+    shared: Whitened | None = None,
     *,
     coefficient: Annotated[float, Option("scales the merged task vector")] = 1.0,
 ) -> Matrix:
@@ -46,4 +53,4 @@ def tsv_m(
     every expert; a zero τ_t has none and so takes no part. The polar factors are the nearest matrices with
     orthonormal columns (Gargiulo et al., TSV-Merge). Returns the merged task vector.
     """
-    return coefficient * (whitened(matrices) if shared is None else shared)
+    return coefficient * (shared or whitened(matrices)).merged

@@ -56,6 +56,15 @@ def single_threaded(*, factoring: bool = True) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def settle_thread() -> None:
+    """Makes a new worker thread take over the process's thread count: call it first there.
+
+    torch hands the count to OpenMP and MKL thread by thread, on the first call that asks; until then a product there
+    runs on all cores, and its last bits differ from those of one thread.
+    """
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def gram(matrix: Tensor) -> Tensor:
     """The lower triangle of AᵀA (A [m, n], m >= n) or AAᵀ (m < n), in the matrix's own precision; zeros above it.
 
@@ -112,16 +121,16 @@ def top_eigenpairs(symmetric: Tensor, k: int) -> tuple[Tensor, Tensor]:
     work = symmetric.new_empty(_workspace(symmetric.dtype, n)[0])
     counts = torch.empty(_workspace(symmetric.dtype, n)[1], dtype=torch.int32)
     support = torch.empty(2 * k, dtype=torch.int32)
-    found, info = ctypes.c_int(), ctypes.c_int()
+    computed, info = ctypes.c_int(), ctypes.c_int()
     real = _REAL[symmetric.dtype]
     syevr(
         _char("V"), _char("I"), _char("U"), _int(n), symmetric.data_ptr(), _int(n),
         ctypes.byref(real(0)), ctypes.byref(real(0)), _int(n - k + 1), _int(n), ctypes.byref(real(0)),
-        ctypes.byref(found), values.data_ptr(), vectors.data_ptr(), _int(n), support.data_ptr(),
+        ctypes.byref(computed), values.data_ptr(), vectors.data_ptr(), _int(n), support.data_ptr(),
         work.data_ptr(), _int(len(work)), counts.data_ptr(), _int(len(counts)), ctypes.byref(info),
     )  # fmt: skip
-    if info.value != 0 or found.value != k:
-        raise LapackError(f"syevr: info {info.value}, {found.value} of {k} eigenvalues")
+    if info.value != 0 or computed.value != k:
+        raise LapackError(f"syevr: info {info.value}, {computed.value} of {k} eigenvalues")
     return values[:k].flip(0), vectors.flip(0)
 
 
@@ -150,15 +159,15 @@ def routine(name: str, dtype: torch.dtype) -> Routine | None:
 def _capsule_name(capsule: object) -> bytes | None:
     """The C signature that Cython wrote on the capsule."""
     call = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
-    found: bytes | None = call(capsule)
-    return found
+    signature: bytes | None = call(capsule)
+    return signature
 
 
 def _capsule_pointer(capsule: object, title: bytes) -> int:
     """The address of the function inside the capsule."""
     call = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
-    found: int = call(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, title)
-    return found
+    address: int = call(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, title)
+    return address
 
 
 @cache
@@ -166,13 +175,13 @@ def _workspace(dtype: torch.dtype, n: int) -> tuple[int, int]:
     """The sizes of syevr's two work arrays for order n, as LAPACK's query names them."""
     syevr = routine("syevr", dtype)
     work, counts, unused = torch.zeros(1, dtype=dtype), torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=dtype)
-    found, info = ctypes.c_int(), ctypes.c_int()
+    computed, info = ctypes.c_int(), ctypes.c_int()
     zero = _REAL[dtype](0)
     if syevr is not None:
         syevr(
             _char("V"), _char("I"), _char("U"), _int(n), unused.data_ptr(), _int(n),
             ctypes.byref(zero), ctypes.byref(zero), _int(1), _int(n), ctypes.byref(zero),
-            ctypes.byref(found), unused.data_ptr(), unused.data_ptr(), _int(n), counts.data_ptr(),
+            ctypes.byref(computed), unused.data_ptr(), unused.data_ptr(), _int(n), counts.data_ptr(),
             work.data_ptr(), _int(-1), counts.data_ptr(), _int(-1), ctypes.byref(info),
         )  # fmt: skip
     return max(int(work.item()), 26 * n), max(int(counts.item()), 10 * n)

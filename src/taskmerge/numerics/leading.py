@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from taskmerge.errors import BadNumber
 from taskmerge.numerics.lapack import BLOCK, LapackError, gram, precise_gram, top_eigenpairs
+from taskmerge.numerics.powers import exponent_of, magnitude, times_power
 
 Means = Literal["zero", "given", "float32 Gram", "float64 Gram", "SVD", "randomized"]
 
@@ -153,7 +153,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     largest = magnitude(matrix)
     if largest == 0:
         return matrix.new_zeros(min(matrix.shape))
-    exponent = math.frexp(largest)[1]
+    exponent = exponent_of(largest)
     scaled = times_power(matrix, -exponent).double()
     s = torch.linalg.eigvalsh(gram(scaled)).flip(0).clamp(min=0).sqrt()
     if matrix.dtype == torch.float64 and s[-1] < CERTAIN * s[0]:
@@ -166,16 +166,8 @@ def rescaled(matrix: Tensor, factor: Callable[[Tensor], Leading]) -> Leading:
     largest = magnitude(matrix)
     if largest == 0:
         return nothing(matrix)
-    exponent = math.frexp(largest)[1]
+    exponent = exponent_of(largest)
     return factor(times_power(matrix, -exponent)).scaled(exponent)
-
-
-def magnitude(matrix: Tensor) -> float:
-    """The largest absolute entry; NaN or infinity is `BadNumber`."""
-    largest = float(torch.stack(torch.aminmax(matrix)).abs().max()) if matrix.numel() else 0.0
-    if not math.isfinite(largest):
-        raise BadNumber("a matrix to factor holds NaN or infinity")
-    return largest
 
 
 def turned(found: Leading) -> float:
@@ -334,9 +326,3 @@ def by_svd(matrix: Tensor, k: int) -> Leading:
     beyond = 0.0 if complete else float(s[kept])
     near, far, s = (part.to(matrix.dtype).contiguous() for part in (near, far, s[:kept]))
     return Leading(near, far, s, torch.zeros_like(s), beyond, complete, "SVD")
-
-
-def times_power(tensor: Tensor, exponent: int) -> Tensor:
-    """2^exponent times a tensor, in two steps: the factor alone may be beyond the precision's range."""
-    half = exponent // 2
-    return tensor * 2.0**half * 2.0 ** (exponent - half)

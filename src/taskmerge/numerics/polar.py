@@ -1,16 +1,23 @@
-"""The polar factor: the partial isometry nearest to a matrix (TSV-M's whitening, Iso-C's flat spectrum)."""
+"""The polar factor: the partial isometry nearest to a matrix (TSV-M's whitening, Iso-CTS's flat spectrum)."""
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from taskmerge.numerics.lapack import BLOCK, precise_gram
-from taskmerge.numerics.leading import magnitude, times_power
+from taskmerge.numerics.powers import exponent_of, magnitude, times_power
 
-DROPPED = 1e-3
-"""Directions with a singular value below this share of the largest are dropped: the factor is arbitrary there."""
+DROPPED = 1e-6
+"""Share of the largest singular value below which a direction is rounding: its place in the factor would be noise."""
+SENSITIVE = 1e-3
+"""Share of the largest singular value below which rounding of the input shows in the factor."""
+DROPPED_NOTE = f"directions that tasks share (to {DROPPED:g}) are dropped"
+SENSITIVE_NOTE = f"directions that tasks nearly share (to {SENSITIVE:g}) are kept, as published; rounding shows in them"
+RULE = (
+    f"directions that tasks share to {DROPPED:g} are dropped, all others kept, as published; "
+    f"the run says where ties closer than {SENSITIVE:g} let rounding show"
+)
 DEEPEST = 1e-10
 """Least λ_min/λ_max of a float64 Gram matrix that answers for every direction (error at most 3e-7)."""
 FLAT = 3e-2
@@ -27,35 +34,37 @@ class Polar(NamedTuple):
     kept: int
 
 
-def polar(matrix: Tensor, *, parity: bool = False) -> Tensor:
-    """The polar factor P Qᵀ of P S Qᵀ [m, n] over the numerical rank; see `polar_decomposition`."""
-    return polar_decomposition(matrix, parity=parity).factor
-
-
-def polar_decomposition(matrix: Tensor, *, parity: bool = False) -> Polar:
+def polar(matrix: Tensor) -> Polar:
     """A (AᵀA)^(-1/2) of a float32 or float64 matrix A [m, n], through a float64 Gram matrix of its smaller side.
 
-    The minimiser of ‖X - A‖ over XᵀX = I. Directions below DROPPED are left out (a partial isometry); `parity` keeps
-    all, as public codes do, by an SVD where the Gram matrix cannot tell them apart. A zero matrix gives zeros.
+    The minimiser of ‖X - A‖ over XᵀX = I (or XXᵀ = I). Where the Gram matrix cannot tell the weakest direction, an SVD
+    in float64 answers; directions below DROPPED are left out then (a partial isometry). A zero matrix gives zeros;
+    NaN or infinity is `BadNumber`.
     """
     largest = magnitude(matrix)
     if largest == 0:
         return Polar(torch.zeros_like(matrix), matrix.new_zeros(min(matrix.shape)), 0)
-    exponent = math.frexp(largest)[1]
+    exponent = exponent_of(largest)
     exponent = exponent if abs(exponent) > SAFE else 0
     scaled = times_power(matrix, -exponent) if exponent else matrix
     try:
         squares, vectors = torch.linalg.eigh(precise_gram(scaled))  # ascending
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not annotate it
-        return _by_svd(matrix, parity)
-    if parity and squares[0] < DEEPEST * squares[-1]:
-        return _by_svd(matrix, parity)
-    dropped = 0 if parity else int((squares < DROPPED**2 * squares[-1]).sum())
-    kept, vectors = squares[dropped:], vectors[:, dropped:]
-    root = (vectors * kept.rsqrt()) @ vectors.mT
-    flat = bool(kept[0] >= FLAT**2 * kept[-1])
-    s = times_power(squares.flip(0).clamp(min=0).sqrt(), exponent)
-    return Polar(_whitened(scaled, root.to(matrix.dtype) if flat else root), s.to(matrix.dtype), len(kept))
+        return _by_svd(matrix)
+    if squares[0] < DEEPEST * squares[-1]:
+        return _by_svd(matrix)
+    root = (vectors * squares.rsqrt()) @ vectors.mT
+    flat = bool(squares[0] >= FLAT**2 * squares[-1])
+    s = times_power(squares.flip(0).sqrt(), exponent)
+    return Polar(_whitened(scaled, root.to(matrix.dtype) if flat else root), s.to(matrix.dtype), len(s))
+
+
+def notes(*factors: Polar) -> tuple[str, ...]:
+    """What a user should know of a result that is made of these factors of the tasks' directions."""
+    held = [factor for factor in factors if factor.kept]
+    dropped = any(factor.kept < len(factor.s) for factor in held)
+    sensitive = any(factor.s[factor.kept - 1] < SENSITIVE * factor.s[0] for factor in held)
+    return (DROPPED_NOTE,) * dropped + (SENSITIVE_NOTE,) * sensitive
 
 
 def _whitened(matrix: Tensor, root: Tensor) -> Tensor:
@@ -71,8 +80,8 @@ def _whitened(matrix: Tensor, root: Tensor) -> Tensor:
     return factor
 
 
-def _by_svd(matrix: Tensor, parity: bool) -> Polar:
+def _by_svd(matrix: Tensor) -> Polar:
     """The same by an SVD in float64."""
-    u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
-    kept = len(s) if parity else int((s >= DROPPED * s[0]).sum())
-    return Polar((u[:, :kept] @ vt[:kept]).to(matrix.dtype), s.to(matrix.dtype), kept)
+    p, s, qt = torch.linalg.svd(matrix.double(), full_matrices=False)
+    kept = int((s >= DROPPED * s[0]).sum())
+    return Polar((p[:, :kept] @ qt[:kept]).to(matrix.dtype), s.to(matrix.dtype), kept)

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taskmerge.numerics.leading import Leading, magnitude, nothing, rescaled
+from taskmerge.numerics.leading import Leading, nothing, rescaled
+from taskmerge.numerics.powers import magnitude
 
 SPARE = 8  # columns beyond k
 DEPTH = 3  # applications of AAᵀ: the basis is [X, G X, G² X, G³ X]
