@@ -7,7 +7,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.checkpoint.writer import Sink
-from taskmerge.errors import Mismatch
+from taskmerge.errors import Mismatch, located
 from taskmerge.experts.adapters import AdapterSource
 from taskmerge.experts.factors import VectorSource
 from taskmerge.experts.low_rank import Subspace, compress, cut_up
@@ -50,12 +50,19 @@ def _do(run: Run, job: TensorJob) -> None:
         _copy(run, job)
     elif job.action == "buffer":
         _buffer(run, job)
-    elif job.reads == "elements":
-        for start, count in slices(job):
-            _slice(run, job, start, count)
     else:
-        _whole(run, job)
+        with located(f"`{job.name}`"):
+            _merge(run, job)
     run.progress(job.numel)
+
+
+def _merge(run: Run, job: TensorJob) -> None:
+    """One tensor, slice by slice where the method allows it."""
+    if job.reads != "elements":
+        _whole(run, job)
+        return
+    for start, count in slices(job):
+        _slice(run, job, start, count)
 
 
 def _slice(run: Run, job: TensorJob, start: int, count: int) -> None:

@@ -25,6 +25,7 @@ from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_
 from taskmerge.merging.plan import Plan, make_plan
 from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
 from taskmerge.merging.run import Run
+from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics import memory
 from taskmerge.numerics.device import cores, named_device
 from taskmerge.numerics.lapack import load_routines
@@ -58,7 +59,7 @@ class Prepared:
 def merge(
     inputs: Arguments = (),
     *,
-    method: str = "cart",
+    method: str = DEFAULT,
     base: str | Path | None = None,
     suite: str | Path | None = None,
     output: str | Path | None = None,

@@ -19,6 +19,7 @@ from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import matrix_shape
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.methods.contract import Method, Reads
+from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.rank import Rank
 from taskmerge.specs.merge import WIDENING, MergeSpec
 from taskmerge.types import TensorClass
@@ -146,7 +147,7 @@ def _check_tasks(spec: MergeSpec, chain: Sequence[Method], experts: Sequence[Sou
         wanted = f"exactly {low}" if low == high else f"at least {low}"
         raise UsageError(
             f"`{last.name}` merges {wanted} experts, not {len(tasks)} ({', '.join(tasks)})", where="--method",
-            hint="give as many inputs, or choose a method that takes any number, such as cart",
+            hint=f"give as many inputs, or choose a method that takes any number, such as {DEFAULT}",
         )  # fmt: skip
     if spec.weights and not any(one.weighted for one in chain):
         raise UsageError(
@@ -282,8 +283,8 @@ def _notes(
             "only one expert: "
             + ("the result is that expert" if last.space != "delta" else "one task vector is scaled")
         )
-    elif last.name == "cart" and len(experts) == 2:
-        notes.append("CART of two experts with equal weights is their average: the centred task vectors cancel")
+    elif len(experts) in last.note_for:
+        notes.append(last.note_for[len(experts)])
     mixed = {name: found for name in agreed.names if len(found := dtypes_of(name, experts)) > 1}
     if mixed and not spec.dtype:
         found = next(iter(mixed.values()))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.centre import shares
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix, Weights
@@ -28,6 +29,7 @@ def components_for(values: Tensor, eta: float) -> int:
     paper="arXiv:2502.10339",
     elsewhere=average,
     notes=("k differs by task and tensor; with eta 1 it is the average",),
+    laws=Laws(equal_experts={"eta": 1.0}),
 )
 def star(
     matrices: TaskMatrices,

@@ -5,7 +5,8 @@ from typing import Annotated
 import torch
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.polar import polar
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
@@ -33,6 +34,7 @@ def whitened(matrices: TaskMatrices) -> Matrix:
         "the authors searched the coefficient on validation data, 0.1 to 3.0",
         "directions that the tasks share to 1e-3 are dropped before they are made orthonormal, not blown up",
     ),
+    aliases=("tsv",),
 )
 def tsv_m(
     matrices: TaskMatrices,
