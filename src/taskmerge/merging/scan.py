@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from taskmerge.errors import located
 from taskmerge.merging.gather import gather, handed_for
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.plan import TensorJob
@@ -27,7 +28,8 @@ def scan_of(run: Run, point: BoundPoint, index: int) -> Scan:
                 _, stack = gather(run, job, start, count, tallied=False)
                 shape = (count,) if job.reads == "elements" else job.shape
                 handed = handed_for(run, job, start, count, shape)
-                left = point.transform(stack.view(len(stack), *shape), handed, index)
+                with located(f"`{job.name}`"):
+                    left = point.transform(stack.view(len(stack), *shape), handed, index)
                 flat = left.reshape(len(left), -1)
                 found.append(f(flat if job.reads == "elements" else part_of(flat, share)))
             return found

@@ -96,13 +96,13 @@ def _check_parameters(
 ) -> None:
     """The first parameters come by position, the others by name; `strict`: none beside `by_name`, default or not."""
     parameters = list(inspect.signature(function).parameters.values())
-    inside = "" if function is method.kernel else f" of `{getattr(function, '__name__', function)}`"
+    whom = "the kernel" if function is method.kernel else f"`{getattr(function, '__name__', function)}`"
     if len([parameter for parameter in parameters[:positional] if parameter.kind in POSITIONAL]) < positional:
-        raise BadDeclaration(method.name, f"{positional} by position must fit the parameters{inside}")
+        raise BadDeclaration(method.name, f"{whom} takes {positional} by position")
     for parameter in parameters[positional:]:
         served = parameter.kind in BY_NAME and parameter.name in by_name
         if not served and (strict or parameter.default is parameter.empty):
-            problem = f"nobody hands it in{inside}: it is neither an option nor one of {', '.join(sorted(HANDED_IN))}"
+            problem = f"nobody hands it to {whom}: it is neither an option nor one of {', '.join(sorted(HANDED_IN))}"
             raise BadDeclaration(method.name, problem, parameter.name)
 
 
@@ -131,7 +131,7 @@ def check_result(method: "Method", result: object, like: Tensor) -> Tensor:
     else:
         return result
     whose = "taskmerge" if method.package == OURS else f"the package `{method.package}`"
-    raise UsageError(f"the method `{method.name}` gives {form}", hint=f"this is a defect of {whose}: report it there")
+    raise UsageError(f"the method `{method.name}` gives {form}", hint=f"report it to the authors of {whose}")
 
 
 def _form(tensor: Tensor) -> str:

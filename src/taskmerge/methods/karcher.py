@@ -54,7 +54,7 @@ def coefficients(cosines: Tensor, parts: Tensor, tolerance: float, iterations: i
     spanned = values > ROUNDING * len(values)
     roots, axes = values[spanned].sqrt(), axes[:, spanned]
     units = axes * roots
-    start = parts / torch.linalg.vector_norm(parts @ units)
+    start: Tensor = parts / torch.linalg.vector_norm(parts @ units)
     turn: Tensor = axes @ ((mean_direction(units, parts, tolerance, iterations) - start @ units) / roots)
     return start + turn
 

@@ -62,8 +62,8 @@ def inner_products(pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         "on task vectors, as mergekit with a base model; without one mergekit's is `slerp --t`, between weights",
         "`nuslerp_flatten: false` of mergekit is `--scope row`; with `nuslerp_row_wise`, whose vectors run along the "
         "first dimension, `--scope column`",
-        "nearly parallel and opposite vectors (sin Ω up to 0.001) are interpolated linearly; mergekit divides by the "
-        "sine of opposite ones",
+        "nearly parallel and opposite vectors (sin Ω up to 0.001) are interpolated linearly; mergekit only below 1e-8, "
+        "which float32 cannot tell from zero",
         "a task vector of zero is interpolated linearly; mergekit takes a right angle there",
     ),
     laws=Laws(equal_experts={}),
