@@ -168,6 +168,7 @@ def by_size(position: Any, tasks: int, amount: float) -> float: ...
         ({"space": "weights"}, "`space` is one of weight, delta, centred, not `weights`"),
         ({"reads": "rows"}, "`reads` is one of elements, tensor, matrix, not `rows`"),
         ({"reads": lambda options: "rows"}, "`reads` is one of"),
+        ({"reads": lambda options: options["scope"]}, "`reads` fails on the defaults: KeyError"),
         ({"gives": "vectors"}, "`gives` is merged or task_vectors"),
         ({"gives": "task_vectors"}, 'what gives task vectors has `space="delta"`'),
         ({"gives": "task_vectors", "space": "delta"}, "parameter `weights`: weights act where task vectors are merged"),

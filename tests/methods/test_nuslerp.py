@@ -85,9 +85,9 @@ def test_without_an_arc_it_is_linear(second: list[float], scope: str) -> None:
 
 
 def test_where_arc_and_chord_meet_they_agree_to_float32() -> None:
-    one = torch.ones((), dtype=torch.float64)
+    unit = torch.ones((), dtype=torch.float64)
     for angle in (0.9999e-3, 1.0001e-3):
-        near, far = (float(part) for part in arcs(one, one, math.cos(angle) * one, 0.3))
+        near, far = (float(part) for part in arcs(unit, unit, math.cos(angle) * unit, 0.3))
         exact = math.sin(0.7 * angle) / math.sin(angle), math.sin(0.3 * angle) / math.sin(angle)
         assert (near, far) == pytest.approx(exact, rel=2e-7)
 

@@ -48,7 +48,10 @@ def _check_words(method: "Method") -> None:
 
 def _check_reads(method: "Method") -> None:
     """What it reads exists, and fits what it gives."""
-    reads = method.granularity(method.defaults())
+    try:
+        reads = method.granularity(method.defaults())
+    except Exception as error:
+        raise BadDeclaration(method.name, f"`reads` fails on the defaults: {error!r}") from error
     if reads not in GRANULARITIES:
         raise BadDeclaration(method.name, f"`reads` is one of {', '.join(GRANULARITIES)}, not `{reads}`")
     if reads != "matrix" and (method.elsewhere or method.shared):

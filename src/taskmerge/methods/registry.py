@@ -91,28 +91,28 @@ def problems() -> tuple[str, ...]:
 
 def find(name: str, *, where: str = "--method") -> Method:
     """A method by name (`-` and `_` alike, any case); `where` is what named it."""
-    key, known = _plain(name), methods()
-    if key not in known:
+    key, every = _plain(name), methods()
+    if key not in every:
         raise _unknown(name, key, where)
-    return known[key]
+    return every[key]
 
 
 def _unknown(name: str, key: str, where: str) -> UsageError:
     """Why there is no such method: a plug-in that fails, a chain, a name that other tools use, or a slip."""
-    known = methods()
+    every = methods()
     for broken in _registry().broken:
         if key == _plain(broken.name):
             hint = f"it comes with the package {broken.package}: update or uninstall that"
             return UsageError(f"the method `{name}` cannot be loaded: {broken.reason}", where=where, hint=hint)
-    for method in known.values():
+    for method in every.values():
         then = key.removeprefix(f"{method.name}_")
-        if method.gives == "task_vectors" and then in known:  # `dare_ties` is one method elsewhere
+        if method.gives == "task_vectors" and then in every:  # `dare_ties` is one method elsewhere
             hint = f"write `--method {method.name} --then {then}`; its own options follow as `--then-NAME`"
             return UsageError(f"unknown method `{name}`", where=where, hint=hint)
         if key in method.aliases:
             hint = f"taskmerge calls it `{method.name}`: see `taskmerge methods {method.name}`"
             return UsageError(f"unknown method `{name}`", where=where, hint=hint)
-    return unknown_name("method", name, known, where=where)
+    return unknown_name("method", name, every, where=where)
 
 
 def _plain(name: str) -> str:
