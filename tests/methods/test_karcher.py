@@ -128,6 +128,14 @@ def test_a_zero_tensor_shortens_the_mean_and_turns_it_nowhere() -> None:
     assert karcher(stack, ones(stack)).tolist() == pytest.approx([math.sqrt(2), math.sqrt(2)])
 
 
+def test_negative_weights_turn_away_and_those_that_cancel_give_the_average() -> None:
+    stack = torch.tensor([[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]], dtype=torch.float64)
+    away = karcher(stack, torch.tensor([-1.0, 0.0, 2.0]).double())
+    assert away.tolist() == pytest.approx([-3.0, 0.0])
+    cancelling = torch.tensor([1.0, -1.0, 1.0]).double()
+    assert torch.allclose(karcher(stack, cancelling), average(stack, cancelling))
+
+
 def test_what_experts_share_is_rounded_once() -> None:
     """Fine-tunings that differ in the sixth digit: their difference from the average survives float32."""
     generator = torch.Generator().manual_seed(0)

@@ -39,8 +39,7 @@ def logarithms(mean: Tensor, units: Tensor) -> Tensor:
     """
     cosine = (units @ mean).clamp(-1, 1)
     sine = (1 - cosine.square()).sqrt()
-    bent = torch.arccos(cosine) / sine.clamp(min=FLAT)
-    stretch = torch.where(sine > FLAT, bent, (cosine > 0).double())
+    stretch = torch.where(sine > FLAT, torch.arccos(cosine) / sine.clamp(min=FLAT), 1.0)
     return stretch[:, None] * (units - cosine[:, None] * mean)
 
 
