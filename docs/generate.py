@@ -26,8 +26,8 @@ def methods_page() -> str:
         "",
         markdown_table(),
     ]
-    for one in methods().values():
-        parts += ["", f"## {one.name}", "", "```text", page(one), "```"]
+    for method in methods().values():
+        parts += ["", f"## {method.name}", "", "```text", page(method), "```"]
     return "\n".join(parts) + "\n"
 
 

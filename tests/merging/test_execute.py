@@ -14,7 +14,7 @@ from torch import Tensor
 
 import taskmerge
 from taskmerge.merging import plan as engine
-from taskmerge.methods.contract import bind
+from taskmerge.methods.options import bind
 from taskmerge.methods.registry import methods
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.seeds import uniform_at
@@ -157,7 +157,7 @@ def by_kernel(name: str, stack: Tensor, base: Tensor, tensor: str, statistic: ob
 
 
 def call(kernel: object, data: object, handed: Mapping[str, object]) -> Tensor:
-    from taskmerge.methods.contract import accepted
+    from taskmerge.methods.kernel import accepted
 
     return kernel(data, **accepted(kernel, handed))  # type: ignore[operator,arg-type,no-any-return]
 
@@ -183,7 +183,7 @@ def test_every_method_through_files_is_its_kernel_on_whole_tensors(
     stacks = experts(tmp_path, tasks)
     statistic = None
     if declared.statistic is not None:
-        from taskmerge.methods.contract import accepted
+        from taskmerge.methods.kernel import accepted
 
         def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
             return (

@@ -14,7 +14,8 @@ from taskmerge.merging.merge import prepare
 from taskmerge.merging.options import RunOptions
 from taskmerge.merging.plan import Plan
 from taskmerge.methods import registry
-from taskmerge.methods.contract import Option, declaration, method
+from taskmerge.methods.contract import declaration, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.specs.merge import MergeSpec

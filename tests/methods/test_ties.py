@@ -104,7 +104,7 @@ def test_default_coefficient_follows_the_aggregate() -> None:
 def test_all_entries_at_the_threshold_are_kept_and_reported() -> None:
     stack = torch.tensor([[1.0, -1.0, 1.0, 1.0, 0.0], [4.0, 3.0, 2.0, 1.0, 0.5]])
     trim = measure(scan_of(stack), density=0.4)
-    assert [one.reached for one in trim.found] == [4, 2]
+    assert [cut.reached for cut in trim.cuts] == [4, 2]
     assert "2 to 4 of 5 entries a task kept, 2 asked" in trim.notes[0]
     assert measure(scan_of(stack[1:]), density=0.4).notes == ()
 
@@ -138,7 +138,7 @@ def test_per_tensor_scope_needs_no_first_pass() -> None:
 
 def test_a_model_without_numbers_has_no_threshold() -> None:
     empty = torch.empty(2, 0)
-    assert measure(scan_of(empty), density=0.2).found == ()
+    assert measure(scan_of(empty), density=0.2).cuts == ()
     assert ties(empty, ones(empty)).shape == (0,)
 
 

@@ -13,6 +13,11 @@ from taskmerge.seeds import uniform_at
 pytestmark = pytest.mark.rivals
 
 TASKS = 3
+SCOPES = {
+    "tensor": {},
+    "row": {"nuslerp_flatten": False},
+    "column": {"nuslerp_flatten": False, "nuslerp_row_wise": True},
+}
 SHAPE = (64, 48)
 WEIGHTS = [0.5, 1.0, 2.5]
 SEEDS = 200
@@ -32,6 +37,16 @@ result["task_arithmetic"] = merge_tensors(
 for t in options["points"]:
     result[f"slerp {t}"] = merge_tensors(experts[:2], "slerp", parameters={"t": t}, base_index=0)
 result["slerp parallel"] = merge_tensors([base, 3 * base], "slerp", parameters={"t": 0.3}, base_index=0)
+for scope, parameters in options["scopes"].items():
+    result[f"nuslerp {scope}"] = merge_tensors(
+        tensors=[base, *experts[:2]], method="nuslerp", base_index=0, parameters={"weight": weights[:2], **parameters}
+    )
+    result[f"nuslerp {scope} 4-D"] = merge_tensors(
+        tensors=[tensor.view(8, 6, 8, 8) for tensor in (base, *experts[:2])], method="nuslerp", base_index=0,
+        parameters={"weight": weights[:2], **parameters},
+    )
+result["karcher"] = merge_tensors(experts, "karcher", parameters={"max_iter": 100, "tol": 1e-7})
+result["karcher opposed"] = merge_tensors([base, -base], "karcher")
 result["model_stock"] = merge_tensors(method="model_stock", **about)
 total = torch.zeros_like(base, dtype=torch.float64)
 for seed in range(options["seeds"]):
@@ -55,7 +70,14 @@ def given() -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def theirs(rival: Callable[..., dict[str, Tensor]], given: dict[str, Tensor]) -> dict[str, Tensor]:
     """mergekit's results, all from one start of its Python."""
-    options = {"tasks": TASKS, "weights": WEIGHTS, "points": [0.0, 0.3, 1.0], "seeds": SEEDS, "density": DENSITY}
+    options = {
+        "tasks": TASKS,
+        "weights": WEIGHTS,
+        "points": [0.0, 0.3, 1.0],
+        "seeds": SEEDS,
+        "density": DENSITY,
+        "scopes": SCOPES,
+    }
     return rival(SCRIPT, given, **options)
 
 
@@ -91,6 +113,26 @@ def test_slerp_agrees(t: float, experts: Tensor, theirs: dict[str, Tensor]) -> N
 def test_slerp_agrees_on_parallel_tensors(given: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     ours = find("slerp").kernel(torch.stack([given["base"], 3 * given["base"]]), t=0.3)
     assert difference(ours, theirs["slerp parallel"]) < 1e-6
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_nuslerp_agrees(scope: str, given: dict[str, Tensor], deltas: Tensor, theirs: dict[str, Tensor]) -> None:
+    weights = torch.tensor(WEIGHTS[:2]).double()
+    for label, shape in (("", SHAPE), (" 4-D", (8, 6, 8, 8))):
+        ours = find("nuslerp").kernel(deltas[:2].view(2, *shape), weights, scope=scope)
+        assert difference(given["base"].view(shape) + ours, theirs[f"nuslerp {scope}{label}"]) < 1e-6
+
+
+def test_karcher_agrees(experts: Tensor, theirs: dict[str, Tensor]) -> None:
+    assert difference(find("karcher").kernel(experts, torch.ones(TASKS).double()), theirs["karcher"]) < 1e-6
+
+
+def test_karcher_of_opposite_tensors_is_their_average_here_and_the_first_there(
+    given: dict[str, Tensor], theirs: dict[str, Tensor]
+) -> None:
+    opposed = torch.stack([given["base"], -given["base"]])
+    assert not find("karcher").kernel(opposed, torch.ones(2).double()).any()
+    assert difference(given["base"], theirs["karcher opposed"]) < 1e-6
 
 
 def test_model_stock_agrees_below_ninety_degrees(

@@ -41,6 +41,9 @@ put("breadcrumbs", weight=weights, density=0.6, gamma=0.05)
 put("breadcrumbs_ties", weight=weights, density=0.6, gamma=0.05)
 put("slerp", tasks="ab", base=False, t=0.3)
 put("model_stock")
+put("nuslerp", tasks="ab", weight=weights[:2])
+put("nuslerp", "nuslerp with nuslerp_flatten: false", tasks="ab", weight=weights[:2], nuslerp_flatten=False)
+put("karcher", base=False, tol=1e-7)
 """
 
 
@@ -57,7 +60,8 @@ def rows() -> dict[str, str]:
 
 
 ROWS = rows()
-UNWEIGHTED = ("ties", "slerp", "model_stock")
+UNWEIGHTED = ("ties", "slerp", "model_stock", "karcher")
+PAIRED = ("nuslerp", "nuslerp with nuslerp_flatten: false")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def theirs(rival: Callable[..., dict[str, Tensor]], given: dict[str, Tensor]) ->
 
 @pytest.mark.parametrize("method", [
     "linear", "task_arithmetic", "ties", "ties with normalize: false", "dare_linear", "dare_ties", "breadcrumbs",
-    "breadcrumbs_ties", "slerp", "model_stock",
+    "breadcrumbs_ties", "slerp", "model_stock", *PAIRED, "karcher",
 ])  # fmt: skip
 def test_the_options_give_what_mergekit_gives(
     method: str, given: dict[str, Tensor], theirs: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -87,9 +91,10 @@ def test_the_options_give_what_mergekit_gives(
     monkeypatch.chdir(tmp_path)
     for task in ("base", *WEIGHTS):
         save_file({name: given[f"{task}/{name}"] for name in SHAPES}, f"{task}.safetensors")
-    files = [] if method == "slerp" else ["base.safetensors", *(f"{task}.safetensors" for task in WEIGHTS)]
+    tasks = ["a", "b"] if method in PAIRED else [] if method == "slerp" else list(WEIGHTS)
+    files = [f"{task}.safetensors" for task in ([*tasks, "base"] if tasks and method != "karcher" else tasks)]
     words = ROWS[method].replace("FIRST", "a.safetensors").replace("SECOND", "b.safetensors").split()
-    words = [VALUES.get(word, word) for word in words] + ([] if method in UNWEIGHTED else WEIGHTED)
+    words = [VALUES.get(word, word) for word in words] + ([] if method in UNWEIGHTED else WEIGHTED[: 2 * len(tasks)])
     assert app.run(["merge", "--quiet", *words, *files, "-o", "merged.safetensors"]) == 0
     merged = load_file("merged.safetensors")
     for name in SHAPES:

@@ -2,9 +2,9 @@
 
 import inspect
 
-from taskmerge.cli.show import document, folded, print_table
+from taskmerge.cli.show import document, folded, notices, print_table
 from taskmerge.methods.contract import Method
-from taskmerge.methods.registry import find, methods
+from taskmerge.methods.registry import find, methods, problems
 from taskmerge.specs.merge import plain_value
 
 SPACES = {"weight": "no", "centred": "no", "delta": "yes"}
@@ -12,6 +12,7 @@ SPACES = {"weight": "no", "centred": "no", "delta": "yes"}
 
 def show(name: str | None, json: bool, markdown: bool) -> None:
     """Prints what was asked for on stdout."""
+    notices((), problems(), quiet=False)
     if name is not None:
         document(described(find(name))) if json else print(folded(page(find(name))))
     elif json:

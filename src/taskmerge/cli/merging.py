@@ -15,6 +15,7 @@ from taskmerge.merging.options import Arguments, grid, split_options
 from taskmerge.merging.prepare import Prepared, check_outputs, prepare
 from taskmerge.merging.record import MergeReceipt
 from taskmerge.merging.replay import replayed
+from taskmerge.methods.registry import DEFAULT, problems
 from taskmerge.specs.load import Recipe, load_overrides, load_recipe, load_weights
 from taskmerge.specs.merge import CHOICES, MergeSpec
 from taskmerge.specs.suite import Suite
@@ -26,13 +27,14 @@ SWITCHES = ("lines", "keep_base", "allow_merged", "allow_pickle", "overwrite")
 
 def run(words: Sequence[str], flags: Sequence[str], said: Mapping[str, Any], suite: Suite | None, ahead: Ahead) -> None:
     """Carries out one `merge` command; `suite` is what --suite names."""
+    show.notices((), problems(), said["quiet"])
     arguments, options = tokens.split(words, flags)
     inputs, keywords = _with_recipe(arguments, {**_keywords(said), **options}, said)
     if suite is not None:
         known = {name: keywords[name] for name in ("method", "output") if name in keywords}
         inputs, keywords = from_suite(suite, inputs, keywords, **known)
     spec, opening, running = split_options(
-        keywords.pop("method", "cart"), keywords.pop("base", None), keywords.pop("output", None),
+        keywords.pop("method", DEFAULT), keywords.pop("base", None), keywords.pop("output", None),
         keywords.pop("weights", None), keywords,
     )  # fmt: skip
     if not inputs:
@@ -158,7 +160,7 @@ def _beside(folder: Path, text: str) -> str:
 
 def _options(recipe: Recipe, shape: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's options of the method, checked with the places where they stand."""
-    spec = MergeSpec(method=shape.get("method", "cart"), then=shape.get("then"), lines=shape.get("lines", False))
+    spec = MergeSpec(method=shape.get("method", DEFAULT), then=shape.get("then"), lines=shape.get("lines", False))
     found: dict[str, Any] = {}
     for name, value in recipe.options.items():
         try:

@@ -34,6 +34,7 @@ def verify(
     come out again, 7 for NaN and infinity.
     """
     import taskmerge
+    from taskmerge.methods.registry import problems
 
     memory = show.parse_size(max_memory, "--max-memory") if max_memory else None
     with show.Bar("replaying", quiet) as progress:
@@ -41,7 +42,7 @@ def verify(
             file, experts or (), replay=not no_replay, allow_pickle=allow_pickle, threads=threads, max_memory=memory,
             progress=progress.update,
         )  # fmt: skip
-    show.notices(found.notes, (), quiet)
+    show.notices(found.notes, problems(), quiet)
     show.document(found.to_dict()) if json else print("\n".join(lines(found, quiet)))
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
-from taskmerge.errors import Mismatch
+from taskmerge.errors import Mismatch, located
 from taskmerge.experts.buffers import common_buffer
 from taskmerge.experts.low_rank import subspaces
 from taskmerge.merging.kernels import BoundPoint
@@ -37,12 +37,18 @@ def _do(run: Run, job: TensorJob) -> None:
     elif job.action == "buffer":
         _buffer(run, job)
     else:
-        for start, count in job.slices():
-            if job.reads == "elements":
-                _slice(run, job, start, count)
-            elif not (job.factored and _low_rank(run, job, start, count)):
-                _portion(run, job, start, count)
+        with located(f"`{job.name}`"):
+            _merge(run, job)
     run.progress(job.numel)
+
+
+def _merge(run: Run, job: TensorJob) -> None:
+    """One tensor, slice by slice or portion by portion."""
+    for start, count in job.slices():
+        if job.reads == "elements":
+            _slice(run, job, start, count)
+        elif not (job.factored and _low_rank(run, job, start, count)):
+            _portion(run, job, start, count)
 
 
 def _slice(run: Run, job: TensorJob, start: int, count: int) -> None:

@@ -16,6 +16,7 @@ from taskmerge.experts.lora import is_adapter
 from taskmerge.merging.heads import FOLDER, heads_folder
 from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import is_folder
+from taskmerge.methods.registry import DEFAULT
 from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
@@ -30,7 +31,7 @@ def from_suite(
     inputs: Arguments,
     options: Mapping[str, Any],
     *,
-    method: str = "cart",
+    method: str = DEFAULT,
     output: str | Path | None = None,
 ) -> tuple[Arguments, dict[str, Any]]:
     """Inputs and keywords of `merge`, completed by the suite `said` (a file, its folder, a packaged name, or itself).

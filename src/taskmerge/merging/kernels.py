@@ -13,14 +13,17 @@ from torch import Tensor
 
 from taskmerge.experts.rows import Rows
 from taskmerge.experts.tensors import Unit
-from taskmerge.methods.contract import Kernel, Method, Value, accepted, bind
+from taskmerge.methods.checks import check_result
+from taskmerge.methods.contract import Method
+from taskmerge.methods.kernel import Kernel, accepted
+from taskmerge.methods.options import Value, bind
 from taskmerge.numerics.selection import Scan
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.seeds import uniform_at
 from taskmerge.specs.merge import MergeSpec
 
 Handed = Mapping[str, Any]
-"""What the engine knows of a slice, by the names that kernels ask for it (`methods/contract.py`)."""
+"""What the engine knows of a slice, by the names that kernels ask for it (`methods/kernel.py`)."""
 
 
 @dataclass
@@ -29,7 +32,7 @@ class BoundPoint:
 
     chain: tuple[Method, ...]
     options: tuple[dict[str, Value], ...]
-    lines: dict[str, Value] | None
+    factor: Callable[..., float] | None
     point: Mapping[str, Value]
     alone: bool
     shared: WeakKeyDictionary[TaskMatrices, tuple[str, object]] = field(default_factory=WeakKeyDictionary)
@@ -46,11 +49,12 @@ class BoundPoint:
         A transform treats each task by itself, so that one row at a time is enough; the stack itself is overwritten
         unless other grid points need it.
         """
-        for index, one in enumerate(self.chain[:-1][:until]):
+        for index, method in enumerate(self.chain[:-1][:until]):
             result = stack if self.alone else torch.empty_like(stack)
             for task in range(len(stack)):
                 own = {**handed, **self._own(index), "uniform": partial(handed["uniform_of"], task)}
-                result[task : task + 1] = _call(one.kernel, stack[task : task + 1], own)
+                row = stack[task : task + 1]
+                result[task : task + 1] = _call(method, method.kernel, row, own, row)
             stack = result
         return stack
 
@@ -60,12 +64,12 @@ class BoundPoint:
         kernel = self.last.elsewhere if treatment == "elsewhere" else self.last.kernel
         if treatment == "origin" or kernel is None:
             return torch.zeros_like(stack[0])
-        return self._scaled(_call(kernel, stack, {**handed, **self._own(-1)}), len(stack), handed)
+        return self._scaled(_call(self.last, kernel, stack, {**handed, **self._own(-1)}, stack[0]), len(stack), handed)
 
     def merge_matrices(self, matrices: TaskMatrices, handed: Handed) -> Tensor:
         """One merged matrix."""
         own = {**handed, **self._own(-1), "shared": self._shared(matrices)}
-        return self._scaled(_call(self.last.kernel, matrices, own), len(matrices), handed)
+        return self._scaled(_call(self.last, self.last.kernel, matrices, own, matrices.stack[0]), len(matrices), handed)
 
     def _shared(self, matrices: TaskMatrices) -> object:
         """What the method shares between grid points; kept for the point before, and as long as the matrices."""
@@ -117,12 +121,7 @@ class BoundPoint:
 
     def _scaled(self, merged: Tensor, tasks: int, handed: Handed) -> Tensor:
         """The merged task vector times the depth factor of --lines."""
-        if self.lines is None:
-            return merged
-        from taskmerge.methods.lines import depth_factor
-
-        factor: float = depth_factor(handed["position"], tasks, **self.lines)  # type: ignore[arg-type]  # `handed` holds objects
-        return merged * factor
+        return merged if self.factor is None else merged * self.factor(handed["position"], tasks)
 
 
 def handed(rows: Rows, seed: int, unit: Unit, start: int, shape: tuple[int, ...]) -> Handed:
@@ -139,23 +138,26 @@ def handed(rows: Rows, seed: int, unit: Unit, start: int, shape: tuple[int, ...]
     return {"weights": rows.weights, "uniform": uniform, "uniform_of": uniform_of, "position": unit.position}
 
 
-def _call(kernel: Kernel, data: object, handed: Handed) -> Tensor:
-    return kernel(data, **accepted(kernel, handed))
+def _call(method: Method, kernel: Kernel, data: Any, handed: Handed, like: Tensor) -> Tensor:
+    """What a method's kernel makes of a stack or of matrices: a tensor like `like`, or a `UsageError`."""
+    return check_result(method, kernel(data, **accepted(kernel, handed)), like)
 
 
 def bind_points(spec: MergeSpec) -> list[BoundPoint]:
     """All points of the grid, bound; under --lines a method's own coefficient is 1 unless it was given."""
     chain, members = spec.chain(), spec.members()
+    by_depth = members[-1][0].factor if spec.lines else None
     bound: list[BoundPoint] = []
     shared: WeakKeyDictionary[TaskMatrices, tuple[str, object]] = WeakKeyDictionary()
     for point in spec.points():
-        given = [{name: point[said] for said, name in names.items() if said in point} for _, names in members]
-        lines = bind(members[-1][0], given.pop()) if spec.lines else None
-        if lines is not None:
-            for one, own in zip(chain, given, strict=True):
-                own.update({"coefficient": 1.0, **own} if "coefficient" in one.settings else {})
-        options = tuple(bind(one, own) for one, own in zip(chain, given, strict=True))
-        bound.append(BoundPoint(chain, options, lines, point, False, shared))
+        given = [{own: point[name] for name, own in names.items() if name in point} for _, names in members]
+        factor = None
+        if by_depth is not None:
+            factor = partial(by_depth, **accepted(by_depth, bind(members[-1][0], given.pop())))
+            for method, own in zip(chain, given, strict=True):
+                own.update({"coefficient": 1.0, **own} if "coefficient" in method.settings else {})
+        options = tuple(bind(method, own) for method, own in zip(chain, given, strict=True))
+        bound.append(BoundPoint(chain, options, factor, point, False, shared))
     bound[0].alone = len(bound) == 1
     return bound
 

@@ -23,6 +23,7 @@ from taskmerge.merging.plan import Plan
 from taskmerge.merging.prepare import Prepared, heads_folders, layout_options, prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
 from taskmerge.merging.run import Run
+from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.lapack import load_routines
 from taskmerge.numerics.memory import peak_memory
 from taskmerge.version import __version__
@@ -31,7 +32,7 @@ from taskmerge.version import __version__
 def merge(
     inputs: Arguments = (),
     *,
-    method: str = "cart",
+    method: str = DEFAULT,
     base: str | Path | None = None,
     suite: str | Path | None = None,
     output: str | Path | None = None,

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskmerge.errors import UsageError, nearest
 from taskmerge.experts.inputs import InputOptions
-from taskmerge.methods.contract import Setting, Value
+from taskmerge.methods.options import Setting, Value
 from taskmerge.methods.registry import methods
 from taskmerge.specs.merge import MergeSpec
 

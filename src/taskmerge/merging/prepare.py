@@ -26,6 +26,7 @@ from taskmerge.merging.options import Arguments, RunOptions
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, TensorJob, Treatment
 from taskmerge.methods.contract import Method, Reads
+from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.rank import Rank
 from taskmerge.specs.merge import WIDENING, MergeSpec
@@ -142,7 +143,7 @@ def _check_tasks(spec: MergeSpec, chain: Sequence[Method], experts: Sequence[Sou
         wanted = f"exactly {low}" if low == high else f"at least {low}"
         raise UsageError(
             f"`{last.name}` merges {wanted} experts, not {len(tasks)} ({', '.join(tasks)})", where="--method",
-            hint="give as many inputs, or choose a method that takes any number, such as cart",
+            hint="give as many inputs, or choose a method that takes any number, such as " + DEFAULT,
         )  # fmt: skip
     if spec.weights and not any(method.weighted for method in chain):
         raise UsageError(
@@ -263,9 +264,7 @@ def _few(experts: Sequence[Source], last: Method) -> list[str]:
     if len(experts) == 1:
         result = "the result is that expert" if last.space != "delta" else "one task vector is scaled"
         return [f"only one expert: {result}"]
-    if last.name == "cart" and len(experts) == 2:
-        return ["CART of two experts with equal weights is their average: the centred task vectors cancel"]
-    return []
+    return [last.note_for[len(experts)]] if len(experts) in last.note_for else []
 
 
 def _mixed(spec: MergeSpec, agreed: Agreed, experts: Sequence[Source]) -> list[str]:

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from taskmerge.errors import located
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.plan import TensorJob
 from taskmerge.merging.run import Run
@@ -25,7 +26,8 @@ def scan_of(run: Run, point: BoundPoint, index: int) -> Scan:
                     count = -(-count // share)
                 _, rows = run.rows.of(job.unit, start, count, tallied=False)
                 shape = (count,) if job.reads == "elements" else job.unit.portion
-                left = point.transform(rows.view(len(rows), *shape), run.handed(job, start, shape), index)
+                with located(f"`{job.name}`"):
+                    left = point.transform(rows.view(len(rows), *shape), run.handed(job, start, shape), index)
                 flat = left.reshape(len(left), -1)
                 results.append(f(flat if job.reads == "elements" else part_of(flat, share)))
             return results

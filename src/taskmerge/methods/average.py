@@ -1,6 +1,6 @@
 """Weight averaging."""
 
-from taskmerge.methods.contract import method
+from taskmerge.methods.contract import Laws, method
 from taskmerge.numerics.centre import mean
 from taskmerge.types import Merged, Stack, Weights
 
@@ -11,6 +11,8 @@ from taskmerge.types import Merged, Stack, Weights
     title="Weight averaging (model soup)",
     formula="θ = Σ_t w_t θ_t / Σ_t w_t",
     paper="arXiv:2203.05482",
+    aliases=("linear", "simple_average", "weighted_average"),
+    laws=Laws(equal_experts={}),
 )
 def average(stack: Stack, weights: Weights) -> Merged:
     """The (weighted) mean of the experts.

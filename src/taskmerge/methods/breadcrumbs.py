@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.rank import GUARD
 from taskmerge.numerics.selection import largest, share_of, slices, sort_rows
 from taskmerge.types import Stack
@@ -23,6 +24,8 @@ from taskmerge.types import Stack
         "per row of the last dimension as the authors' code; mergekit works on whole tensors (`--scope tensor`)",
         "at least one entry is kept of a row, however short; the authors' code zeroes 3-wide kernels",
     ),
+    aliases=("breadcrumbs_linear",),
+    laws=Laws(zero_task={}),
 )
 def breadcrumbs(
     stack: Stack,

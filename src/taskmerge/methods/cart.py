@@ -4,7 +4,8 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.centre import shares
 from taskmerge.numerics.powers import norm
 from taskmerge.numerics.rank import Rank
@@ -36,6 +37,8 @@ def _cancel(matrices: TaskMatrices, weights: Weights) -> bool:
         "the best coefficient is often above 1",
         "with two experts it is the average",
     ),
+    note_for={2: "CART of two experts with equal weights is their average: the centred task vectors cancel"},
+    laws=Laws(equal_experts={}),
 )
 def cart(
     matrices: TaskMatrices,

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.types import Merged, Stack, Weights
 
 
@@ -31,6 +32,7 @@ def consensus(stack: Stack, weights: Weights, multi_task: Merged, strictness: fl
         "with fewer experts than `agreement` no entry is kept: the result is the base",
         "the authors choose strictness per task and the coefficient on validation data",
     ),
+    laws=Laws(zero_task={}),
 )
 def consensus_ta(
     stack: Stack,

@@ -5,7 +5,8 @@ from typing import Annotated
 import torch
 
 from taskmerge.methods.consensus_ta import consensus
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.methods.ties import Trim, elected_sum, measure
 from taskmerge.numerics.selection import Scan, slices
 from taskmerge.types import Merged, Stack, Weights
@@ -28,6 +29,7 @@ def model_trim(scan: Scan, *, density: float, weights: Weights | None = None) ->
         "with fewer experts than `agreement` no entry is kept: the result is the base",
         "the authors choose strictness per task and the coefficient on validation data",
     ),
+    laws=Laws(zero_task={}),
 )
 def consensus_ties(
     stack: Stack,

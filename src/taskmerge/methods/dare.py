@@ -1,12 +1,12 @@
 """DARE: drop entries of the task vectors at random and rescale the rest."""
 
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
-from torch import Tensor
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.kernel import Uniform
+from taskmerge.methods.options import Option
 from taskmerge.types import Stack
 
 
@@ -23,10 +23,12 @@ from taskmerge.types import Stack
         "dropped at random by seed, task, tensor name and element, so threads, shards and order change nothing",
         "mergekit's `rescale` restores each tensor's L1 norm instead of dividing by the density",
     ),
+    aliases=("dare_linear",),
+    laws=Laws(zero_task={}),
 )
 def dare(
     stack: Stack,
-    uniform: Callable[[], Tensor],
+    uniform: Uniform,
     *,
     density: Annotated[float, Option("share of entries kept", low=1e-6, high=1)] = 0.8,
 ) -> Stack:

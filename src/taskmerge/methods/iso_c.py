@@ -5,7 +5,8 @@ from typing import Annotated, NamedTuple
 import torch
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.powers import total
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
@@ -46,6 +47,7 @@ def flattened(matrices: TaskMatrices) -> Flat:
         "here the coefficient scales matrices only",
         "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
     ),
+    laws=Laws(zero_task={}),
 )
 def iso_c(
     matrices: TaskMatrices,

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
 from taskmerge.methods.iso_c import Flat, summed
+from taskmerge.methods.options import Option
 from taskmerge.numerics.polar import RULE, notes, polar
 from taskmerge.numerics.powers import norm, total
 from taskmerge.numerics.rank import GUARD
@@ -73,6 +74,7 @@ def flattened(matrices: TaskMatrices, common_fraction: float) -> Flat:
         "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
         RULE,
     ),
+    laws=Laws(transposes=False),  # projects from the left only, as its authors do
 )
 def iso_cts(
     matrices: TaskMatrices,

@@ -4,11 +4,10 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.kernel import Position
+from taskmerge.methods.options import Option
 from taskmerge.types import Merged, Stack, Weights
-
-Position = tuple[int, int]
-"""Index of a block and number of blocks."""
 
 
 def depth_factor(position: Position | None, tasks: int, alpha: float | None = None, beta: float = 0.5) -> float:
@@ -33,6 +32,8 @@ def depth_factor(position: Position | None, tasks: int, alpha: float | None = No
         "the authors searched beta on validation data; alpha 1/T makes the first block the average",
         "`--lines` puts the same factor on any other method of task vectors",
     ),
+    factor=depth_factor,
+    laws=Laws(equal_experts={"beta": 0.0}, zero_task={"alpha": 0.3}),
 )
 def lines(
     stack: Stack,

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.types import Merged, Stack
 
 
@@ -18,6 +19,7 @@ from taskmerge.types import Merged, Stack
         "equal magnitudes go to the first task in sorted order; the authors' code lets the later one win",
         "the authors searched the coefficient on validation data; 0.5 is their value for independent experts",
     ),
+    laws=Laws(equal_experts={"coefficient": 1.0}, zero_task={}),
 )
 def magmax(stack: Stack, *, coefficient: Annotated[float, Option("scales the result")] = 0.5) -> Merged:
     """Per entry the task vector of largest magnitude.

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from taskmerge.methods.contract import method
+from taskmerge.methods.contract import Laws, method
 from taskmerge.numerics.inner import gram
 from taskmerge.types import Merged, Stack
 
@@ -17,9 +17,9 @@ def share_of_average(products: torch.Tensor) -> float:
     tasks = len(products)
     lengths = products.diagonal().sqrt().tolist()
     cosines = [
-        float(products[one, other]) / (lengths[one] * lengths[other]) if lengths[one] * lengths[other] else 0.0
-        for one in range(tasks)
-        for other in range(one)
+        float(products[later, earlier]) / size if (size := lengths[later] * lengths[earlier]) else 0.0
+        for later in range(tasks)
+        for earlier in range(later)
     ]
     cosine = math.fsum(cosines) / len(cosines)
     return tasks * cosine / (1 + (tasks - 1) * cosine) if cosine > 0 else 0.0
@@ -36,6 +36,7 @@ def share_of_average(products: torch.Tensor) -> float:
         "meant for fine-tunings of one task: experts of different tasks are nearly orthogonal, so t is small",
         "t is clamped to [0, 1]; mergekit's is not and leaves the base backwards where task vectors oppose each other",
     ),
+    laws=Laws(equal_experts={}),
 )
 def model_stock(stack: Stack) -> Merged:
     """The average of the experts, pulled back to the base by the angle between their task vectors.

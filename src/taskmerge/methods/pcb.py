@@ -8,7 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.rank import GUARD
 from taskmerge.numerics.selection import OrderStatistic, Scan, largest, slices
 from taskmerge.types import Merged, Stack, Weights
@@ -59,6 +60,7 @@ def scores(stack: Stack, magnitudes: Sequence[Range]) -> Iterator[Tensor]:
         "τ̃: magnitudes clipped to their 0.01% and 99.99% quantiles of the whole model, q: the 1 - ratio quantile of s",
         "the authors' scripts use ratio 0.05, and search one coefficient a task in 0.8 to 1.3 on validation data",
     ),
+    laws=Laws(homogeneous=False, absent_at_zero=False),  # tanh measures against 1; all compete, whatever their weight
 )
 def pcb(
     stack: Stack,
@@ -76,11 +78,11 @@ def pcb(
     """
     if not stack[0].numel():
         return torch.zeros_like(stack[0])
-    known = statistic or measure(slices(stack), ratio=ratio)
+    balance = statistic or measure(slices(stack), ratio=ratio)
     total, divisor = torch.zeros_like(stack[0]), torch.zeros_like(stack[0])
-    competing = zip(scores(stack, known.magnitudes), known.scores, strict=True)
+    competing = zip(scores(stack, balance.magnitudes), balance.scores, strict=True)
     for row, weight, (low, high), (score, bounds) in zip(
-        stack, weights.tolist(), known.magnitudes, competing, strict=True
+        stack, weights.tolist(), balance.magnitudes, competing, strict=True
     ):
         share = _share(score, bounds)
         divisor.add_(share)
@@ -109,6 +111,6 @@ def _rank(count: int, share: float, below: int = 0) -> int:
     return count - min(max(index, 0), count - 1)
 
 
-def _ranges(found: list[list[OrderStatistic]]) -> tuple[Range, ...]:
+def _ranges(statistics: list[list[OrderStatistic]]) -> tuple[Range, ...]:
     """(lower, upper) of each row."""
-    return tuple((low.value, high.value) for low, high in found)
+    return tuple((low.value, high.value) for low, high in statistics)

@@ -2,25 +2,40 @@
 
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
 import taskmerge.methods as package
 from taskmerge.errors import UsageError, unknown_name
-from taskmerge.methods.contract import Method, Setting
+from taskmerge.methods.contract import Method
+from taskmerge.methods.options import PREFIXES, Setting
 
 GROUP = "taskmerge.methods"
-ELSEWHERE = {
-    "linear": "average",
-    "simple_average": "average",
-    "weighted_average": "average",
-    "dare_linear": "dare",
-    "tsv": "tsv_m",
-    "breadcrumbs_linear": "breadcrumbs",
-}  # what other tools call a method of ours
-PREFIXES = ("then_", "lines_")  # of an option of the second method of a chain, or of the factor of --lines
+DEFAULT = "cart"
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An entry point that adds no method: its name, its package, and the reason."""
+
+    name: str
+    package: str
+    reason: str
+
+    @property
+    def problem(self) -> str:
+        return f"the plug-in `{self.name}` of the package {self.package} is left out: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """All methods by name, sorted, and the plug-ins that could not be loaded."""
+
+    methods: Mapping[str, Method]
+    broken: tuple[Broken, ...]
 
 
 def _declared(holder: object) -> list[Method]:
@@ -29,48 +44,84 @@ def _declared(holder: object) -> list[Method]:
     if isinstance(own, Method):
         return [own]
     module = getattr(holder, "__name__", None)
-    found = (getattr(value, "declaration", None) for value in vars(holder).values())
-    return [one for one in found if isinstance(one, Method) and one.kernel.__module__ == module]
+    attached = (getattr(value, "declaration", None) for value in vars(holder).values())
+    return [method for method in attached if isinstance(method, Method) and method.kernel.__module__ == module]
 
 
 @cache
-def methods() -> Mapping[str, Method]:
-    """All methods by name, sorted; a plug-in may not take a name that is taken."""
-    found: dict[str, Method] = {}
+def _registry() -> Registry:
+    """Everything that is installed. A plug-in may not take a name that is taken, and harms nobody but itself."""
+    methods: dict[str, Method] = {}
     for info in pkgutil.iter_modules(package.__path__):
-        for one in _declared(import_module(f"{package.__name__}.{info.name}")):
-            found[one.name] = one
+        methods |= {method.name: method for method in _declared(import_module(f"{package.__name__}.{info.name}"))}
+    broken = []
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
-        for one in _declared(point.load()):
-            if one.name in found:
-                raise UsageError(
-                    f"the plug-in `{point.name}` declares the method `{one.name}`, which exists already",
-                    where=point.value,
-                    hint="uninstall that package or rename its method",
-                )
-            found[one.name] = one
-    return MappingProxyType(dict(sorted(found.items())))
+        try:
+            methods |= _of_plug_in(point, methods)
+        except Exception as error:  # whatever somebody else's module does when it is imported
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            broken.append(Broken(point.name, _package(point), reason))
+    return Registry(MappingProxyType(dict(sorted(methods.items()))), tuple(broken))
+
+
+def _of_plug_in(point: EntryPoint, taken: Mapping[str, Method]) -> dict[str, Method]:
+    """The methods that an entry point leads to."""
+    declared = {method.name: method for method in _declared(point.load())}
+    if not declared:
+        raise ImportError(f"`{point.value}` declares no method with @method")
+    for name in declared.keys() & taken.keys():
+        raise ImportError(f"it declares the method `{name}`, which exists already")
+    return declared
+
+
+def _package(point: EntryPoint) -> str:
+    """The name under which a plug-in was installed."""
+    return point.dist.name if point.dist is not None else point.module
+
+
+def methods() -> Mapping[str, Method]:
+    """All methods by name, sorted."""
+    return _registry().methods
+
+
+def problems() -> tuple[str, ...]:
+    """One line for every plug-in that could not be loaded."""
+    return tuple(broken.problem for broken in _registry().broken)
 
 
 def find(name: str, *, where: str = "--method") -> Method:
     """A method by name (`-` and `_` alike, any case); `where` is what named it."""
-    key = name.strip().lower().replace("-", "_")
-    known = methods()
-    if key not in known:
-        for first in known:  # `dare_ties` is one method elsewhere
-            if known[first].gives == "task_vectors" and key.removeprefix(f"{first}_") in known:
-                then = key.removeprefix(f"{first}_")
-                hint = f"write `--method {first} --then {then}`; its own options follow as `--then-NAME`"
-                raise UsageError(f"unknown method `{name}`", where=where, hint=hint)
-        if key in ELSEWHERE:
-            hint = f"taskmerge calls it `{ELSEWHERE[key]}`: see `taskmerge methods {ELSEWHERE[key]}`"
-            raise UsageError(f"unknown method `{name}`", where=where, hint=hint)
-        raise unknown_name("method", name, known, where=where)
-    return known[key]
+    key, every = _plain(name), methods()
+    if key not in every:
+        raise _unknown(name, key, where)
+    return every[key]
+
+
+def _unknown(name: str, key: str, where: str) -> UsageError:
+    """Why there is no such method: a plug-in that fails, a chain, a name that other tools use, or a slip."""
+    every = methods()
+    for broken in _registry().broken:
+        if key == _plain(broken.name):
+            hint = f"it comes with the package {broken.package}: update or uninstall that"
+            return UsageError(f"the method `{name}` cannot be loaded: {broken.reason}", where=where, hint=hint)
+    for method in every.values():
+        then = key.removeprefix(f"{method.name}_")
+        if method.gives == "task_vectors" and then in every:  # `dare_ties` is one method elsewhere
+            hint = f"write `--method {method.name} --then {then}`; its own options follow as `--then-NAME`"
+            return UsageError(f"unknown method `{name}`", where=where, hint=hint)
+        if key in method.aliases:
+            hint = f"taskmerge calls it `{method.name}`: see `taskmerge methods {method.name}`"
+            return UsageError(f"unknown method `{name}`", where=where, hint=hint)
+    return unknown_name("method", name, every, where=where)
+
+
+def _plain(name: str) -> str:
+    """A method's name in its one spelling."""
+    return name.strip().lower().replace("-", "_")
 
 
 def setting(name: str) -> Setting | None:
     """What some method declares as its option `name`, if any does; `then_` or `lines_` before it says whose it is."""
-    known = {own: one for declared in methods().values() for own, one in declared.settings.items()}
-    plain = next((name.removeprefix(one) for one in PREFIXES if name.startswith(one)), name)
-    return known.get(name) or known.get(plain)
+    settings = {own: setting for method in methods().values() for own, setting in method.settings.items()}
+    plain = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+    return settings.get(name) or settings.get(plain)

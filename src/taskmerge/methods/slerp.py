@@ -3,7 +3,8 @@
 import math
 from typing import Annotated
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.inner import gram
 from taskmerge.types import Merged, Stack
 
@@ -30,13 +31,13 @@ def shares_on_arc(first: float, second: float, product: float, t: float) -> tupl
     title="SLERP: spherical linear interpolation",
     formula="θ = sin((1-t)Ω)/sin Ω · θ₁ + sin(tΩ)/sin Ω · θ₂, cos Ω = ⟨θ₁, θ₂⟩ / ‖θ₁‖‖θ₂‖ tensor by tensor",
     paper="doi:10.1145/325165.325242",
-    symmetric=False,
     tasks=(2, 2),
     notes=(
         "exactly two experts, the first in sorted order at t = 0; between weights, so it reads no base",
         "nearly parallel tensors (|cos| > 0.9995), opposite ones included, are interpolated linearly, as in mergekit",
         "a tensor that is all zero in one expert is interpolated linearly; mergekit takes a right angle there",
     ),
+    laws=Laws(symmetric=False, shifts=False, equal_experts={}),  # t counts from the first; the angle from zero
 )
 def slerp(stack: Stack, *, t: Annotated[float, Option("0: first expert, 1: second", low=0, high=1)] = 0.5) -> Merged:
     """The point at t on the arc between two experts, each tensor flattened.

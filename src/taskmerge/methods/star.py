@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.centre import shares
 from taskmerge.numerics.powers import exponent_of, times_power
 from taskmerge.numerics.spectral import TaskMatrices
@@ -36,6 +37,7 @@ def growth(values: Tensor, kept: Tensor) -> float:
     paper="arXiv:2502.10339",
     elsewhere=average,
     notes=("k differs by task and tensor; with eta 1 it is the average",),
+    laws=Laws(equal_experts={"eta": 1.0}),
 )
 def star(
     matrices: TaskMatrices,

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.types import Merged, Stack, Weights
 
 MANY_TASKS = 14
@@ -22,6 +23,7 @@ def usual_coefficient(tasks: int) -> float:
     formula="θ = θ₀ + λ Σ_t w_t τ_t",
     paper="arXiv:2212.04089",
     notes=("a negative coefficient or weight removes a task (negation)",),
+    laws=Laws(equal_experts={"coefficient": 1 / 3}, zero_task={"coefficient": 0.3}),  # of three experts
 )
 def task_arithmetic(
     stack: Stack,

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import torch
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.selection import OrderStatistic, Scan, largest, share_of, slices
 from taskmerge.numerics.signs import agreeing, balance, elect, split, split_and_count, trimmed
 from taskmerge.types import Merged, Stack, Weights
@@ -19,20 +20,20 @@ Threshold = Literal["kth", "next"]
 class Trim:
     """What TIES knows of a whole model: every task's threshold, and whether most entries elect plus."""
 
-    found: tuple[OrderStatistic, ...]
+    cuts: tuple[OrderStatistic, ...]
     asked: int
     count: int
     mostly_up: bool
 
     @property
     def thresholds(self) -> list[float]:
-        return [one.value for one in self.found]
+        return [cut.value for cut in self.cuts]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was kept, where equal magnitudes or zeros make it differ from what was asked."""
-        kept = [one.reached if one.value > 0 else one.larger for one in self.found]
-        if all(one == self.asked for one in kept):
+        kept = [cut.reached if cut.value > 0 else cut.larger for cut in self.cuts]
+        if all(entries == self.asked for entries in kept):
             return ()
         return (
             f"ties: {min(kept):,} to {max(kept):,} of {self.count:,} entries a task kept, {self.asked:,} asked:"
@@ -51,17 +52,17 @@ def measure(scan: Scan, density: float, threshold: Threshold = "kth", weights: W
         counts.append(count)
         return (min(count, share_of(count, density) + (threshold == "next")),)
 
-    found = tuple(row[0] for row in largest(scan, rank))
-    count = counts[-1] if found else 0  # a sample may have been counted before
+    cuts = tuple(row[0] for row in largest(scan, rank))
+    count = counts[-1] if cuts else 0  # a sample may have been counted before
     asked = rank(count)[0]
-    thresholds = [one.value for one in found]
+    thresholds = [cut.value for cut in cuts]
 
     def elected(piece: Stack) -> int:
         scales = torch.ones(len(piece)) if weights is None else weights
         return balance(*split(trimmed(piece, thresholds, scales)))
 
-    total = sum(scan(elected)) if found else 0
-    return Trim(found, asked, count, total > 0)
+    total = sum(scan(elected)) if cuts else 0
+    return Trim(cuts, asked, count, total > 0)
 
 
 def model_trim(
@@ -97,6 +98,7 @@ def elected_mean(stack: Stack, weights: Weights, trim: Trim) -> Merged:
         "the authors searched the coefficient on validation data (0.8 to 2.5, aggregate mean)",
         "mergekit trims per tensor and divides by the agreeing weights; peft divides by their count",
     ),
+    laws=Laws(equal_experts={"density": 1.0}, zero_task={"aggregate": "sum"}),
 )
 def ties(
     stack: Stack,

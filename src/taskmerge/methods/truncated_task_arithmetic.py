@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.options import Option
 from taskmerge.methods.task_arithmetic import task_arithmetic, usual_coefficient
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import TaskMatrices
@@ -17,6 +18,7 @@ from taskmerge.types import Matrix, Weights
     paper="arXiv:2412.12153",
     elsewhere=task_arithmetic,
     notes=("at full rank it is task arithmetic", "the rank is cut about the base; `cart` cuts it about the average"),
+    laws=Laws(zero_task={"coefficient": 0.3, "rank": 0.5}),
 )
 def truncated_task_arithmetic(
     matrices: TaskMatrices,

@@ -5,7 +5,8 @@ from typing import Annotated, NamedTuple
 import torch
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Option, method
+from taskmerge.methods.contract import method
+from taskmerge.methods.options import Option
 from taskmerge.numerics.polar import RULE, notes, polar
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
@@ -40,6 +41,7 @@ def whitened(matrices: TaskMatrices) -> Whitened:
         "the authors searched the coefficient on validation data, 0.1 to 3.0",
         RULE,
     ),
+    aliases=("tsv",),
 )
 def tsv_m(
     matrices: TaskMatrices,

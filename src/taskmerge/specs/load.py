@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from taskmerge.errors import UsageError, nearest, unknown_name
-from taskmerge.methods.registry import methods, setting
+from taskmerge.methods.registry import DEFAULT, methods, setting
 from taskmerge.specs.document import Places, read_document
 from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
 
@@ -40,7 +40,7 @@ class Recipe:
 
 def load_recipe(path: Path) -> Recipe:
     """A recipe file, checked key by key. Its paths are relative to it, and stay so here."""
-    document = read_document(path, "recipe", "start with `method: cart`", verbatim=("options", "grid"))
+    document = read_document(path, "recipe", f"start with `method: {DEFAULT}`", verbatim=("options", "grid"))
     return parse_recipe(document.values, str(path), document.places)
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from taskmerge.errors import UsageError, unknown_name
-from taskmerge.methods.contract import Method, Setting, Value
-from taskmerge.methods.registry import find
+from taskmerge.methods.contract import Method
+from taskmerge.methods.options import Setting, Value
+from taskmerge.methods.registry import DEFAULT, find
 from taskmerge.numerics.rank import Rank
 from taskmerge.types import TensorClass
 
@@ -19,6 +20,7 @@ WIDENING: tuple[TensorClass, ...] = ("projection", "embedding", "conv")  # class
 SCALE = "coefficient"
 LARGEST = 3.4e38  # float32's
 FINISH = "task_arithmetic"  # merges what DARE and Breadcrumbs leave, unless --then says otherwise
+DEPTH = "lines"  # whose factor --lines puts on other methods
 CHOICES = {
     "qkv": ("as-is", "split", "fused"),
     "compute_dtype": ("float32", "float64"),
@@ -52,7 +54,7 @@ class MergeSpec:
     `grid` is the grid that a replayed point was part of: what was factored for one point served the next.
     """
 
-    method: str = "cart"
+    method: str = DEFAULT
     then: str | None = None
     lines: bool = False
     options: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
@@ -109,7 +111,7 @@ class MergeSpec:
         return (first, last)
 
     def members(self) -> list[tuple[Method, dict[str, str]]]:
-        """Every method that acts, --lines last, with its options: the name said here -> the method's own.
+        """Every method that acts, --lines last, with its options: the name that they go by here -> the method's own.
 
         A name that several declare is the first's; the others' start with `then_` or `lines_`.
         """
@@ -120,19 +122,19 @@ class MergeSpec:
                     f"--lines scales merged task vectors; `{acting[-1][1].name}` has none", where="--lines",
                     hint="use it with a method on task vectors, such as task_arithmetic, ties or tsv_m",
                 )  # fmt: skip
-            acting.append(("lines_", find("lines")))
-        found: list[tuple[Method, dict[str, str]]] = []
-        for prefix, one in acting:
-            taken = {name for _, names in found for name in names}
-            found.append((one, {f"{prefix}{name}" if name in taken else name: name for name in one.settings}))
-        return found
+            acting.append(("lines_", find(DEPTH)))
+        members: list[tuple[Method, dict[str, str]]] = []
+        for prefix, method in acting:
+            taken = {name for _, names in members for name in names}
+            members.append((method, {f"{prefix}{name}" if name in taken else name: name for name in method.settings}))
+        return members
 
     def settings(self) -> dict[str, tuple[Method, Setting]]:
         """Every option that this chain (and --lines) understands, by the name that it goes by here."""
         return {
-            said: (one, replace(one.settings[name], name=said))
-            for one, names in self.members()
-            for said, name in names.items()
+            name: (method, replace(method.settings[own], name=name))
+            for method, names in self.members()
+            for name, own in names.items()
         }
 
     def points(self) -> Iterator[dict[str, Value]]:
@@ -153,19 +155,20 @@ class MergeSpec:
 
     def recipe(self, point: Mapping[str, Value]) -> dict[str, object]:
         """The recipe of one output: what differs from the defaults, options of the point written out in full."""
-        said: dict[str, object] = {"taskmerge": 1, "method": self.method}
+        recipe: dict[str, object] = {"taskmerge": 1, "method": self.method}
         plain = MergeSpec()
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name not in (*said, "options", "weights", "grid") and value != getattr(plain, one.name):
-                said[one.name] = list(value) if isinstance(value, tuple) else value
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if own.name not in (*recipe, "options", "weights", "grid") and value != getattr(plain, own.name):
+                recipe[own.name] = list(value) if isinstance(value, tuple) else value
         values = {name: point.get(name, setting.default) for name, (_, setting) in self.settings().items()}
-        said["options"] = {name: plain_value(value) for name, value in sorted(values.items())}
+        recipe["options"] = {name: plain_value(value) for name, value in sorted(values.items())}
         if self.weights:
-            said["weights"] = dict(sorted(self.weights.items()))
+            recipe["weights"] = dict(sorted(self.weights.items()))
         if self.factored():
-            said["grid"] = {name: [plain_value(value) for value in values] for name, values in self.factored().items()}
-        return said
+            factored = self.factored().items()
+            recipe["grid"] = {name: [plain_value(value) for value in values] for name, values in factored}
+        return recipe
 
 
 def plain_value(value: Value) -> object:
@@ -185,11 +188,11 @@ def checked_choice(name: str, value: object, where: str | None = None) -> object
     return value
 
 
-def dtype_code(said: str, where: str = "--dtype") -> str:
+def dtype_code(text: str, where: str = "--dtype") -> str:
     """The safetensors code of a type: `float16`, `fp16`, `half` and `F16` mean the same."""
-    if said in DTYPES.values():
-        return said
-    name = SHORT.get(str(said).lower(), str(said).lower().removeprefix("torch."))
+    if text in DTYPES.values():
+        return text
+    name = SHORT.get(str(text).lower(), str(text).lower().removeprefix("torch."))
     if name not in DTYPES:
-        raise unknown_name("type", str(said), DTYPES, where=where)
+        raise unknown_name("type", str(text), DTYPES, where=where)
     return DTYPES[name]

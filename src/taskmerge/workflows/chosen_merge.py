@@ -20,6 +20,7 @@ from taskmerge.merging.options import Arguments, RunOptions, split_options
 from taskmerge.merging.outputs import output_paths
 from taskmerge.merging.prepare import prepare
 from taskmerge.merging.record import MergeReceipt
+from taskmerge.methods.registry import DEFAULT
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
@@ -58,7 +59,7 @@ def choose(
     *,
     suite: str | Path,
     by: str = "agreement",
-    method: str = "cart",
+    method: str = DEFAULT,
     base: str | Path | None = None,
     output: str | Path | None = None,
     weights: Mapping[str, float] | None = None,
