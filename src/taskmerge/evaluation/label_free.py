@@ -10,6 +10,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.items import Items
+from taskmerge.data.loading import LoadOptions
 from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import BadNumber, UsageError
 from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
@@ -61,12 +62,8 @@ def judge(
         given = Heads(picked, backbone, device, stack, Path(heads) if heads else None, allow_pickle)
         check_fits(backbone, [one.checkpoint for one in opened], given.base)
         given.load(opened)
-        items = {
-            task.name: load_unlabelled(
-                task, split, backbone.prepare, resolve=resolve, limit=limit, seed=seed, cache=cache, skip_bad=skip_bad
-            )
-            for task in picked.tasks
-        }  # fmt: skip
+        loading = LoadOptions(resolve=resolve, limit=limit, seed=seed, cache=cache, skip_bad=skip_bad)
+        items = {task.name: load_unlabelled(task, split, backbone.prepare, loading) for task in picked.tasks}
         run = _Outputs(picked, backbone, given, items, batch_size, device, progress, len(candidates) + 1)
         experts = {task.name: found for one in opened if one.kind == "expert" for task, found in run.of(one)}
         return tuple(_judged(one, task, found, experts[task.name]) for one in candidates for task, found in run.of(one))

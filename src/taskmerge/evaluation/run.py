@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.corruptions import Corruption, corruptions
+from taskmerge.data.loading import LoadOptions
 from taskmerge.errors import BadNumber, NotEnough, UsageError, located
 from taskmerge.evaluation.analyses import correlations, discrepancy
 from taskmerge.evaluation.averages import averages, normalised
@@ -77,17 +78,20 @@ def evaluate(
     started = time.perf_counter()
     found = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
     _check(compare, limit, batch_size, severity, seed)
-    choice = Choice(
-        split, (None, *corruptions(_names(corrupt), severity)), limit, seed, skip_bad, Path(cache) if cache else None
-    )
     picked = replace(found, tasks=chosen(found, None if tasks is None else _names(tasks), split))
+    notes = list(picked.notes)
+    loading = LoadOptions(
+        resolve=resolve, limit=limit, seed=seed, skip_bad=skip_bad, cache=Path(cache) if cache else None,
+        note=notes.append,
+    )  # fmt: skip
+    choice = Choice(split, loading, (None, *corruptions(_names(corrupt), severity)))
     with ExitStack() as stack:
         opened = encoders(
             checkpoints, picked, resolve=resolve, stack=stack, cross=cross,
             with_experts=compare is not None or loss_correlation, allow_pickle=allow_pickle,
         )  # fmt: skip
         place, backbone = device_for(device), build(picked.backbone, resolve=resolve)
-        folder, notes = Path(heads) if heads else None, list(picked.notes)
+        folder = Path(heads) if heads else None
         run = _Run(
             suite=picked, encoders=opened, choice=choice, backbone=backbone, device=place, batch_size=batch_size,
             seed=seed, heads=Heads(picked, backbone, place, stack, folder, allow_pickle, notes.append),
@@ -162,15 +166,7 @@ class _Run:
         check_fits(self.backbone, [one.checkpoint for one in self.encoders], self.heads.base)
         self.heads.load(self.encoders)
         clock = time.perf_counter()
-        loaded = portions(
-            self.suite.tasks,
-            self.choice,
-            self.backbone.prepare,
-            resolve=resolve,
-            told=self._reading,
-            note=self.notes.append,
-        )
-        for portion in loaded:
+        for portion in portions(self.suite.tasks, self.choice, self.backbone.prepare, reading=self._reading):
             self.seconds["reading"] += time.perf_counter() - clock
             self._portion(portion)
             clock = time.perf_counter()
@@ -350,7 +346,7 @@ def _described(one: DataSet, choice: Choice) -> dict[str, Any]:
         "task": one.task.name,
         "split": choice.split,
         "n": len(one.items),
-        "fingerprint": one.items.fingerprint,
+        "fingerprint": one.labelled.fingerprint,
         "classes": len(one.task.classes) if one.task.kind == "classification" else None,
         "skipped": one.items.skipped,
         "corruption": one.corruption.name if one.corruption else None,

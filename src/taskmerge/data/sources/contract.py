@@ -14,9 +14,6 @@ from taskmerge.specs.suite import Split
 Indices = Sequence[int]
 """Places in the source, ascending."""
 
-Note = Callable[[str], None]
-"""Takes a sentence for the person who runs this."""
-
 
 @dataclass(frozen=True, slots=True)
 class Broken:
