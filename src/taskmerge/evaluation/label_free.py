@@ -15,12 +15,12 @@ from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import BadNumber, UsageError
 from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
 from taskmerge.evaluation.criteria import CRITERIA
-from taskmerge.evaluation.encode import encode
 from taskmerge.evaluation.faults import blamed, check_fits, check_outputs
 from taskmerge.evaluation.heads import Heads
 from taskmerge.evaluation.workload import chosen
 from taskmerge.models.backbones import build
 from taskmerge.models.contract import Backbone
+from taskmerge.models.encode import encode
 from taskmerge.models.fill import fill
 from taskmerge.specs.suite import Suite, Task
 

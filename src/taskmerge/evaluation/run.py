@@ -18,7 +18,6 @@ from taskmerge.errors import BadNumber, NotEnough, UsageError, located
 from taskmerge.evaluation.analyses import correlations, discrepancy
 from taskmerge.evaluation.averages import averages, normalised
 from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
-from taskmerge.evaluation.encode import encode
 from taskmerge.evaluation.estimates import Rows as Contributions
 from taskmerge.evaluation.faults import blamed, check_fits
 from taskmerge.evaluation.heads import Heads
@@ -28,6 +27,7 @@ from taskmerge.evaluation.selection import EXPERT
 from taskmerge.evaluation.workload import Choice, DataSet, chosen, portions
 from taskmerge.models.backbones import build
 from taskmerge.models.contract import Backbone, Head
+from taskmerge.models.encode import encode
 from taskmerge.models.fill import fill
 from taskmerge.numerics.device import named_device
 from taskmerge.specs.suite import DENSE, Suite, Task

@@ -40,7 +40,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """`pixels` uint8 [N, 3, H, W] -> [N, D], as `encode_image` without normalisation."""
-        found = self.visual(normalised(inputs["pixels"], self.mean, self.std))
+        found = self.visual(normalised(inputs["pixels"], self.mean, self.std, self))
         features: Tensor = found[0] if isinstance(found, tuple) else found  # CoCa's tower gives its tokens too
         return features
 

@@ -32,7 +32,7 @@ class DilatedTrunk(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """`pixels` uint8 [N, 3, H, W] -> [N, D, H/8, W/8]."""
-        features = normalised(inputs["pixels"], self.mean, self.std)
+        features = normalised(inputs["pixels"], self.mean, self.std, self)
         for part in PARTS:
             features = self.get_submodule(part)(features)
         return features

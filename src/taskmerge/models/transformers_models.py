@@ -42,7 +42,7 @@ class Reading:
     def __call__(self, module: nn.Module, args: tuple[Inputs], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         inputs = args[0]
         if "pixels" in inputs:
-            return (), {"pixel_values": normalised(inputs["pixels"], self.mean, self.std)}
+            return (), {"pixel_values": normalised(inputs["pixels"], self.mean, self.std, module)}
         length = max(_length(inputs["attention_mask"]), 1)  # columns of padding alone cost time
         return (), {name: whole[:, :length].long() for name, whole in inputs.items()}
 
