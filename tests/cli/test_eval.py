@@ -202,7 +202,7 @@ def test_tasks_on_the_same_pictures_share_one_pass(here: Path, monkeypatch: pyte
         said["tasks"]["again"] = said["tasks"]["digits"]
 
     prepared(here, twice)
-    from taskmerge.evaluation import run as module
+    from taskmerge.models import outputs as module
 
     batches: list[int] = []
     encode = module.encode
@@ -229,7 +229,7 @@ def test_data_that_does_not_fit_into_memory_gives_the_same_report(suite: Path, m
 
 
 def test_memory_that_runs_out_halves_the_batch_once(suite: Path, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    from taskmerge.evaluation import run as module
+    from taskmerge.models import outputs as module
 
     expected = report("base", *LIMIT)
     encode, sizes, fits = module.encode, [], 16

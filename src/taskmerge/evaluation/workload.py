@@ -18,6 +18,10 @@ AT_ONCE = 2 * 10**9
 """Bytes of decoded items that are held at once; above it, checkpoints are filled anew for every portion."""
 
 
+Key = tuple[str, Corruption | None]
+"""A task's name, and how its pictures are corrupted."""
+
+
 @dataclass(frozen=True)
 class DataSet:
     """The labelled items of one task, clean or corrupted."""
@@ -27,7 +31,7 @@ class DataSet:
     labelled: Labelled
 
     @property
-    def key(self) -> tuple[str, Corruption | None]:
+    def key(self) -> Key:
         return self.task.name, self.corruption
 
     @property

@@ -1,7 +1,7 @@
 """Puts a checkpoint into a backbone by name, tensor by tensor, or says everything that does not fit."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +74,21 @@ def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = N
             origins[name].read_into(target)
         else:
             target.zero_()
+
+
+def check_fits(backbone: Backbone, checkpoints: Iterable[Checkpoint], base: Checkpoint | None) -> None:
+    """Raises Mismatch, from headers alone, for every checkpoint that does not fill the backbone."""
+    misfits: list[Mismatch] = []
+    for checkpoint in checkpoints:
+        try:
+            state_for(backbone, checkpoint, base)
+        except Mismatch as error:
+            misfits.append(error)
+    if len(misfits) > 1:
+        lines = "\n".join(f"  {error.where}: {error.what}" for error in misfits)
+        raise Mismatch(f"{len(misfits)} checkpoints do not fit\n{lines}", hint=misfits[0].hint)
+    if misfits:
+        raise misfits[0]
 
 
 def state_for(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = None) -> dict[str, Origin]:
