@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from letter_cases import letter_config, save_letters
+from taskmerge.checkpoint.adapted import Manifest, write_manifest
 from taskmerge.evaluation.results import schema
 
 Change = Callable[[dict[str, Any]], None]
@@ -182,9 +183,8 @@ def test_someone_elses_heads(suite: Path, here: Path) -> None:
 def test_an_adapted_folder_is_scored_with_its_own_heads(suite: Path, here: Path) -> None:
     folder = here / "adapted"
     (folder / "heads").mkdir(parents=True)
-    (folder / "folder.json").write_text(
-        '{"version": 1, "method": "tint", "protocol": "adapted on adapt, 100 iterations"}'
-    )
+    protocol = "adapted on adapt, 100 iterations"
+    write_manifest(folder, Manifest(method="tint", needs_task_index=True, parts=("heads",), protocol=protocol))
     save_file(load_file(here / "digits.safetensors"), folder / "model.safetensors")
     weight = load_file(here / "heads" / "digits.safetensors")["weight"]
     save_file({"weight": weight.roll(1, dims=0)}, folder / "heads" / "digits.safetensors")
