@@ -116,10 +116,10 @@ def origins_of(
 
     Floating-point types are converted into each other. Integers are no weights: quantised ones mean something else.
     """
-    found = naming.found(targets, checkpoint.specs)
-    unexpected = naming.strangers(found, checkpoint.specs)
-    origins = {name: Origin(checkpoint, own) for name, own in found.items()}
-    if base is not None and len(found) < len(targets):
+    names = naming.found(targets, checkpoint.specs)
+    unexpected = naming.strangers(names, checkpoint.specs)
+    origins = {name: Origin(checkpoint, own) for name, own in names.items()}
+    if base is not None and len(names) < len(targets):
         lent = [name for name in targets if name in optional or LENT.search(name)]
         origins = {name: Origin(base, own) for name, own in naming.found(lent, base.specs).items()} | origins
     missing = [name for name in targets if name not in origins and name not in optional]
@@ -133,7 +133,7 @@ def origins_of(
         for name, origin in origins.items()
         if targets[name].is_floating_point() and not is_float(origin.checkpoint.specs[origin.name].dtype)
     ]
-    if missing or unexpected or misshapen or mistyped or not found:
+    if missing or unexpected or misshapen or mistyped or not names:
         wrong = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, NO_FLOATS: mistyped}
         raise _mismatch(checkpoint, base, label, wrong)
     return {name: origins[name] for name in targets if name in origins}

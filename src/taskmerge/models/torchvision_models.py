@@ -49,7 +49,7 @@ def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Backbone:
     mean, std = (spec.preprocess.mean, spec.preprocess.std) if spec.preprocess else ((0.0,) * 3, (1.0,) * 3)
     trunk = DilatedTrunk(name, mean, std)
     size = (spec.preprocess.image_size,) * 2 if spec.preprocess else None
-    counters = frozenset(one for one in trunk.state_dict() if one.endswith("num_batches_tracked"))
+    counters = frozenset(buffer for buffer in trunk.state_dict() if buffer.endswith("num_batches_tracked"))
     return Backbone(
         trunk, PicturePrepare(f"pixels {size or 'own size'}", size, step=STRIDE, where=spec.place), trunk.width,
         normalised=False, optional=counters, naming=_naming(), label=f"torchvision {name}", family=name,

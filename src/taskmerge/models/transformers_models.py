@@ -223,17 +223,17 @@ def _pictures(spec: BackboneSpec, path: Path, config: Any) -> tuple[Reading, Pic
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else map(int, size)
     file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
-    known = _json(file) if file.is_file() else {}
+    settings = _json(file) if file.is_file() else {}
     given = spec.preprocess
     if given is not None and (height, width) != (given.image_size,) * 2:
         what = f"pictures of {given.image_size} pixels for a model that takes {height}x{width}"
         raise Mismatch(what, where=spec.place or str(path), hint="change `preprocess: {image_size: …}`")
-    if given is None and not {"image_mean", "image_std"} <= set(known):
+    if given is None and not {"image_mean", "image_std"} <= set(settings):
         hint = "add `preprocess: {image_size: …, mean: …, std: …}`, or the model's preprocessor_config.json"
         raise UsageError("how pictures are normalised is not known", where=spec.place or str(path), hint=hint)
-    mean, std = (given.mean, given.std) if given else (known["image_mean"], known["image_std"])
-    squash = bool(known) and not known.get("do_center_crop", False)
-    filter_ = _FILTERS[int(known.get("resample", 3))]
+    mean, std = (given.mean, given.std) if given else (settings["image_mean"], settings["image_std"])
+    squash = bool(settings) and not settings.get("do_center_crop", False)
+    filter_ = _FILTERS[int(settings.get("resample", 3))]
     steps = [
         transforms.Resize((height, width) if squash else min(height, width), transforms.InterpolationMode(filter_))
     ]
@@ -304,8 +304,8 @@ def _naming(model: Any) -> Naming:
         return _names_of_full_models(config)
 
     def elsewhere(name: str) -> bool:
-        known = FORMER_BUFFERS.search(name) or name in others() or name.removeprefix(prefix) in others()
-        return bool(known) or renamed(name) in others()
+        outside = FORMER_BUFFERS.search(name) or name in others() or name.removeprefix(prefix) in others()
+        return bool(outside) or renamed(name) in others()
 
     return Naming(("module.",), (("", ""), (prefix, "")), renamed, elsewhere)
 
@@ -343,7 +343,7 @@ def _former_names(model: Any) -> Callable[[str], str]:
 
     @cache
     def steps() -> list[Any]:
-        return [one for one in get_model_conversion_mapping(model) if type(one) is WeightRenaming]
+        return [mapping for mapping in get_model_conversion_mapping(model) if type(mapping) is WeightRenaming]
 
     def renamed(name: str) -> str:
         for step in steps():
