@@ -12,6 +12,7 @@ import torch
 import yaml
 
 import taskmerge
+from taskmerge.cli import evaluating
 from taskmerge.cli.app import run
 from taskmerge.errors import BadOutput, UsageError
 from taskmerge.evaluation import label_free
@@ -266,3 +267,16 @@ def test_eval_ranks_and_its_report_is_valid(
     report = json.loads(capsys.readouterr().out)
     jsonschema.validate(report, schema())
     assert {one["criterion"] for one in report["choices"]} == {"kappa", "entropy"}
+
+
+def test_eval_tells_once_and_first_which_tasks_nothing_judges(
+    suite: Suite, merges: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluating, "load_suite", lambda _: with_a_dense_task(suite))
+    words = ["eval", *merges, "--suite", str(TINY / "suite.yaml"), "--rank-by", "agreement", "--limit", "10", "--json"]
+    assert run(words) == 0
+    said = capsys.readouterr()
+    note = "judged on tasks of classification and regression only: not on rooms"
+    assert said.err.startswith(f"note: {note}\n")
+    assert said.err.count(note) == 1
+    assert json.loads(said.out)["notes"][0] == note

@@ -223,17 +223,17 @@ def _pictures(spec: BackboneSpec, path: Path, config: Any) -> tuple[Reading, Pic
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else map(int, size)
     file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
-    settings = _json(file) if file.is_file() else {}
+    known = _json(file) if file.is_file() else {}
     given = spec.preprocess
     if given is not None and (height, width) != (given.image_size,) * 2:
         what = f"pictures of {given.image_size} pixels for a model that takes {height}x{width}"
         raise Mismatch(what, where=spec.place or str(path), hint="change `preprocess: {image_size: …}`")
-    if given is None and not {"image_mean", "image_std"} <= set(settings):
+    if given is None and not {"image_mean", "image_std"} <= set(known):
         hint = "add `preprocess: {image_size: …, mean: …, std: …}`, or the model's preprocessor_config.json"
         raise UsageError("how pictures are normalised is not known", where=spec.place or str(path), hint=hint)
-    mean, std = (given.mean, given.std) if given else (settings["image_mean"], settings["image_std"])
-    squash = bool(settings) and not settings.get("do_center_crop", False)
-    filter_ = _FILTERS[int(settings.get("resample", 3))]
+    mean, std = (given.mean, given.std) if given else (known["image_mean"], known["image_std"])
+    squash = bool(known) and not known.get("do_center_crop", False)
+    filter_ = _FILTERS[int(known.get("resample", 3))]
     steps = [
         transforms.Resize((height, width) if squash else min(height, width), transforms.InterpolationMode(filter_))
     ]
