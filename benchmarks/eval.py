@@ -21,6 +21,7 @@ import torch
 import taskmerge
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.hub import resolve
+from taskmerge.data.loading import LoadOptions
 from taskmerge.evaluation.run import device_for
 from taskmerge.evaluation.workload import Choice, portions
 from taskmerge.models.backbones import build
@@ -43,9 +44,10 @@ class Bare:
             base = stack.enter_context(open_checkpoint(resolve(suite.base)))
             fill(backbone, base, base)
         self.module = backbone.module.to(device).eval()
-        choice = Choice("test", (None,))
-        found = portions(suite.tasks, choice, backbone.prepare, resolve=resolve, told=lambda _: None)
-        self.inputs = [group[0].items.inputs for portion in found for group in portion]
+        loaded = portions(
+            suite.tasks, Choice("test", LoadOptions(resolve=resolve)), backbone.prepare, reading=lambda _: None
+        )
+        self.inputs = [group[0].items.inputs for portion in loaded for group in portion]
         self.samples = self.encoders * sum(len(next(iter(one.values()))) for one in self.inputs)
 
     def seconds(self) -> float:

@@ -1,6 +1,6 @@
 """Tensor aliases with shapes, and the few names that every layer shares."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from jaxtyping import Float
@@ -22,6 +22,21 @@ Space = Literal["weight", "delta", "centred"]
 
 Inputs = Mapping[str, Tensor]
 """A batch for a backbone: `pixels` uint8 [N, 3, H, W], or `input_ids` and `attention_mask` int64 [N, L]."""
+
+
+Note = Callable[[str], None]
+"""Takes a sentence for the person who runs this."""
+
+Progress = Callable[[int, int | None, str], None]
+"""Called with samples done, samples in all (None while data is read), and what is going on."""
+
+
+def unheard(note: str) -> None:
+    """The `Note` of those to whom nobody listens."""
+
+
+def unwatched(done: int, total: int | None, label: str) -> None:
+    """The `Progress` of those whom nobody watches."""
 
 
 class Prepare(Protocol):

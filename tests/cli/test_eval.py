@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from letter_cases import letter_config, save_letters
+from taskmerge.checkpoint.adapted import Manifest, write_manifest
 from taskmerge.evaluation.results import schema
 
 Change = Callable[[dict[str, Any]], None]
@@ -182,9 +183,8 @@ def test_someone_elses_heads(suite: Path, here: Path) -> None:
 def test_an_adapted_folder_is_scored_with_its_own_heads(suite: Path, here: Path) -> None:
     folder = here / "adapted"
     (folder / "heads").mkdir(parents=True)
-    (folder / "folder.json").write_text(
-        '{"version": 1, "method": "tint", "protocol": "adapted on adapt, 100 iterations"}'
-    )
+    protocol = "adapted on adapt, 100 iterations"
+    write_manifest(folder, Manifest(method="tint", needs_task_index=True, parts=("heads",), protocol=protocol))
     save_file(load_file(here / "digits.safetensors"), folder / "model.safetensors")
     weight = load_file(here / "heads" / "digits.safetensors")["weight"]
     save_file({"weight": weight.roll(1, dims=0)}, folder / "heads" / "digits.safetensors")
@@ -202,7 +202,7 @@ def test_tasks_on_the_same_pictures_share_one_pass(here: Path, monkeypatch: pyte
         said["tasks"]["again"] = said["tasks"]["digits"]
 
     prepared(here, twice)
-    from taskmerge.evaluation import run as module
+    from taskmerge.models import outputs as module
 
     batches: list[int] = []
     encode = module.encode
@@ -229,7 +229,7 @@ def test_data_that_does_not_fit_into_memory_gives_the_same_report(suite: Path, m
 
 
 def test_memory_that_runs_out_halves_the_batch_once(suite: Path, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    from taskmerge.evaluation import run as module
+    from taskmerge.models import outputs as module
 
     expected = report("base", *LIMIT)
     encode, sizes, fits = module.encode, [], 16

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from taskmerge.data.datasets import load_items
-from taskmerge.data.items import Items
+from taskmerge.data.datasets import load_labelled
+from taskmerge.data.items import Items, Labelled
+from taskmerge.data.loading import LoadOptions
+from taskmerge.data.streams import load_unlabelled
 from taskmerge.specs.suite import Location, Split, Task, TaskKind
 from taskmerge.types import Inputs
 
@@ -65,9 +67,16 @@ def task(
     return Task("birds", None, Path("head"), kind, "accuracy", tuple(classes), (), {"test": split, **more})
 
 
-def load(split: Split, prepare: Any = None, **options: Any) -> Items:
+def load(split: Split, prepare: Any = None, **options: Any) -> Labelled:
+    """The items of a split with their labels; `kind` and `classes` are the task's."""
     about = {name: options.pop(name) for name in ("kind", "classes") if name in options}
-    return load_items(task(split, **about), "test", prepare or Squares(), resolve=resolve, **options)
+    return load_labelled(task(split, **about), "test", prepare or Squares(), LoadOptions(resolve=resolve, **options))
+
+
+def load_plain(split: Split, prepare: Any = None, **options: Any) -> Items:
+    """The items of a split without labels."""
+    about = {name: options.pop(name) for name in ("kind", "classes") if name in options}
+    return load_unlabelled(task(split, **about), "test", prepare or Squares(), LoadOptions(resolve=resolve, **options))
 
 
 def pictures(count: int, size: int = 16, seed: int = 0) -> NDArray[np.uint8]:

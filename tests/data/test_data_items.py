@@ -13,7 +13,7 @@ import datasets as huggingface
 import numpy as np
 import pytest
 import torch
-from data_cases import Bytes, Squares, class_folders, load, npz, pictures, resolve, task
+from data_cases import Bytes, Squares, class_folders, load, load_plain, npz, pictures, resolve, task
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,23 +21,27 @@ from safetensors.torch import load_file
 
 from taskmerge.checkpoint.staging import remove_stale
 from taskmerge.data import cache as caching
-from taskmerge.data import datasets
+from taskmerge.data import decoding, loading
 from taskmerge.data.cache import default_cache
-from taskmerge.data.datasets import load_items
-from taskmerge.data.items import Items
+from taskmerge.data.datasets import load_labelled
+from taskmerge.data.items import Labelled
 from taskmerge.data.labels import match_classes
+from taskmerge.data.loading import LoadOptions
+from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import BadFile, Mismatch, UsageError
 from taskmerge.specs.suite import Split
 
 
-def same(one: Items, other: Items) -> bool:
-    labels = (one.labels, other.labels)
+def same(one: Labelled, other: Labelled) -> bool:
+    ours, theirs = one.items, other.items
     return (
         one.fingerprint == other.fingerprint
-        and one.skipped == other.skipped
-        and torch.equal(one.indices, other.indices)
-        and all(torch.equal(one.inputs[name], other.inputs[name]) for name in one.inputs.keys() | other.inputs.keys())
-        and (labels == (None, None) or (labels[0] is not None and labels[1] is not None and torch.equal(*labels)))
+        and ours.skipped == theirs.skipped
+        and torch.equal(ours.indices, theirs.indices)
+        and all(
+            torch.equal(ours.inputs[name], theirs.inputs[name]) for name in ours.inputs.keys() | theirs.inputs.keys()
+        )
+        and torch.equal(one.labels, other.labels)
     )
 
 
@@ -47,18 +51,16 @@ def same(one: Items, other: Items) -> bool:
 def test_a_limit_draws_by_the_seed_alone(tmp_path: Path) -> None:
     split = npz(tmp_path / "a.npz", x=pictures(200), y=np.arange(200) % 3)
     whole, few, more = load(split), load(split, limit=20), load(split, limit=50)
-    assert few.indices.tolist() == sorted(set(few.indices.tolist()))
+    assert few.items.indices.tolist() == sorted(set(few.items.indices.tolist()))
     assert len(few) == 20
-    assert set(few.indices.tolist()) < set(more.indices.tolist())
-    assert torch.equal(few.inputs["pixels"], whole.inputs["pixels"][few.indices])
-    assert few.labels is not None
-    assert whole.labels is not None
-    assert torch.equal(few.labels, whole.labels[few.indices])
+    assert set(few.items.indices.tolist()) < set(more.items.indices.tolist())
+    assert torch.equal(few.items.inputs["pixels"], whole.items.inputs["pixels"][few.items.indices])
+    assert torch.equal(few.labels, whole.labels[few.items.indices])
     assert same(few, load(split, limit=20))
-    assert few.indices.tolist() != load(split, limit=20, seed=1).indices.tolist()
+    assert few.items.indices.tolist() != load(split, limit=20, seed=1).items.indices.tolist()
     assert same(load(split, limit=200), whole)
     # written down, so that another machine or version draws the same
-    assert load(split, limit=5).indices.tolist() == DRAWN
+    assert load(split, limit=5).items.indices.tolist() == DRAWN
     assert len(load(split, limit=1)) == 1
     with pytest.raises(UsageError, match="leaves nothing"):
         load(split, limit=0)
@@ -72,9 +74,9 @@ def test_an_empty_split_and_one_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="split `test` of `birds` has no items"):
         load(split)
     with pytest.raises(UsageError, match=r"unknown split of `birds` `tset`\nhint: did you mean `test`"):
-        load_items(task(split), "tset", Squares(), resolve=resolve)
+        load_labelled(task(split), "tset", Squares(), LoadOptions(resolve=resolve))
     with pytest.raises(UsageError, match="known: adapt, test"):
-        load_items(task(split, adapt=split), "x", Squares(), resolve=resolve)
+        load_labelled(task(split, adapt=split), "x", Squares(), LoadOptions(resolve=resolve))
 
 
 # --- fingerprints ----------------------------------------------------------------------------------------------
@@ -91,8 +93,8 @@ def test_the_fingerprint_is_of_the_content_whatever_the_form(tmp_path: Path) -> 
     for place in range(130):
         (tmp_path / "d" / "all").mkdir(parents=True, exist_ok=True)
         Image.fromarray(x[place]).save(tmp_path / "d" / "all" / f"{place:03}.png")
-    folder = load(Split("images", tmp_path / "d"))
-    assert folder.fingerprint == load(replace(npz(tmp_path / "a.npz", x=x), y=None)).fingerprint
+    folder = load_plain(Split("images", tmp_path / "d"))
+    assert folder.fingerprint == load_plain(replace(npz(tmp_path / "a.npz", x=x), y=None)).fingerprint
     other = {one.fingerprint, folder.fingerprint}
     x[77, 3, 3, 1] ^= 1
     other.add(load(npz(tmp_path / "a.npz", x=x, y=y)).fingerprint)
@@ -107,7 +109,7 @@ def test_texts_cannot_be_shifted_between_pairs(tmp_path: Path) -> None:
     prints = set()
     for rows in ([("ab", "c")], [("a", "bc")], [("abc", "")]):
         (tmp_path / "a.jsonl").write_text("\n".join(f'{{"a": "{a}", "b": "{b}"}}' for a, b in rows))
-        prints.add(load(Split("jsonl", tmp_path / "a.jsonl", ("a", "b")), Bytes()).fingerprint)
+        prints.add(load_plain(Split("jsonl", tmp_path / "a.jsonl", ("a", "b")), Bytes()).fingerprint)
     assert len(prints) == 3
 
 
@@ -132,13 +134,14 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
 
 
 def test_skipped_items_are_counted_and_take_their_labels_with_them(tmp_path: Path) -> None:
-    items = load(broken_folders(tmp_path / "d"), skip_bad=True)
-    assert items.skipped == 3
-    assert len(items) == 177
-    assert items.labels is not None
-    assert items.labels.tolist() == [0] * 60 + [2] * 59 + [1] * 58
-    assert items.inputs["pixels"][:, 0, 0, 0].tolist() == pytest.approx([0] * 60 + [80] * 59 + [160] * 58, abs=9)
-    assert len(set(items.indices.tolist())) == 177
+    labelled = load(broken_folders(tmp_path / "d"), skip_bad=True)
+    assert labelled.items.skipped == 3
+    assert len(labelled) == 177
+    assert labelled.labels.tolist() == [0] * 60 + [2] * 59 + [1] * 58
+    assert labelled.items.inputs["pixels"][:, 0, 0, 0].tolist() == pytest.approx(
+        [0] * 60 + [80] * 59 + [160] * 58, abs=9
+    )
+    assert len(set(labelled.items.indices.tolist())) == 177
     for file in (tmp_path / "d").rglob("*.jpg"):
         file.write_bytes(b"")
     with pytest.raises(BadFile, match="none of 180 items can be decoded"):
@@ -147,8 +150,8 @@ def test_skipped_items_are_counted_and_take_their_labels_with_them(tmp_path: Pat
 
 def test_portions_are_few_at_a_time_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow a portion is, only a few are decoded ahead of it."""
-    monkeypatch.setattr(datasets.os, "sched_getaffinity", lambda _: {0, 1, 2})
-    monkeypatch.setattr(datasets, "SECONDS_WORTH_A_THREAD", 0.0)
+    monkeypatch.setattr(decoding, "cores", lambda: 3)
+    monkeypatch.setattr(decoding, "SECONDS_WORTH_A_THREAD", 0.0)
     release, ahead = threading.Event(), []
 
     class Slow(Squares):
@@ -158,8 +161,8 @@ def test_portions_are_few_at_a_time_and_in_order(tmp_path: Path, monkeypatch: py
                 ahead.append(len(self.seen))
             return super().__call__(raw)
 
-    x = np.repeat(np.arange(20, dtype=np.uint8), datasets.PICTURES_AT_A_TIME)[:, None, None, None]
-    items = load(npz(tmp_path / "a.npz", x=np.broadcast_to(x, (len(x), 16, 16, 3))), Slow())
+    x = np.repeat(np.arange(20, dtype=np.uint8), decoding.PICTURES_AT_A_TIME)[:, None, None, None]
+    items = load_plain(npz(tmp_path / "a.npz", x=np.broadcast_to(x, (len(x), 16, 16, 3))), Slow())
     assert items.inputs["pixels"][:, 0, 0, 0].tolist() == x.reshape(-1).tolist()
     assert 1 < ahead[0] <= 5
 
@@ -182,10 +185,9 @@ def test_withheld_labels_are_recognised(tmp_path: Path) -> None:
 
 def test_numbers_for_regression(tmp_path: Path) -> None:
     y = np.array([0.5, -2.0, 3.25])
-    items = load(npz(tmp_path / "a.npz", x=pictures(3), y=y[:, None]), kind="regression")
-    assert items.labels is not None
-    assert items.labels.dtype == torch.float32
-    assert items.labels.tolist() == y.tolist()
+    labelled = load(npz(tmp_path / "a.npz", x=pictures(3), y=y[:, None]), kind="regression")
+    assert labelled.labels.dtype == torch.float32
+    assert labelled.labels.tolist() == y.tolist()
     for bad in (np.nan, np.inf, 1e300):
         with pytest.raises(BadFile, match=rf"item 1: label is {re.escape(str(bad))}"):
             load(npz(tmp_path / "a.npz", x=pictures(3), y=np.array([0, bad, 1])), kind="regression")
@@ -196,13 +198,11 @@ def test_numbers_for_regression(tmp_path: Path) -> None:
 def test_maps_of_classes(tmp_path: Path) -> None:
     maps = (np.arange(2 * 16 * 16).reshape(2, 16, 16) % 3).astype(np.uint8)
     maps[0, 0, 0] = 255
-    items = load(npz(tmp_path / "a.npz", x=pictures(2), y=maps[..., None]), kind="segmentation")
-    assert items.labels is not None
-    assert items.labels.dtype == torch.int64
-    assert items.labels.tolist() == np.where(maps == 255, -1, maps.astype(int)).tolist()
+    labelled = load(npz(tmp_path / "a.npz", x=pictures(2), y=maps[..., None]), kind="segmentation")
+    assert labelled.labels.dtype == torch.int64
+    assert labelled.labels.tolist() == np.where(maps == 255, -1, maps.astype(int)).tolist()
     floats = load(npz(tmp_path / "a.npz", x=pictures(2), y=maps.astype(np.float32)), kind="segmentation")
-    assert floats.labels is not None
-    assert torch.equal(floats.labels, items.labels)
+    assert torch.equal(floats.labels, labelled.labels)
     with pytest.raises(BadFile, match="class maps are float32, not integers"):
         load(npz(tmp_path / "a.npz", x=pictures(2), y=maps / np.float32(2)), kind="segmentation")
     maps[1, 2, 3] = 3
@@ -215,9 +215,8 @@ def test_maps_of_numbers(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> N
     maps = np.random.default_rng(0).normal(size=shape)
     last = maps.transpose(0, 2, 3, 1) if kind == "normals" else maps[:, None]
     for stored in (maps, last):
-        items = load(npz(tmp_path / "a.npz", x=pictures(2), y=stored), kind=kind)
-        assert items.labels is not None
-        assert torch.equal(items.labels, torch.from_numpy(maps).float())
+        labelled = load(npz(tmp_path / "a.npz", x=pictures(2), y=stored), kind=kind)
+        assert torch.equal(labelled.labels, torch.from_numpy(maps).float())
     maps[1].flat[0] = np.nan
     with pytest.raises(BadFile, match="item 1: map holds NaN"):
         load(npz(tmp_path / "a.npz", x=pictures(2), y=maps), kind=kind)
@@ -246,8 +245,8 @@ def test_a_name_that_could_be_two_classes_is_none() -> None:
 @pytest.fixture
 def keep(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything is worth keeping, however fast it was made."""
-    monkeypatch.setattr(datasets, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(datasets, "BYTES_A_SECOND", float("inf"))
+    monkeypatch.setattr(loading, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "BYTES_A_SECOND", float("inf"))
     return
 
 
@@ -266,9 +265,9 @@ def test_what_is_kept_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert first.seen
     assert not second.seen
     assert len(kept(cache)) == 1
-    unlabelled = load(replace(split, y=None), second, cache=cache)  # inputs are shared, labels are never kept
+    items = load_plain(split, second, cache=cache)  # inputs are shared, labels are never kept
     assert not second.seen
-    assert unlabelled.labels is None
+    assert torch.equal(items.inputs["pixels"], made.items.inputs["pixels"])
 
 
 def two_splits(folder: Path, form: str) -> dict[str, Split]:
@@ -295,7 +294,7 @@ def test_splits_at_one_place_are_kept_apart(tmp_path: Path, form: str) -> None:
     about = task(splits["test"], train=splits["train"])
     for _ in range(2):
         for name, seed in (("train", 1), ("test", 2)):
-            items = load_items(about, name, Squares(), resolve=resolve, cache=cache)
+            items = load_unlabelled(about, name, Squares(), LoadOptions(resolve=resolve, cache=cache))
             assert torch.equal(items.inputs["pixels"], torch.from_numpy(pictures(4, seed=seed)).permute(0, 3, 1, 2))
     assert len(kept(cache)) == 2
 
@@ -406,7 +405,7 @@ def test_what_was_skipped_is_not_passed_over_in_silence_later(tmp_path: Path) ->
 
 
 def test_what_is_quick_is_not_kept(tmp_path: Path) -> None:
-    load(npz(tmp_path / "a.npz", x=pictures(300)), cache=tmp_path / "cache")
+    load_plain(npz(tmp_path / "a.npz", x=pictures(300)), cache=tmp_path / "cache")
     assert kept(tmp_path / "cache") == []
 
 

@@ -3,7 +3,7 @@
 import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from data_cases import Bytes, Squares, class_folders, load, npz, pictures, task, texts_of
+from data_cases import Bytes, Squares, class_folders, load, load_plain, npz, pictures, resolve, task, texts_of
 from PIL import Image
 
-from taskmerge.data.datasets import load_items
+from taskmerge.data.datasets import load_labelled
+from taskmerge.data.items import Items
+from taskmerge.data.loading import LoadOptions
 from taskmerge.data.sources.npz import read_array
-from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import BadFile, Mismatch, UsageError
 from taskmerge.specs.suite import Split
 
@@ -31,13 +32,12 @@ ROWS = [{"text": f"text {n}", "other": f"pair {n}", "label": n % 3} for n in ran
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_arrays_come_as_they_are(tmp_path: Path, save: Any) -> None:
     x, y = pictures(150), np.arange(150, dtype=np.int16) % 3
-    items = load(npz(tmp_path / "a.npz", save=save, x=x, y=y, unused=np.zeros(3)))
-    assert torch.equal(items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
-    assert items.labels is not None
-    assert items.labels.dtype == torch.int64
-    assert items.labels.tolist() == y.tolist()
-    assert items.indices.tolist() == list(range(150))
-    assert len(items) == 150
+    labelled = load(npz(tmp_path / "a.npz", save=save, x=x, y=y, unused=np.zeros(3)))
+    assert torch.equal(labelled.items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
+    assert labelled.labels.dtype == torch.int64
+    assert labelled.labels.tolist() == y.tolist()
+    assert labelled.items.indices.tolist() == list(range(150))
+    assert len(labelled) == 150
 
 
 def test_stored_arrays_are_mapped_not_read(tmp_path: Path) -> None:
@@ -54,9 +54,9 @@ def test_stored_arrays_are_mapped_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("axes", [(0, 1, 2, 3), (0, 3, 1, 2)])
 def test_channels_may_come_first_and_grey_without_any(tmp_path: Path, axes: Sequence[int]) -> None:
     x = pictures(4)
-    items = load(npz(tmp_path / "a.npz", x=x.transpose(axes)))
+    items = load_plain(npz(tmp_path / "a.npz", x=x.transpose(axes)))
     assert torch.equal(items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
-    grey = load(npz(tmp_path / "g.npz", x=x[..., 0])).inputs["pixels"]
+    grey = load_plain(npz(tmp_path / "g.npz", x=x[..., 0])).inputs["pixels"]
     assert torch.equal(grey, torch.from_numpy(x[..., :1]).permute(0, 3, 1, 2).expand(-1, 3, -1, -1))
 
 
@@ -65,17 +65,17 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", x=bad)
         with pytest.raises(BadFile, match="never unpickled"):
-            load(Split("npz", tmp_path / "a.npz", ("x",)))
+            load_plain(Split("npz", tmp_path / "a.npz", ("x",)))
 
 
 def test_texts_in_an_array(tmp_path: Path) -> None:
-    items = load(npz(tmp_path / "a.npz", x=np.array(["one", "öh", "three"]), y=np.array([0, 2, 1])), Bytes())
-    assert texts_of(items) == ["one", "öh", "three"]
+    labelled = load(npz(tmp_path / "a.npz", x=np.array(["one", "öh", "three"]), y=np.array([0, 2, 1])), Bytes())
+    assert texts_of(labelled.items) == ["one", "öh", "three"]
     for x in (np.array([b"one"]), np.array([["one"]]), np.arange(3.0)):
         with pytest.raises(BadFile, match="neither pictures nor texts"):
-            load(npz(tmp_path / "a.npz", x=x), Bytes())
+            load_plain(npz(tmp_path / "a.npz", x=x), Bytes())
     with pytest.raises(BadFile, match="is a single value"):
-        load(npz(tmp_path / "a.npz", x=np.array("one")), Bytes())
+        load_plain(npz(tmp_path / "a.npz", x=np.array("one")), Bytes())
 
 
 def test_a_missing_array_is_named_with_those_there(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
 )
 def test_arrays_that_are_no_pictures_are_refused(tmp_path: Path, x: Any) -> None:
     with pytest.raises(BadFile, match="neither pictures nor texts"):
-        load(npz(tmp_path / "a.npz", x=x))
+        load_plain(npz(tmp_path / "a.npz", x=x))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "no zip", "empty"])
@@ -138,10 +138,9 @@ def test_a_stored_array_longer_than_its_file_is_refused(tmp_path: Path) -> None:
 def test_folders_are_matched_to_classes_by_name(tmp_path: Path) -> None:
     names = ["blue_whale", "Ant", "sea-lion"]
     told: list[str] = []
-    items = load(class_folders(tmp_path / "d", names), classes=["blue whale", "ant", "sea lion"], note=told.append)
-    assert items.labels is not None
-    assert items.labels.tolist() == items.inputs["pixels"][:, 0, 0, 0].tolist()
-    assert items.labels.tolist() == [1, 1, 0, 0, 2, 2]  # folders in sorted order, capitals first
+    labelled = load(class_folders(tmp_path / "d", names), classes=["blue whale", "ant", "sea lion"], note=told.append)
+    assert labelled.labels.tolist() == labelled.items.inputs["pixels"][:, 0, 0, 0].tolist()
+    assert labelled.labels.tolist() == [1, 1, 0, 0, 2, 2]  # folders in sorted order, capitals first
     assert len(told) == 1
     assert "by name" in told[0]
 
@@ -149,38 +148,33 @@ def test_folders_are_matched_to_classes_by_name(tmp_path: Path) -> None:
 def test_only_folders_that_are_shown_are_classes(tmp_path: Path) -> None:
     split = class_folders(tmp_path / "d", ["a", "b", ".hidden"])
     (tmp_path / "d" / "README.md").write_text("pictures of a and b")
-    items = load(split, classes=["a", "b"])
-    assert items.labels is not None
-    assert items.labels.tolist() == [0, 0, 1, 1]
+    labelled = load(split, classes=["a", "b"])
+    assert labelled.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_some_folders_of_a_task_are_matched_by_name_too(tmp_path: Path) -> None:
-    items = load(class_folders(tmp_path / "d", ["c", "a"]), classes=["a", "b", "c"])
-    assert items.labels is not None
-    assert items.labels.tolist() == [0, 0, 2, 2]
+    labelled = load(class_folders(tmp_path / "d", ["c", "a"]), classes=["a", "b", "c"])
+    assert labelled.labels.tolist() == [0, 0, 2, 2]
 
 
 def test_strange_folder_names_are_taken_in_order_and_that_is_said(tmp_path: Path) -> None:
     told: list[str] = []
-    items = load(class_folders(tmp_path / "d", ["n01", "n02"]), classes=["x", "y"], note=told.append)
-    assert items.labels is not None
-    assert items.labels.tolist() == [0, 0, 1, 1]
+    labelled = load(class_folders(tmp_path / "d", ["n01", "n02"]), classes=["x", "y"], note=told.append)
+    assert labelled.labels.tolist() == [0, 0, 1, 1]
     assert "`n01` is `x`" in told[0]
 
 
 def test_folders_named_by_number_are_those_classes(tmp_path: Path) -> None:
     split = class_folders(tmp_path / "d", [str(number) for number in range(11)], each=1)
     told: list[str] = []
-    items = load(split, classes=[f"class of {n}" for n in range(11)], note=told.append)
-    assert items.labels is not None
-    assert items.labels.tolist() == items.inputs["pixels"][:, 0, 0, 0].tolist()
+    labelled = load(split, classes=[f"class of {n}" for n in range(11)], note=told.append)
+    assert labelled.labels.tolist() == labelled.items.inputs["pixels"][:, 0, 0, 0].tolist()
     assert "by number" in told[0]
 
 
 def test_classes_that_differ_only_by_case_stay_apart(tmp_path: Path) -> None:
-    items = load(class_folders(tmp_path / "d", ["A", "a"]), classes=["a", "A"])
-    assert items.labels is not None
-    assert items.labels.tolist() == [1, 1, 0, 0]
+    labelled = load(class_folders(tmp_path / "d", ["A", "a"]), classes=["a", "A"])
+    assert labelled.labels.tolist() == [1, 1, 0, 0]
 
 
 def test_a_wrong_number_of_folders_is_refused(tmp_path: Path) -> None:
@@ -196,10 +190,9 @@ def test_folders_agree_with_torchvision(tmp_path: Path) -> None:
     Image.new("L", (9, 9), 7).save(tmp_path / "d" / "no" / "deep" / "z.png")
     (tmp_path / "d" / "no" / "notes.txt").write_text("no picture")
     rival = ImageFolder(tmp_path / "d")
-    items = load(split, classes=["no", "so", "yes"])
-    assert items.labels is not None
-    assert items.labels.tolist() == rival.targets
-    assert torch.equal(items.inputs["pixels"], Squares()([picture for picture, _ in rival])["pixels"])
+    labelled = load(split, classes=["no", "so", "yes"])
+    assert labelled.labels.tolist() == rival.targets
+    assert torch.equal(labelled.items.inputs["pixels"], Squares()([picture for picture, _ in rival])["pixels"])
 
 
 def test_pictures_with_transparency_lose_it(tmp_path: Path) -> None:
@@ -207,8 +200,7 @@ def test_pictures_with_transparency_lose_it(tmp_path: Path) -> None:
     picture = Image.new("P", (16, 16), 1)
     picture.putpalette([0, 0, 0, 10, 20, 30])
     picture.save(tmp_path / "d" / "a.png", transparency=b"\x00\x80")
-    items = load(Split("images", tmp_path / "d"))
-    assert items.labels is None
+    items = load_plain(Split("images", tmp_path / "d"))
     assert items.inputs["pixels"][0, :, 0, 0].tolist() == [10, 20, 30]
 
 
@@ -223,19 +215,17 @@ def lines(path: Path, rows: Sequence[Any] = ROWS) -> Split:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_lines_of_texts(tmp_path: Path, name: str) -> None:
-    items = load(lines(tmp_path / name), Bytes())
-    assert texts_of(items) == [row["text"] for row in ROWS]
-    assert items.labels is not None
-    assert items.labels.tolist() == [row["label"] for row in ROWS]
+    labelled = load(lines(tmp_path / name), Bytes())
+    assert texts_of(labelled.items) == [row["text"] for row in ROWS]
+    assert labelled.labels.tolist() == [row["label"] for row in ROWS]
 
 
 def test_pairs_of_texts_and_named_labels(tmp_path: Path) -> None:
     rows = [{**row, "label": ("so", "no", "yes")[n % 3]} for n, row in enumerate(ROWS)]
     split = replace(lines(tmp_path / "a.jsonl", rows), x=("other", "text"))
-    items = load(split, Bytes())
-    assert texts_of(items) == [f"{row['other']}|{row['text']}" for row in ROWS]
-    assert items.labels is not None
-    assert items.labels.tolist() == [2, 0, 1, 2, 0, 1, 2]
+    labelled = load(split, Bytes())
+    assert texts_of(labelled.items) == [f"{row['other']}|{row['text']}" for row in ROWS]
+    assert labelled.labels.tolist() == [2, 0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +264,7 @@ def test_a_missing_key_names_those_there(tmp_path: Path) -> None:
 def test_damaged_lines_are_one_message(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(BadFile, match=r"a\.jsonl"):
-        load(Split("jsonl", tmp_path / "a.jsonl", ("text",)), Bytes())
+        load_plain(Split("jsonl", tmp_path / "a.jsonl", ("text",)), Bytes())
 
 
 # --- parquet and saved data sets -------------------------------------------------------------------------------
@@ -292,22 +282,20 @@ def test_parquet_columns_and_groups(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": n % 3} for n in range(1000)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=300)
     split = Split("parquet", tmp_path / "a.parquet", ("text",), "label")
-    items = load(split, Bytes())
-    assert texts_of(items) == [row["text"] for row in rows]
+    labelled = load(split, Bytes())
+    assert texts_of(labelled.items) == [row["text"] for row in rows]
     few = load(split, Bytes(), limit=17, seed=3)
-    assert texts_of(few) == [rows[place]["text"] for place in few.indices]
-    assert few.labels is not None
-    assert few.labels.tolist() == [rows[place]["label"] for place in few.indices]
+    assert texts_of(few.items) == [rows[place]["text"] for place in few.items.indices]
+    assert few.labels.tolist() == [rows[place]["label"] for place in few.items.indices]
 
 
 def test_parquet_in_parts(tmp_path: Path) -> None:
     for part in range(3):
         rows = [{"text": f"text {part} {n}", "label": part} for n in range(part + 1)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{part}.parquet")
-    items = load(Split("parquet", tmp_path, ("text",), "label"), Bytes())
-    assert texts_of(items) == ["text 0 0", "text 1 0", "text 1 1", "text 2 0", "text 2 1", "text 2 2"]
-    assert items.labels is not None
-    assert items.labels.tolist() == [0, 1, 1, 2, 2, 2]
+    labelled = load(Split("parquet", tmp_path, ("text",), "label"), Bytes())
+    assert texts_of(labelled.items) == ["text 0 0", "text 1 0", "text 1 1", "text 2 0", "text 2 1", "text 2 2"]
+    assert labelled.labels.tolist() == [0, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("struct", [True, False])
@@ -315,8 +303,8 @@ def test_pictures_in_parquet(tmp_path: Path, struct: bool) -> None:
     x = pictures(5)
     stored = [{"bytes": encoded(one), "path": None} if struct else encoded(one) for one in x]
     pq.write_table(pa.table({"image": stored, "label": [0, 1, 2, 0, 1]}), tmp_path / "a.parquet")
-    items = load(Split("parquet", tmp_path / "a.parquet", ("image",), "label"))
-    assert torch.equal(items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
+    labelled = load(Split("parquet", tmp_path / "a.parquet", ("image",), "label"))
+    assert torch.equal(labelled.items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
 
 
 def test_bad_parquet(tmp_path: Path) -> None:
@@ -334,7 +322,7 @@ def test_bad_parquet(tmp_path: Path) -> None:
     raw[40:200] = b"\x00" * 160
     (tmp_path / "c.parquet").write_bytes(raw)
     with pytest.raises(BadFile, match=r"c\.parquet: is damaged"):
-        load(Split("parquet", tmp_path / "c.parquet", ("text",)), Bytes())
+        load_plain(Split("parquet", tmp_path / "c.parquet", ("text",)), Bytes())
 
 
 def saved(folder: Path, order: Sequence[str] = ("no", "yes", "so")) -> Any:
@@ -353,17 +341,16 @@ def test_saved_data_sets(tmp_path: Path) -> None:
         tmp_path / "many"
     )
     split = Split("datasets", tmp_path / "one", ("image",), "label", place="suite.yaml:1:1")
-    items = load(split)
-    assert torch.equal(items.inputs["pixels"], torch.from_numpy(pictures(4)).permute(0, 3, 1, 2))
-    assert items.labels is not None
-    assert items.labels.tolist() == [0, 1, 2, 0]
+    labelled = load(split)
+    assert torch.equal(labelled.items.inputs["pixels"], torch.from_numpy(pictures(4)).permute(0, 3, 1, 2))
+    assert labelled.labels.tolist() == [0, 1, 2, 0]
     many = replace(split, location=tmp_path / "many")
-    assert load(many).fingerprint == items.fingerprint  # the task's split is `test`, and so is one of the data set's
+    assert load(many).fingerprint == labelled.fingerprint  # the task's split is `test`, and so is one of the data set's
     assert len(load(replace(many, name="train"))) == 1
     with pytest.raises(UsageError, match=r"unknown split `trian`\nhint: did you mean `train`"):
         load(replace(many, name="trian"))
     with pytest.raises(UsageError, match=r"has no split `dev`\nhint: .*it has test, train"):
-        load_items(task(many, dev=many), "dev", Squares(), resolve=lambda path: path)  # type: ignore[arg-type, return-value]
+        load_labelled(task(many, dev=many), "dev", Squares(), LoadOptions(resolve=resolve))
     with pytest.raises(UsageError, match=r"no column `labels`"):
         load(replace(split, y="labels"))
     with pytest.raises(UsageError, match=r"names no column\nhint: such as `x: image`; it has image, label"):
@@ -392,19 +379,17 @@ def test_pictures_in_columns_are_upright_and_the_broken_are_named(tmp_path: Path
         split = Split("parquet", tmp_path / "a.parquet", ("image",), "label")
     with pytest.raises(BadFile, match=r"(item|row) 1: cannot be decoded"):
         load(split)
-    items = load(split, skip_bad=True)
+    labelled = load(split, skip_bad=True)
     upright = torch.from_numpy(np.rot90(pictures(1)[0], -1).copy()).permute(2, 0, 1)
-    assert torch.equal(items.inputs["pixels"], upright[None])
-    assert items.labels is not None
-    assert items.labels.tolist() == [1]
+    assert torch.equal(labelled.items.inputs["pixels"], upright[None])
+    assert labelled.labels.tolist() == [1]
 
 
 def test_classes_of_a_data_set_in_another_order_are_matched_by_name(tmp_path: Path) -> None:
     saved(tmp_path, order=("yes", "so", "no")).save_to_disk(tmp_path / "one")
     told: list[str] = []
-    items = load(Split("datasets", tmp_path / "one", ("image",), "label"), note=told.append)
-    assert items.labels is not None
-    assert items.labels.tolist() == [1, 2, 0, 1]
+    labelled = load(Split("datasets", tmp_path / "one", ("image",), "label"), note=told.append)
+    assert labelled.labels.tolist() == [1, 2, 0, 1]
     assert "in another order" in told[0]
 
 
@@ -439,11 +424,10 @@ def test_pictures_and_maps_may_be_arrays_of_floats(tmp_path: Path, form: str) ->
     x = pictures(70)
     y = np.random.default_rng(0).integers(-1, 3, (70, 16, 16))
     split = stored_arrays(tmp_path, form, (x / 255).astype(np.float32).transpose(0, 3, 1, 2), y)
-    items = load(split, kind="segmentation", limit=30)
-    kept = items.indices.numpy()
-    assert torch.equal(items.inputs["pixels"], torch.from_numpy(x[kept]).permute(0, 3, 1, 2))
-    assert items.labels is not None
-    assert torch.equal(items.labels, torch.from_numpy(y[kept]))
+    labelled = load(split, kind="segmentation", limit=30)
+    kept = labelled.items.indices.numpy()
+    assert torch.equal(labelled.items.inputs["pixels"], torch.from_numpy(x[kept]).permute(0, 3, 1, 2))
+    assert torch.equal(labelled.labels, torch.from_numpy(y[kept]))
 
 
 @pytest.mark.parametrize("form", ["npz", "saved", "parquet"])
@@ -463,7 +447,7 @@ def test_lists_that_are_ragged_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="row 1: label map cannot be decoded"):
         load(split, kind="segmentation")
     with pytest.raises(BadFile, match="row 1: cannot be decoded"):
-        load(replace(split, y=None), kind="segmentation")
+        load_plain(replace(split, y=None), kind="segmentation")
 
 
 # --- labels are out of reach -----------------------------------------------------------------------------------
@@ -475,12 +459,30 @@ def test_labels_that_were_not_asked_for_are_never_looked_at(tmp_path: Path) -> N
     with pytest.raises(BadFile, match="outside the 3 classes"):
         load(split)
     for hidden in (split, replace(split, y="not there")):
-        items = load_unlabelled(task(hidden), "test", Squares(), resolve=lambda path: path)  # type: ignore[arg-type, return-value]
-        assert items.labels is None
+        items = load_plain(hidden)
         assert torch.equal(items.inputs["pixels"], torch.from_numpy(x).permute(0, 3, 1, 2))
     lines(tmp_path / "b.jsonl", [{"text": "a"}, {"text": "b", "label": "?"}])
-    unlabelled = load(Split("jsonl", tmp_path / "b.jsonl", ("text",)), Bytes())
-    assert texts_of(unlabelled) == ["a", "b"]
+    texts = load_plain(Split("jsonl", tmp_path / "b.jsonl", ("text",), "label"), Bytes())
+    assert texts_of(texts) == ["a", "b"]
+
+
+def test_what_adaptation_gets_has_no_field_for_labels(tmp_path: Path) -> None:
+    items = load_plain(npz(tmp_path / "a.npz", x=pictures(3), y=np.array([0, 1, 2])))
+    assert type(items) is Items
+    assert {one.name for one in fields(Items)} == {"inputs", "fingerprint", "indices", "skipped"}
+
+
+def test_a_split_without_labels_cannot_be_scored(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="split `test` of task `birds` has no labels") as caught:
+        load(npz(tmp_path / "a.npz", x=pictures(3)))
+    assert caught.value.where == "suite.yaml:7:3"
+
+
+def test_labels_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
+    prepare = Squares()
+    with pytest.raises(BadFile, match="label 7 is outside"):
+        load(npz(tmp_path / "a.npz", x=pictures(3), y=np.array([0, 1, 7])), prepare)
+    assert not prepare.seen
 
 
 def test_errors_of_preprocessing_pass_through(tmp_path: Path) -> None:
@@ -489,4 +491,4 @@ def test_errors_of_preprocessing_pass_through(tmp_path: Path) -> None:
             raise Mismatch("texts for a backbone that sees pictures")
 
     with pytest.raises(Mismatch):
-        load(npz(tmp_path / "a.npz", x=pictures(300)), Refusing())
+        load_plain(npz(tmp_path / "a.npz", x=pictures(300)), Refusing())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets as known
-from data_cases import Squares, class_folders, load, pictures
+from data_cases import Squares, class_folders, load, load_plain, pictures
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import savemat
@@ -263,7 +263,7 @@ def split_of(case: str, root: Path, **more: str) -> Split:
 
 def by_value(items: object) -> list[tuple[int, int]]:
     """(value of a picture, label), in order of value: JPEG moves values a little, folders their order."""
-    pixels, found = items.inputs["pixels"], items.labels  # type: ignore[attr-defined]
+    pixels, found = items.items.inputs["pixels"], items.labels  # type: ignore[attr-defined]
     means = pixels.float().mean((1, 2, 3)).div(10).round().mul(10).int().tolist()
     return sorted(zip(means, found.tolist(), strict=True))
 
@@ -349,7 +349,7 @@ def test_withheld_labels_and_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "fer2013").mkdir()
     (tmp_path / "test.csv").rename(tmp_path / "fer2013" / "test.csv")
     fer = split_of("FER2013", tmp_path)
-    assert len(load(replace(fer, y=None))) == 1
+    assert len(load_plain(replace(fer, y=None))) == 1
     assert "label `None`" in refusal(fer).what
     mnist(tmp_path)
     (tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte").write_bytes(b"\0" * 40)
@@ -359,13 +359,13 @@ def test_withheld_labels_and_damaged_files(tmp_path: Path) -> None:
 
 def test_a_folder_of_classes(tmp_path: Path) -> None:
     folders = class_folders(tmp_path, ["no", "yes"], each=2)
-    items = load(Split("torchvision", tmp_path, (), "label", "ImageFolder"), classes=["no", "yes"])
-    assert items.fingerprint == load(folders, classes=["no", "yes"]).fingerprint
+    labelled = load(Split("torchvision", tmp_path, (), "label", "ImageFolder"), classes=["no", "yes"])
+    assert labelled.fingerprint == load(folders, classes=["no", "yes"]).fingerprint
 
 
 def test_grey_pictures_come_as_they_are(tmp_path: Path) -> None:
     mnist(tmp_path)
     x = pictures(5, 28)[..., 0]
     idx(tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte", x)
-    items = load(split_of("MNIST", tmp_path), Squares(28), classes=DIGITS)
-    assert torch.equal(items.inputs["pixels"], torch.from_numpy(x)[:, None].expand(-1, 3, -1, -1))
+    labelled = load(split_of("MNIST", tmp_path), Squares(28), classes=DIGITS)
+    assert torch.equal(labelled.items.inputs["pixels"], torch.from_numpy(x)[:, None].expand(-1, 3, -1, -1))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import taskmerge
+from taskmerge.checkpoint.adapted import Manifest, write_manifest
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError
@@ -106,11 +107,12 @@ def test_cross_and_comparisons_bring_the_experts(folder: Path) -> None:
 def adapted(folder: Path, **parts: str) -> Path:
     home = folder / "adapted"
     home.mkdir()
-    (home / "folder.json").write_text(json.dumps({"version": 1, "method": "tint", "protocol": "adapted on adapt"}))
     save_file({"w": torch.zeros(1)}, home / "model.safetensors")
     for part, file in parts.items():
         (home / part).mkdir()
         save_file({"weight": torch.zeros(1)}, home / part / file)
+    listed = tuple(parts)
+    write_manifest(home, Manifest(method="tint", needs_task_index=True, parts=listed, protocol="adapted on adapt"))
     return home
 
 
@@ -122,10 +124,10 @@ def test_an_adapted_folder_brings_its_heads(folder: Path) -> None:
     assert found.heads.samefile(home / "heads")
 
 
-def test_a_protocol_that_is_no_text_is_none(folder: Path) -> None:
-    (adapted(folder) / "folder.json").write_text(json.dumps({"version": 1, "method": "tint", "protocol": ["adapt"]}))
+def test_an_adapted_folder_without_heads_takes_the_suites(folder: Path) -> None:
+    adapted(folder)
     (found,) = opened(["adapted"], suite(folder))
-    assert found.protocol is None
+    assert found.heads is None
 
 
 @pytest.mark.parametrize("part", ["blocks", "adapters", "tasks"])

@@ -23,6 +23,7 @@ from taskmerge.cli.app import run as command
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError
 from taskmerge.evaluation import run as running
 from taskmerge.evaluation.scores import Report
+from taskmerge.models import outputs as outputs_loop
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import load_suite
 
@@ -276,7 +277,7 @@ def refused(suite: Suite) -> TaskmergeError:
 def test_data_that_do_not_fit_are_refused_before_anything_is_encoded(
     tmp_path: Path, suite: Suite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "encode", lambda *_, **__: pytest.fail("it was encoded"))
+    monkeypatch.setattr(outputs_loop, "encode", lambda *_, **__: pytest.fail("it was encoded"))
     file = tmp_path / "data.npz"
     np.savez(file, image=images(), depth=labels()["depth"][:, :, ::2, ::2])
     error = refused(with_data(suite, file, "depth"))

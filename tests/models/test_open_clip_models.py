@@ -14,6 +14,7 @@ from PIL import Image
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError
 from taskmerge.models.backbones import build
+from taskmerge.models.encode import encode
 from taskmerge.models.fill import fill
 from taskmerge.specs.suite import BackboneSpec, Preprocess
 
@@ -33,6 +34,40 @@ def test_features_are_those_of_open_clips_own_preprocess_and_encode_image(
     assert torch.equal(found, expected)
     assert backbone.normalised
     assert backbone.width == found.shape[1] == 12
+
+
+def in_float64(given: np.ndarray) -> torch.Tensor:
+    """Pictures [N, H, W, 3] as open_clip normalises them, computed in float64."""
+    values = (given.astype(np.float64) / 255 - PREPROCESS.mean) / PREPROCESS.std
+    return torch.from_numpy(values.transpose(0, 3, 1, 2))
+
+
+def test_features_of_a_float64_model_are_as_exact_as_that(tmp_path: Path) -> None:
+    model, backbone, given = clip_model(), build(clip_spec(tmp_path), resolve=local), pictures(3)
+    fill(backbone, open_checkpoint(saved(tmp_path / "full.safetensors", model.state_dict())))
+    found = encode(backbone.module.double(), backbone.prepare(given), batch_size=2, device=torch.device("cpu"))
+    with torch.no_grad():
+        expected = model.double().encode_image(in_float64(given))
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, atol=1e-13, rtol=1e-12)
+
+
+def test_gradients_of_a_float64_model_are_slopes(tmp_path: Path) -> None:
+    """Along one direction of all weights, against central differences."""
+    model, backbone = clip_model(), build(clip_spec(tmp_path), resolve=local)
+    fill(backbone, open_checkpoint(saved(tmp_path / "full.safetensors", model.state_dict())))
+    module, inputs = backbone.module.double().requires_grad_(True), backbone.prepare(pictures(2))
+    generator = torch.Generator().manual_seed(0)
+    ways = [torch.randn(one.shape, generator=generator, dtype=one.dtype) for one in module.parameters()]
+    module(inputs).square().sum().backward()
+    slope = sum(float((one.grad * way).sum()) for one, way in zip(module.parameters(), ways, strict=True))
+    values = []
+    with torch.no_grad():
+        for step in (1e-6, -2e-6):
+            for one, way in zip(module.parameters(), ways, strict=True):
+                one.add_(way, alpha=step)
+            values.append(float(module(inputs).square().sum()))
+    assert slope == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-6)
 
 
 def test_arrays_and_pictures_are_the_same_inputs(tmp_path: Path) -> None:
@@ -106,7 +141,9 @@ def test_a_folder_with_open_clip_config_and_its_preprocessing(tmp_path: Path) ->
     own = open_clip.image_transform(16, is_train=False, resize_mode="squash", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     from taskmerge.models.pictures import normalised
 
-    found = normalised(backbone.prepare([picture])["pixels"], backbone.module.mean, backbone.module.std)
+    found = normalised(
+        backbone.prepare([picture])["pixels"], backbone.module.mean, backbone.module.std, backbone.module
+    )
     assert torch.equal(found[0], own(picture))
 
 

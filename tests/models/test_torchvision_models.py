@@ -1,5 +1,6 @@
 """Dense ResNets against torchvision's own DeepLab model, under the names of public multi-task checkpoints."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def test_maps_are_those_of_torchvisions_model(reference: Any, backbone: Backbone
     assert features.shape == (2, backbone.width, 4, 6)
     wanted = functional.interpolate(expected, (32, 48), mode="bilinear", align_corners=True)
     torch.testing.assert_close(maps, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_trunk_of_another_precision_takes_its_pixels_in_that(backbone: Backbone) -> None:
+    inputs = {name: one[:, :, :8, :8] for name, one in backbone.prepare(pictures(1, 8, 8)).items()}
+    with torch.no_grad():
+        for dtype in (torch.float64, torch.bfloat16):
+            assert deepcopy(backbone.module).to(dtype)(inputs).dtype == dtype
 
 
 @pytest.mark.parametrize("form", ["", "encoder.", "backbone.", "module."])

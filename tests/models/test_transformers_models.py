@@ -279,6 +279,11 @@ def test_clip_gives_image_embeddings_from_full_models_and_bare_towers(tmp_path: 
             randomised(backbone.module, seed=9)
             fill(backbone, open_checkpoint(saved(tmp_path / f"{name}.safetensors", tensors)), base)
             torch.testing.assert_close(backbone.module(values), expected, atol=1e-5, rtol=1e-5)
+    pixels = (pictures(3) / 255 - CLIP_PROCESSOR["image_mean"]) / CLIP_PROCESSOR["image_std"]
+    with torch.no_grad():
+        tower = full.double().vision_model(pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2)))
+        expected = full.visual_projection(tower.pooler_output)
+        torch.testing.assert_close(backbone.module.double()(values), expected, atol=1e-13, rtol=1e-12)
     assert backbone.normalised
     with pytest.raises(UsageError, match="pooling"):
         build(BackboneSpec("transformers", folder, pooling="mean"), resolve=local)

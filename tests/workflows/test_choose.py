@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -11,10 +12,13 @@ import torch
 import yaml
 
 import taskmerge
+from taskmerge.cli import evaluating
 from taskmerge.cli.app import run
 from taskmerge.errors import BadOutput, UsageError
+from taskmerge.evaluation import label_free
 from taskmerge.evaluation.label_free import Judged, judge
 from taskmerge.evaluation.results import schema
+from taskmerge.models.backbones import build
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import load_suite
 from taskmerge.workflows import chosen_merge
@@ -71,6 +75,59 @@ def test_agreement_is_the_share_of_the_experts_own_answers(suite: Suite, merges:
     assert own == dict.fromkeys(TASKS, 1.0)
     other = [one.values["agreement"] for one in judged if one.encoder != one.task]
     assert all(value < 1 for value in other)
+
+
+def with_a_dense_task(suite: Suite) -> Suite:
+    """The suite and a task that no criterion judges, which lacks all that judging would need."""
+    dense = replace(suite.tasks[0], name="rooms", kind="depth", metric="abs_error", expert=None, splits={})
+    return replace(suite, tasks=(dense, *suite.tasks))
+
+
+def test_tasks_that_no_criterion_judges_are_left_out_and_that_is_said_first(suite: Suite, merges: list[str]) -> None:
+    told: list[str] = []
+    options = {"limit": 10, "batch_size": 5, "device": torch.device("cpu")}
+    judged = judge(
+        merges, suite=with_a_dense_task(suite), note=told.append, **options,
+        progress=lambda done, total, name: told.append(f"{done} of {total}"),
+    )  # fmt: skip
+    assert told[0] == "judged on tasks of classification and regression only: not on rooms"
+    assert told[-1] == "80 of 80"
+    assert judged == judge(merges, suite=suite, **options)
+    report = rank(merges, suite=with_a_dense_task(suite), limit=10)
+    assert report.notes[0] == told[0]
+    assert len(report.choices) == 2 * len(merges)
+
+
+def test_a_suite_without_a_task_to_judge_is_not_worked_on(suite: Suite, tmp_path: Path) -> None:
+    dense = replace(suite, tasks=with_a_dense_task(suite).tasks[:1])
+    notes: list[str] = []
+    assert judge(["missing"], suite=dense, note=notes.append, batch_size=5, device=torch.device("cpu")) == ()
+    assert notes == ["judged on tasks of classification and regression only: not on rooms"]
+    judging = chosen_merge.Judging(by="agreement", suite=dense)
+    with pytest.raises(UsageError, match="no task of this suite can be judged by agreement"):
+        chosen_merge.carry_out_choice([], None, None, None, judging)  # type: ignore[arg-type]
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    suite: Suite, merges: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"suite": suite, "limit": 20, "batch_size": 16, "device": torch.device("cpu")}
+    wanted, notes, waiting = judge(merges[:1], **options), list[str](), [True]
+
+    def exhausted(*_: object) -> None:
+        if waiting:
+            waiting.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def built(*given: Any, **options: Any) -> Any:
+        backbone = build(*given, **options)
+        backbone.module.register_forward_pre_hook(exhausted)
+        return backbone
+
+    monkeypatch.setattr(label_free, "build", built)
+    found = judge(merges[:1], note=notes.append, **options)
+    assert notes == ["the device's memory ran out: batches of 8 from there on"]
+    assert [one.values for one in found] == [pytest.approx(one.values, abs=1e-6) for one in wanted]
 
 
 def test_rank_orders_by_the_criterion_and_says_what_labels_make_of_it(suite: Suite, merges: list[str]) -> None:
@@ -210,3 +267,16 @@ def test_eval_ranks_and_its_report_is_valid(
     report = json.loads(capsys.readouterr().out)
     jsonschema.validate(report, schema())
     assert {one["criterion"] for one in report["choices"]} == {"kappa", "entropy"}
+
+
+def test_eval_tells_once_and_first_which_tasks_nothing_judges(
+    suite: Suite, merges: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(evaluating, "load_suite", lambda _: with_a_dense_task(suite))
+    words = ["eval", *merges, "--suite", str(TINY / "suite.yaml"), "--rank-by", "agreement", "--limit", "10", "--json"]
+    assert run(words) == 0
+    said = capsys.readouterr()
+    note = "judged on tasks of classification and regression only: not on rooms"
+    assert said.err.startswith(f"note: {note}\n")
+    assert said.err.count(note) == 1
+    assert json.loads(said.out)["notes"][0] == note

@@ -35,7 +35,7 @@ def run(
     with Meter(said["quiet"]) as meter:
         judging = Judging(
             by=said["choose"], suite=suite, adapt_split=said["adapt_split"], limit=said["limit"],
-            cache=default_cache(), progress=meter.update,
+            cache=default_cache(), progress=meter.update, note=lambda text: show.notices([text], (), said["quiet"]),
         )  # fmt: skip
         chosen = carry_out_choice(inputs, spec, opening, running, judging, ahead)
     report = Report(__version__, suite.name, said["adapt_split"], (), (), (), (), choices=chosen.choices)

@@ -43,11 +43,12 @@ def run(said: Mapping[str, Any]) -> None:
     wanted = _thresholds(said, suite)
     baseline = read_report(said["baseline"]) if said["baseline"] else None
     with Meter(said["quiet"]) as meter:
-        report = _report(suite, said, meter)
+        told: list[str] = []
+        report = _report(suite, said, meter, told)
     report, failure = _checked(report, wanted, baseline, said["tolerance"] or 0.0)
     unwritten = _written(report, said)
     print(_rendered(report, form), end="")
-    show.notices(report.notes, report.warnings, said["quiet"])
+    show.notices([note for note in report.notes if note not in told], report.warnings, said["quiet"])
     show.say(_summary(report), said["quiet"])
     if unwritten is not None:
         raise unwritten
@@ -55,14 +56,22 @@ def run(said: Mapping[str, Any]) -> None:
         raise failure
 
 
-def _report(suite: Suite, said: Mapping[str, Any], meter: Meter) -> Report:
-    """The scores, or under --rank-by the order without labels and what labels say of it."""
+def _report(suite: Suite, said: Mapping[str, Any], meter: Meter, told: list[str]) -> Report:
+    """The scores, or under --rank-by the order without labels and what labels say of it.
+
+    `told` gets the notes that were shown when they were known.
+    """
+
+    def tell(note: str) -> None:
+        told.append(note)
+        show.notices([note], (), said["quiet"])
+
     checkpoints, keywords = said["checkpoints"] or [], {**_keywords(said), "progress": meter.update}
     if said["rank_by"] is None:
         return evaluate(checkpoints, suite=suite, **keywords)
     if said["adapt_split"] is not None:
         keywords["adapt_split"] = said["adapt_split"]
-    return rank(checkpoints, suite=suite, by=said["rank_by"], **keywords)
+    return rank(checkpoints, suite=suite, by=said["rank_by"], note=tell, **keywords)
 
 
 # --- before ----------------------------------------------------------------------------------------------------

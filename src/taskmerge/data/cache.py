@@ -14,7 +14,7 @@ from taskmerge.checkpoint.canonical import OutputSpec, header_bytes, plan_file
 from taskmerge.checkpoint.dtypes import CODES, bytes_of
 from taskmerge.checkpoint.staging import create_staging_file, remove, remove_stale
 from taskmerge.data.items import Items
-from taskmerge.data.sources.contract import Note
+from taskmerge.types import Note
 
 FORMAT = 1
 ENDING = ".items"
@@ -36,19 +36,18 @@ def cache_file(folder: Path, *parts: object) -> Path:
 
 
 def read_items(file: Path) -> Items | None:
-    """The cached items, without labels, or None if there are none or the file is not what was written."""
+    """The cached items, or None if there are none or the file is not what was written."""
     try:
         with safe_open(file, framework="pt") as opened:
-            said = opened.metadata() or {}
+            metadata = opened.metadata() or {}
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  it is no mapping
-        if said["content"] != _digest(tensors):
+        if metadata["content"] != _digest(tensors):
             return None
         return Items(
-            inputs={name.removeprefix(INPUT): one for name, one in tensors.items() if name.startswith(INPUT)},
-            labels=None,
-            fingerprint=said["fingerprint"],
+            inputs={name.removeprefix(INPUT): tensor for name, tensor in tensors.items() if name.startswith(INPUT)},
+            fingerprint=metadata["fingerprint"],
             indices=tensors["indices"],
-            skipped=int(said["skipped"]),
+            skipped=int(metadata["skipped"]),
         )
     except (OSError, SafetensorError, KeyError, ValueError, struct.error):
         return None
@@ -56,25 +55,25 @@ def read_items(file: Path) -> Items | None:
 
 def write_items(file: Path, items: Items, note: Note) -> None:
     """Keep the inputs of items for the next run. A cache that cannot be written is a note, no error."""
-    tensors = {f"{INPUT}{name}": one.contiguous() for name, one in items.inputs.items()}
+    tensors = {f"{INPUT}{name}": tensor.contiguous() for name, tensor in items.inputs.items()}
     tensors["indices"] = items.indices
-    said = {"fingerprint": items.fingerprint, "skipped": str(items.skipped), "content": _digest(tensors)}
+    metadata = {"fingerprint": items.fingerprint, "skipped": str(items.skipped), "content": _digest(tensors)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(file.parent, lambda name: name == file.name)
-        _write(file, tensors, said)
+        _write(file, tensors, metadata)
     except OSError as error:
         note(f"{file.parent}: prepared items could not be kept: {error}")
 
 
-def _write(file: Path, tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> None:
+def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Staged and renamed. The library's own writer would replace the staged file by one unlocked, for one user only."""
-    specs = [OutputSpec(name, CODES[one.dtype], tuple(one.shape)) for name, one in tensors.items()]
-    plan = plan_file(specs, reserve=len(json.dumps(said)))
+    specs = [OutputSpec(name, CODES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
+    plan = plan_file(specs, reserve=len(json.dumps(metadata)))
     staged, number = create_staging_file(file)
     try:
         with open(number, "wb", closefd=False) as target:
-            target.write(header_bytes(plan, said))
+            target.write(header_bytes(plan, metadata))
             for spec in plan.specs:
                 target.write(bytes_of(tensors[spec.name]))
         os.replace(staged, file)
@@ -87,8 +86,8 @@ def _write(file: Path, tensors: Mapping[str, Tensor], said: Mapping[str, str]) -
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(bytes_of(tensor.contiguous()))
-    return found.hexdigest()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(bytes_of(tensor.contiguous()))
+    return digest.hexdigest()

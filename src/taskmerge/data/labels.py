@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taskmerge.data.sources.contract import Broken, ItemSource, Note
+from taskmerge.data.sources.contract import Broken, ItemSource
 from taskmerge.data.sources.decode import decode_stored
 from taskmerge.errors import BadFile, listed
 from taskmerge.specs.suite import Task, TaskKind
+from taskmerge.types import Note
 
 IGNORED = -1
 """The class of pixels that no score counts; 255, the other custom, is read as this where no class has that number."""
@@ -42,15 +43,15 @@ def read_labels(source: ItemSource, indices: Sequence[int], task: Task, note: No
     return read[task.kind]()
 
 
-def match_classes(known: Sequence[str], wanted: Sequence[str]) -> dict[int, int] | None:
+def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> dict[int, int] | None:
     """The task's class number of each of the source's, by name; None if some name is no class of the task.
 
     Names match as they are, or else without regard to case, `_` and `-`, as long as that joins no two classes.
     """
     for spelling in (str, _plain):
-        numbers = {spelling(name): number for number, name in enumerate(wanted)}
-        names = [spelling(name) for name in known]
-        if len(numbers) == len(wanted) and len(set(names)) == len(names) and all(name in numbers for name in names):
+        numbers = {spelling(name): number for number, name in enumerate(ours)}
+        names = [spelling(name) for name in theirs]
+        if len(numbers) == len(ours) and len(set(names)) == len(names) and all(name in numbers for name in names):
             return {number: numbers[name] for number, name in enumerate(names)}
     return None
 
@@ -79,22 +80,22 @@ def _classes(values: Labels, source: ItemSource, indices: Sequence[int], task: T
 
 def _table(source: ItemSource, task: Task, note: Note) -> dict[int, int] | None:
     """From the source's class numbers to the task's; None where the source names no classes or they agree."""
-    known, wanted = source.class_names, task.classes
-    if not known or not wanted or tuple(known) == tuple(wanted):
+    theirs, ours = source.class_names, task.classes
+    if not theirs or not ours or tuple(theirs) == tuple(ours):
         return None
-    table = match_classes(known, wanted)
+    table = match_classes(theirs, ours)
     if table is not None:
         if any(number != other for number, other in table.items()):
             note(f"{source.where}: classes matched to the task's by name, in another order")
         return table
-    if len(known) != len(wanted):
-        what = f"{len(known)} classes, the task `{task.name}` has {len(wanted)}, and the names do not match"
-        hint = f"it has {listed(known, 5)}; the task has {listed(wanted, 5)}"
+    if len(theirs) != len(ours):
+        what = f"{len(theirs)} classes, the task `{task.name}` has {len(ours)}, and the names do not match"
+        hint = f"it has {listed(theirs, 5)}; the task has {listed(ours, 5)}"
         raise BadFile(what, where=source.where, hint=hint)
-    if sorted(map(_as_number, known)) == list(range(len(known))):
+    if sorted(map(_as_number, theirs)) == list(range(len(theirs))):
         note(f"{source.where}: classes are named by number, taken as the task's class numbers")
-        return {place: _as_number(name) for place, name in enumerate(known)}
-    note(f"{source.where}: class names differ from the task's, taken in order: `{known[0]}` is `{wanted[0]}`, …")
+        return {place: _as_number(name) for place, name in enumerate(theirs)}
+    note(f"{source.where}: class names differ from the task's, taken in order: `{theirs[0]}` is `{ours[0]}`, …")
     return None
 
 
@@ -201,9 +202,9 @@ def _real_maps(values: Labels, source: ItemSource, indices: Sequence[int], *, ch
 def _stacked(values: Labels, source: ItemSource, indices: Sequence[int], *, channels: int) -> NDArray[Any]:
     """Maps of one size as one array: [N, H, W], or channels first [N, C, H, W]."""
     maps = [_map(value, source.place(index), channels) for value, index in zip(values, indices, strict=True)]
-    for index, one in zip(indices, maps, strict=True):
-        if one.shape != maps[0].shape:
-            what = f"map of shape {one.shape}, the first has {maps[0].shape}"
+    for index, array in zip(indices, maps, strict=True):
+        if array.shape != maps[0].shape:
+            what = f"map of shape {array.shape}, the first has {maps[0].shape}"
             raise BadFile(what, where=source.place(index), hint="bring all maps of a split to one size")
     return np.stack(maps)
 

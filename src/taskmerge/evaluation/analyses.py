@@ -56,8 +56,8 @@ def _spearman(loss: Tensor, truth: Tensor, seed: int) -> dict[str, float | None]
     """Rank correlation with its interval; None where one of them is constant or there are fewer than three items."""
     if len(loss) < FEWEST or bool((loss == loss[0]).all()) or bool((truth == truth[0]).all()):
         return {"score": None, "low": None, "high": None}
-    found, _ = score("spearman", loss, truth, seed=seed)
-    return {"score": found.value, "low": found.low, "high": found.high}
+    correlation, _ = score("spearman", loss, truth, seed=seed)
+    return {"score": correlation.value, "low": correlation.low, "high": correlation.high}
 
 
 def _share(count: int, n: int) -> dict[str, float]:

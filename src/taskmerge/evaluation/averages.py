@@ -23,19 +23,19 @@ def averages(rows: Sequence[Row], groups: Mapping[str, str]) -> tuple[Average, .
 
     The experts have one mean together, each over its own task; and, where they were scored on all tasks, each its own.
     """
-    found: dict[tuple[str, str | None, int | None], list[Row]] = {}
+    members: dict[tuple[str, str | None, int | None], list[Row]] = {}
     for row in rows:
         if groups[row.encoder] == row.encoder:
-            found.setdefault((row.encoder, row.corruption, row.severity), []).append(row)
+            members.setdefault((row.encoder, row.corruption, row.severity), []).append(row)
         elif row.encoder == f"expert:{row.task}":
-            found.setdefault((groups[row.encoder], row.corruption, row.severity), []).append(row)
+            members.setdefault((groups[row.encoder], row.corruption, row.severity), []).append(row)
     crossed = {
         row.encoder for row in rows if row.encoder not in groups.values() and row.encoder != f"expert:{row.task}"
     }
     for row in rows:
         if row.encoder in crossed:
-            found.setdefault((row.encoder, row.corruption, row.severity), []).append(row)
-    return tuple(_average(key, own) for key, own in found.items())
+            members.setdefault((row.encoder, row.corruption, row.severity), []).append(row)
+    return tuple(_average(key, own) for key, own in members.items())
 
 
 def _data(row: Row) -> tuple[str, str | None, int | None]:

@@ -77,15 +77,15 @@ def _matched(report: Report, baseline: Report) -> dict[str, str]:
 
 
 def _check_same(report: Report, baseline: Report) -> None:
-    for what in ("suite", "split"):
-        here, there = getattr(report, what), getattr(baseline, what)
+    for field in ("suite", "split"):
+        here, there = getattr(report, field), getattr(baseline, field)
         if here != there:
-            raise Mismatch(f"the baseline's {what} is `{there}`, this run's is `{here}`", where="--baseline")
-    known = {_data_place(one): one for one in baseline.data}
+            raise Mismatch(f"the baseline's {field} is `{there}`, this run's is `{here}`", where="--baseline")
+    fingerprints = {_data_place(data): data["fingerprint"] for data in baseline.data}
     changed = [
-        str(one["task"])
-        for one in report.data
-        if _data_place(one) in known and known[_data_place(one)]["fingerprint"] != one["fingerprint"]
+        str(data["task"])
+        for data in report.data
+        if fingerprints.get(_data_place(data), data["fingerprint"]) != data["fingerprint"]
     ]
     if changed:
         hint = "scores of other items cannot be compared: evaluate with the same data and --limit"
@@ -94,28 +94,28 @@ def _check_same(report: Report, baseline: Report) -> None:
 
 def _unmatched(report: Report, baseline: Report, pairs: Mapping[str, str]) -> tuple[str, ...]:
     """What is in one of the reports only, for the curious."""
-    said = []
+    notes = []
     gone = [name for name in checkpoints_of(baseline) if name not in pairs and not is_reference(name)]
     if gone:
-        said.append(f"checkpoints of the baseline that are not compared: {', '.join(gone)}")
+        notes.append(f"checkpoints of the baseline that are not compared: {', '.join(gone)}")
     new = [name for name in checkpoints_of(report) if name not in pairs.values() and not is_reference(name)]
     if new:
-        said.append(f"checkpoints that the baseline does not have: {', '.join(new)}")
+        notes.append(f"checkpoints that the baseline does not have: {', '.join(new)}")
     tasks = {row.task for row in baseline.rows}
     fresh = list(dict.fromkeys(row.task for row in report.rows if row.task not in tasks))
     if fresh:
-        said.append(f"tasks that the baseline does not have: {', '.join(fresh)}")
+        notes.append(f"tasks that the baseline does not have: {', '.join(fresh)}")
     if report.version != baseline.version:
-        said.append(f"the baseline was written by taskmerge {baseline.version}, this is {report.version}")
-    return tuple(said)
+        notes.append(f"the baseline was written by taskmerge {baseline.version}, this is {report.version}")
+    return tuple(notes)
 
 
 def _place(row: Row) -> tuple[str, str, str | None, int | None]:
     return row.task, row.head, row.corruption, row.severity
 
 
-def _data_place(one: Mapping[str, Any]) -> tuple[Any, ...]:
-    return one["task"], one["split"], one.get("corruption"), one.get("severity")
+def _data_place(data: Mapping[str, Any]) -> tuple[Any, ...]:
+    return data["task"], data["split"], data.get("corruption"), data.get("severity")
 
 
 def _corrupted(row: Row) -> str:

@@ -1,16 +1,16 @@
 """What can be evaluated: files, folders, results of `merge` and `adapt`, and the words `base` and `experts`."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from taskmerge.checkpoint.adapted import Part, is_adapted, read_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.provenance import provenance_of
-from taskmerge.errors import BadFile, Mismatch, UsageError
+from taskmerge.errors import Mismatch, UsageError
 from taskmerge.evaluation.selection import EXPERT
 from taskmerge.experts.inputs import named
 from taskmerge.experts.lora import is_adapter
@@ -20,8 +20,7 @@ Resolve = Callable[[Location], Path]
 EncoderKind = Literal["base", "expert", "checkpoint", "merge", "adapted"]
 Arguments = Sequence[str | Path] | Mapping[str, str | Path]
 BASE, EXPERTS = "base", "experts"
-MANIFEST, MANIFEST_VERSION = "folder.json", 1
-UNUSED_PARTS = {
+UNUSED_PARTS: dict[Part, str] = {
     "blocks": "task-specific blocks",
     "adapters": "adapters of features",
     "tasks": "per-task parts",
@@ -55,9 +54,9 @@ class Encoder:
 
     def to_dict(self) -> dict[str, Any]:
         """Identity without paths, for the report."""
-        said = {"task": self.own_task, "recipe": self.recipe, "protocol": self.protocol}
-        known = {key: value for key, value in said.items() if value is not None}
-        return {"name": self.row, "kind": self.kind, "digest": self.digest, **known}
+        more = {"task": self.own_task, "recipe": self.recipe, "protocol": self.protocol}
+        given = {key: value for key, value in more.items() if value is not None}
+        return {"name": self.row, "kind": self.kind, "digest": self.digest, **given}
 
 
 def encoders(
@@ -86,15 +85,15 @@ def encoders(
             hint="give checkpoints, or the words `experts` and `base`: eval experts base",
         )
     _check_names(items)
-    found: list[Encoder] = []
+    opened: list[Encoder] = []
     for name, path in items:
         if path is not None:
-            found.append(opener.given(name, path))
+            opened.append(opener.given(name, path))
         elif name == BASE:
-            found.append(opener.base())
+            opened.append(opener.base())
         else:
-            found += [opener.expert(task, everywhere=cross) for task in suite.tasks]
-    return tuple(found)
+            opened += [opener.expert(task, everywhere=cross) for task in suite.tasks]
+    return tuple(opened)
 
 
 def argument_names(arguments: Arguments) -> list[str]:
@@ -108,10 +107,10 @@ def named_arguments(arguments: Arguments) -> list[tuple[str, Path | None]]:
         arguments = [arguments]
     if isinstance(arguments, Mapping):
         return list(named(arguments))
-    found: list[tuple[str, Path | None]] = []
-    for one in arguments:
-        found += [(str(one), None)] if str(one) in (BASE, EXPERTS) else named([one])
-    return found
+    names: list[tuple[str, Path | None]] = []
+    for argument in arguments:
+        names += [(str(argument), None)] if str(argument) in (BASE, EXPERTS) else named([argument])
+    return names
 
 
 def _check_names(items: Sequence[tuple[str, Path | None]]) -> None:
@@ -131,10 +130,10 @@ def _twice(name: str, first: Path | None, second: Path | None) -> UsageError:
     path = second or first
     if path is None:
         return UsageError(f"`{name}` is given twice", hint="leave one out")
-    said = (
+    problem = (
         "is given twice" if first == second else f"is the name of two checkpoints: {first or name} and {second or name}"
     )
-    return UsageError(f"`{name}` {said}", where=str(path), hint=f"name one of them, such as `other={path}`")
+    return UsageError(f"`{name}` {problem}", where=str(path), hint=f"name one of them, such as `other={path}`")
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,7 @@ class _Opener:
 
     def given(self, name: str, path: Path) -> Encoder:
         """A file or a folder: a checkpoint, a result of `merge`, or a folder that `adapt` wrote."""
-        if (path / MANIFEST).is_file():
+        if is_adapted(path):
             return self._adapted(name, path)
         checkpoint = self._open(path)
         record = provenance_of(checkpoint) or {}
@@ -175,21 +174,18 @@ class _Opener:
 
     def _adapted(self, name: str, folder: Path) -> Encoder:
         """A folder of `adapt`: its encoder and its heads. Parts that cannot be applied are refused, not ignored."""
-        manifest = _manifest(folder / MANIFEST)
-        for part, what in UNUSED_PARTS.items():
-            if (folder / part).is_dir() and any((folder / part).iterdir()):
+        adapted = read_adapted(folder)
+        for part, words in UNUSED_PARTS.items():
+            if part in adapted.manifest.parts:
                 raise Mismatch(
-                    f"has {what} (`{part}/`), which this version cannot apply", where=str(folder),
-                    hint=f"evaluate {folder / 'model.safetensors'} alone to know what its shared encoder is worth",
+                    f"has {words} (`{part}/`), which this version cannot apply", where=str(folder),
+                    hint=f"evaluate {adapted.model} alone to know what its shared encoder is worth",
                 )  # fmt: skip
-        checkpoint = self._open(folder / "model.safetensors")
-        heads = folder / "heads" if (folder / "heads").is_dir() else None
-        recipe = _recipe(provenance_of(checkpoint) or {})
-        protocol = manifest.get("protocol")
-        said = protocol if isinstance(protocol, str) else None
+        checkpoint = self._open(adapted.model)
         return Encoder(
-            name, name, "adapted", checkpoint, digest_of(checkpoint), heads=heads, recipe=recipe, protocol=said
-        )
+            name, name, "adapted", checkpoint, digest_of(checkpoint), heads=adapted.place("heads"),
+            recipe=_recipe(provenance_of(checkpoint) or {}), protocol=adapted.manifest.protocol,
+        )  # fmt: skip
 
     def _open(self, path: Path) -> Checkpoint:
         if is_adapter(path):
@@ -207,22 +203,5 @@ def base_of(suite: Suite) -> Location:
 
 def _recipe(record: Mapping[str, object]) -> Mapping[str, Any] | None:
     """What the file was made by, if taskmerge merged it."""
-    found = record.get("recipe")
-    return found if isinstance(found, dict) else None
-
-
-def _manifest(path: Path) -> Mapping[str, Any]:
-    """What an `adapt` folder says of itself, if this version understands it; else BadFile."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadFile(f"cannot be read: {error}", where=str(path), hint="run `taskmerge adapt` again") from None
-    if not isinstance(found, dict):
-        raise BadFile("is no JSON object", where=str(path), hint="run `taskmerge adapt` again")
-    if found.get("version") != MANIFEST_VERSION:
-        said = f"is of version {json.dumps(found['version'])}" if "version" in found else "has no `version`"
-        raise BadFile(
-            f"{said}, this taskmerge reads {MANIFEST_VERSION}", where=str(path),
-            hint=f"update taskmerge, or evaluate {path.with_name('model.safetensors')} alone (without its other parts)",
-        )  # fmt: skip
-    return found
+    recipe = record.get("recipe")
+    return recipe if isinstance(recipe, dict) else None

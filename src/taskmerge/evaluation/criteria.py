@@ -25,9 +25,15 @@ class Criterion:
 
     def of(self, kind: TaskKind, outputs: Tensor, expert: Tensor) -> float | None:
         """The criterion on one task, or None where it says nothing about tasks of this kind."""
-        if kind == "classification":
-            return self.classes(outputs, expert)
-        return self.values(outputs, expert) if kind == "regression" and self.values else None
+        compare = self._for(kind)
+        return None if compare is None else compare(outputs, expert)
+
+    def judges(self, kind: TaskKind) -> bool:
+        """Whether it says anything about tasks of this kind."""
+        return self._for(kind) is not None
+
+    def _for(self, kind: TaskKind) -> Callable[[Tensor, Tensor], float] | None:
+        return {"classification": self.classes, "regression": self.values}.get(kind)
 
 
 def agreement(outputs: Tensor, expert: Tensor) -> float:
@@ -39,7 +45,7 @@ def kappa(outputs: Tensor, expert: Tensor) -> float:
     """Agreement beyond chance (Cohen): (a - e) / (1 - e), e from how often each of the two predicts each class."""
     ours, theirs = outputs.argmax(1), expert.argmax(1)
     classes, count = expert.shape[1], len(expert)
-    shares = [torch.bincount(one, minlength=classes).double() / count for one in (ours, theirs)]
+    shares = [torch.bincount(predicted, minlength=classes).double() / count for predicted in (ours, theirs)]
     chance = float(shares[0] @ shares[1])
     return (agreement(outputs, expert) - chance) / (1 - chance) if 1 - chance > SMALLEST else 0.0
 
@@ -63,7 +69,7 @@ def entropy(outputs: Tensor, expert: Tensor) -> float:
 
 def correlation(outputs: Tensor, expert: Tensor) -> float:
     """Pearson's correlation of the checkpoint's values with the expert's; 0 where one of them is constant."""
-    ours, theirs = (one.double() - one.double().mean() for one in (outputs, expert))
+    ours, theirs = (values.double() - values.double().mean() for values in (outputs, expert))
     length = float(ours.norm() * theirs.norm())
     return float(ours @ theirs) / length if length > SMALLEST else 0.0
 
@@ -73,8 +79,8 @@ def _mean(values: Tensor) -> float:
 
 
 CRITERIA: Mapping[str, Criterion] = {
-    one.name: one
-    for one in (
+    criterion.name: criterion
+    for criterion in (
         Criterion("agreement", "share of items with the expert's class", agreement, correlation),
         Criterion("kappa", "agreement beyond chance", kappa, correlation),
         Criterion("confident", "agreement, weighted by the expert's confidence", confident_agreement, correlation),

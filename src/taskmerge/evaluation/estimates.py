@@ -53,9 +53,9 @@ def matthews(rows: Rows) -> Grouped:
         margins = np.zeros((2, len(weights), classes))  # items labelled, and predicted, as each class
         for margin, (order, starts, names) in zip(margins, sides, strict=True):
             margin[:, names] = group_sums(weights, order, starts)
-        true, said = margins
-        above = (weights * right).sum(1) * n - (true * said).sum(1)
-        below = np.sqrt((n * n - (true * true).sum(1)) * (n * n - (said * said).sum(1)))
+        true, predicted = margins
+        above = (weights * right).sum(1) * n - (true * predicted).sum(1)
+        below = np.sqrt((n * n - (true * true).sum(1)) * (n * n - (predicted * predicted).sum(1)))
         return _ratio(above, below)
 
     return counts, estimate
@@ -83,8 +83,8 @@ def pearson(rows: Rows) -> Grouped:
 
     def estimate(weights: Draws) -> Floats:
         n = weights.sum(1)
-        sx, sy, sxx, syy, sxy = (np.einsum("bg,g->b", weights, one) for one in moments)
-        spread = [_or_zero(square - one * one / n, square) for one, square in ((sx, sxx), (sy, syy))]
+        sx, sy, sxx, syy, sxy = (np.einsum("bg,g->b", weights, moment) for moment in moments)
+        spread = [_or_zero(square - total * total / n, square) for total, square in ((sx, sxx), (sy, syy))]
         return np.clip(_ratio(sxy - sx * sy / n, np.sqrt(spread[0] * spread[1])), -1, 1)
 
     return _each(rows), estimate
@@ -120,10 +120,10 @@ def mean_correlation(rows: Rows) -> Grouped:
 
 def miou(rows: Rows) -> Grouped:
     """Intersection over union of each class over all pixels, averaged over the classes labelled or predicted."""
-    right, said, true = np.split(rows, 3, axis=1)
+    right, predicted, true = np.split(rows, 3, axis=1)
 
     def estimate(weights: Draws) -> Floats:
-        both, union = (np.einsum("bg,gc->bc", weights, one) for one in (right, said + true - right))
+        both, union = (np.einsum("bg,gc->bc", weights, areas) for areas in (right, predicted + true - right))
         return _ratio(_ratio(both, union).sum(1), (union > 0).sum(1))
 
     return _each(rows), estimate
@@ -139,7 +139,7 @@ def pooled(rows: Rows, column: int) -> Grouped:
     """A sum over all pixels of all items, over their number (the last column)."""
 
     def estimate(weights: Draws) -> Floats:
-        return _ratio(*(np.einsum("bg,g->b", weights, rows[:, one]) for one in (column, -1)))
+        return _ratio(*(np.einsum("bg,g->b", weights, rows[:, place]) for place in (column, -1)))
 
     return _each(rows), estimate
 
@@ -172,8 +172,8 @@ def _standardised(column: Floats) -> Floats:
     if not centred.any():
         return np.zeros_like(column)
     centred = centred - centred.mean()
-    found: Floats = centred / np.abs(centred).max()
-    return found
+    scaled: Floats = centred / np.abs(centred).max()
+    return scaled
 
 
 def _or_zero(variance: Floats, square: Floats) -> Floats:
@@ -182,5 +182,5 @@ def _or_zero(variance: Floats, square: Floats) -> Floats:
 
 def _ratio(above: Numbers, below: Numbers) -> Floats:
     """Their ratio, 0 where the denominator is 0."""
-    found: Floats = np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)
-    return found
+    ratio: Floats = np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0)
+    return ratio

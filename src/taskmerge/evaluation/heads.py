@@ -1,6 +1,6 @@
 """Which head follows which encoder: the suite's, an adapted folder's own, or someone else's; each is loaded once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +12,10 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.errors import BadFile
 from taskmerge.evaluation.checkpoints import Encoder
-from taskmerge.evaluation.faults import check_head
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.heads import load_head
 from taskmerge.specs.suite import Location, Suite, Task
-
-
-def _unheard(note: str) -> None:
-    """Nobody listens."""
+from taskmerge.types import Note, unheard
 
 
 @dataclass
@@ -35,7 +31,7 @@ class Heads:
     stack: ExitStack
     folder: Path | None = None
     allow_pickle: bool = False
-    note: Callable[[str], None] = _unheard
+    note: Note = unheard
     base: Checkpoint | None = field(init=False, default=None)
     _loaded: dict[tuple[Path | None, str], Head] = field(default_factory=dict)
 
@@ -71,7 +67,6 @@ class Heads:
         own = task.expert if task.head == "expert" else None
         expert = None if own is None else self._opened(own)
         head = load_head(task, self.backbone, resolve=resolve, base=self.base, expert=expert)
-        check_head(head, task)
         return head.to(self.device) if isinstance(head, nn.Module) else head
 
     def _opened(self, location: Location) -> Checkpoint:
@@ -83,11 +78,11 @@ def _path(folder: Path, task: Task) -> Path:
 
 
 def _file(folder: Path, task: Task) -> Path:
-    found = _path(folder, task)
+    file = _path(folder, task)
     if not folder.is_dir():
         what = "is a file, not a folder of heads" if folder.exists() else "there is no such folder of heads"
-        raise BadFile(what, where=str(folder), hint=f"name the folder that holds {found.name}")
-    if not found.is_file():
-        hint = f"put {found.name} there, or choose tasks with --tasks"
+        raise BadFile(what, where=str(folder), hint=f"name the folder that holds {file.name}")
+    if not file.is_file():
+        hint = f"put {file.name} there, or choose tasks with --tasks"
         raise BadFile(f"has no head for task `{task.name}`", where=str(folder), hint=hint)
-    return found
+    return file

@@ -51,9 +51,9 @@ def newcombe(both: int, only_first: int, only_second: int, neither: int) -> tupl
     n = both + only_first + only_second + neither
     if n == 0:
         return 0.0, -1.0, 1.0
-    one, other = both + only_first, both + only_second
-    (low_1, high_1), (low_2, high_2) = wilson(one, n), wilson(other, n)
-    p, q = one / n, other / n
+    first, second = both + only_first, both + only_second
+    (low_1, high_1), (low_2, high_2) = wilson(first, n), wilson(second, n)
+    p, q = first / n, second / n
     link = _correlation(both, only_first, only_second, neither)
     value = (only_first - only_second) / n
     below = _square_and_add(p - low_1, high_2 - q, link)
@@ -72,8 +72,8 @@ def _correlation(both: int, only_first: int, only_second: int, neither: int) -> 
     return corrected / math.sqrt(math.prod(margins))
 
 
-def _square_and_add(one: float, other: float, link: float) -> float:
-    return math.sqrt(max(one * one - 2 * link * one * other + other * other, 0.0))
+def _square_and_add(first: float, second: float, link: float) -> float:
+    return math.sqrt(max(first * first - 2 * link * first * second + second * second, 0.0))
 
 
 def mean_interval(values: Floats, lows: Floats, highs: Floats) -> Interval:
@@ -89,8 +89,8 @@ def bootstrap(estimate: Callable[[Draws], Floats], counts: NDArray[np.int64], se
     `counts` [G] says how many of the n items are equal to each other in each of G groups, so that a resample is a
     draw of counts; `estimate` turns weights [B, G] into values [B]. The same seed gives the same interval.
     """
-    found = np.concatenate([estimate(weights) for weights in _resamples(counts, seed)])
-    low, high = np.percentile(found, TAILS) + 0.0  # -0.0 becomes 0.0
+    values = np.concatenate([estimate(weights) for weights in _resamples(counts, seed)])
+    low, high = np.percentile(values, TAILS) + 0.0  # -0.0 becomes 0.0
     return float(low), float(high)
 
 

@@ -44,15 +44,16 @@ def segmentation(outputs: Tensor, labels: Tensor) -> Rows:
     fits = outputs.ndim == 4 and labels.ndim == 3 and outputs.shape[2:] == labels.shape[1:]
     _check(outputs, labels, fits, "scores [N, C, H, W] and classes [N, H, W]")
     classes = outputs.shape[1]
-    found = np.empty((len(labels), 3 * classes))
-    for row, scores, label in zip(found, outputs, labels.cpu(), strict=True):
-        counted = ~torch.isin(label, torch.tensor([one for one in UNLABELLED if one >= classes or one < 0]))
+    rows = np.empty((len(labels), 3 * classes))
+    for row, scores, label in zip(rows, outputs, labels.cpu(), strict=True):
+        unlabelled = torch.tensor([number for number in UNLABELLED if number >= classes or number < 0])
+        counted = ~torch.isin(label, unlabelled)
         true = label[counted].long()
         _check_classes(true, classes)
         predicted = scores.argmax(0).cpu()[counted]
-        areas = [torch.bincount(one, minlength=classes) for one in (true[true == predicted], predicted, true)]
+        areas = [torch.bincount(pixels, minlength=classes) for pixels in (true[true == predicted], predicted, true)]
         row[:] = torch.cat(areas).numpy()
-    return found
+    return rows
 
 
 def depth(outputs: Tensor, labels: Tensor) -> Rows:
@@ -60,14 +61,15 @@ def depth(outputs: Tensor, labels: Tensor) -> Rows:
 
     Pixels whose true depth is 0 were not measured and count nowhere.
     """
-    found, true = (one[:, 0] if one.ndim == 4 and one.shape[1] == 1 else one for one in (outputs, labels))
-    _check(found, true, found.ndim == 3 and found.shape == true.shape, "depths [N, H, W] and depths [N, H, W]")
+    predicted, true = (maps[:, 0] if maps.ndim == 4 and maps.shape[1] == 1 else maps for maps in (outputs, labels))
+    fits = predicted.ndim == 3 and predicted.shape == true.shape
+    _check(predicted, true, fits, "depths [N, H, W] and depths [N, H, W]")
     _finite(true, "labels")
     rows = np.empty((len(true), 3))
-    for row, one, label in zip(rows, found, true.cpu(), strict=True):
-        known = label != 0
-        error = (one.cpu()[known].double() - label[known].double()).abs()
-        row[:] = float(error.sum()), float((error / label[known].double().abs()).sum()), int(known.sum())
+    for row, maps, label in zip(rows, predicted, true.cpu(), strict=True):
+        measured = label != 0
+        error = (maps.cpu()[measured].double() - label[measured].double()).abs()
+        row[:] = float(error.sum()), float((error / label[measured].double().abs()).sum()), int(measured.sum())
     return rows
 
 
@@ -80,13 +82,13 @@ def normals(outputs: Tensor, labels: Tensor) -> Rows:
     _check(outputs, labels, fits, "normals [N, 3, H, W] and normals [N, 3, H, W]")
     _finite(labels, "labels")
     rows = np.empty((len(labels), 2))
-    for row, one, label in zip(rows, outputs, labels.cpu(), strict=True):
-        true, found = label.double().flatten(1), one.cpu().double().flatten(1)  # [3, HW]
-        known = (true != 0).any(0)
-        true, found = true[:, known], found[:, known]
-        lengths = (true.norm(dim=0) * found.norm(dim=0)).clamp_min(torch.finfo(torch.float64).tiny)
-        cosines = ((true * found).sum(0) / lengths).clamp(-1, 1)
-        row[:] = float(cosines.acos().sum()) * ANGLES, int(known.sum())
+    for row, directions, label in zip(rows, outputs, labels.cpu(), strict=True):
+        true, predicted = label.double().flatten(1), directions.cpu().double().flatten(1)  # [3, HW]
+        measured = (true != 0).any(0)
+        true, predicted = true[:, measured], predicted[:, measured]
+        lengths = (true.norm(dim=0) * predicted.norm(dim=0)).clamp_min(torch.finfo(torch.float64).tiny)
+        cosines = ((true * predicted).sum(0) / lengths).clamp(-1, 1)
+        row[:] = float(cosines.acos().sum()) * ANGLES, int(measured.sum())
     return rows
 
 
@@ -102,7 +104,7 @@ CONTRIBUTIONS: Mapping[TaskKind, Callable[[Tensor, Tensor], Rows]] = MappingProx
 
 
 def _rows(*columns: Tensor) -> Rows:
-    return np.stack([one.detach().cpu().double().numpy() for one in columns], axis=1)
+    return np.stack([column.detach().cpu().double().numpy() for column in columns], axis=1)
 
 
 def _check(outputs: Tensor, labels: Tensor, fits: bool, wanted: str) -> None:
@@ -113,10 +115,10 @@ def _check(outputs: Tensor, labels: Tensor, fits: bool, wanted: str) -> None:
     _finite(outputs, "outputs")
 
 
-def _finite(values: Tensor, what: str) -> None:
+def _finite(values: Tensor, name: str) -> None:
     if bool(torch.isfinite(values).all()):
         return
-    if what == "labels":
+    if name == "labels":
         raise BadFile("labels hold NaN or infinity", hint="repair or remove these items")
     raise BadNumber("outputs hold NaN or infinity", hint="`taskmerge inspect` the checkpoint: it may be damaged")
 

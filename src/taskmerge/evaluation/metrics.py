@@ -10,7 +10,7 @@ from taskmerge.evaluation import estimates
 from taskmerge.evaluation.estimates import Grouped, Rows
 from taskmerge.evaluation.intervals import Bits, bootstrap, wilson
 from taskmerge.evaluation.scores import Score
-from taskmerge.specs.suite import TaskKind
+from taskmerge.specs.suite import DENSE, TaskKind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,7 @@ class Metric:
 
 
 def _table(*metrics: Metric) -> Mapping[str, Metric]:
-    return MappingProxyType({one.name: one for one in metrics})
+    return MappingProxyType({metric.name: metric for metric in metrics})
 
 
 METRICS: Mapping[str, Metric] = _table(
@@ -127,15 +127,15 @@ def contributions(metric: str, outputs: "Tensor", labels: "Tensor") -> Rows:
 
 def score_of(metric: str, rows: Rows, *, seed: int = 0) -> tuple[Score, Bits | None]:
     """`score` from the contributions of all items."""
-    one = metric_named(metric)
-    if not len(rows) or (one.kind in ("segmentation", "depth", "normals") and not rows[:, -_pixels(rows, one) :].any()):
+    declared = metric_named(metric)
+    if not len(rows) or (declared.kind in DENSE and not rows[:, -_pixels(rows, declared) :].any()):
         raise BadFile("there is nothing to score: no item has a label", hint="check the split's labels")
-    value, low, high = _estimated(one, rows, seed)
+    value, low, high = _estimated(declared, rows, seed)
     extra: dict[str, float] = {}
-    for other in one.beside:
+    for other in declared.beside:
         extra[other], extra[f"{other}_low"], extra[f"{other}_high"] = _estimated(METRICS[other], rows, seed)
-    correct = rows[:, 0] == rows[:, 1] if one.kind == "classification" else None
-    return Score(value, len(rows), low, high, lower_is_better=one.lower_is_better, extra=extra), correct
+    correct = rows[:, 0] == rows[:, 1] if declared.kind == "classification" else None
+    return Score(value, len(rows), low, high, lower_is_better=declared.lower_is_better, extra=extra), correct
 
 
 def _pixels(rows: Rows, metric: Metric) -> int:

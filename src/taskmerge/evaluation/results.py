@@ -31,8 +31,8 @@ AGAIN = "write it again with `taskmerge eval --json`"
 @cache
 def schema() -> Document:
     """The published JSON schema (draft 2020-12) of reports."""
-    found: Document = json.loads((files("taskmerge.evaluation") / "eval.schema.json").read_text(encoding="utf-8"))
-    return found
+    document: Document = json.loads((files("taskmerge.evaluation") / "eval.schema.json").read_text(encoding="utf-8"))
+    return document
 
 
 def dumps(report: Report) -> str:
@@ -56,9 +56,9 @@ def to_json(report: Report) -> Document:
         "split": report.split,
         "checkpoints": _plain(report.checkpoints),
         "data": _plain(report.data),
-        "rows": [_row(one) for one in report.rows],
-        "averages": [_average(one, report) for one in report.averages],
-        **{part: [_renamed(one, "encoder", "checkpoint") for one in getattr(report, part)] for part in PARTS},
+        "rows": [_row(entry) for entry in report.rows],
+        "averages": [_average(entry, report) for entry in report.averages],
+        **{part: [_renamed(entry, "encoder", "checkpoint") for entry in getattr(report, part)] for part in PARTS},
         "checks": _plain(report.checks),
         "notes": list(report.notes),
         "warnings": list(report.warnings),
@@ -75,9 +75,9 @@ def from_json(document: object, where: str = "report") -> Report:
         split=document["split"],
         checkpoints=tuple(document["checkpoints"]),
         data=tuple(document["data"]),
-        rows=tuple(_read_row(one, f"{where}: rows[{place}]") for place, one in enumerate(document["rows"])),
-        averages=tuple(_read_average(one) for one in document["averages"]),
-        **{part: tuple(_renamed(one, "checkpoint", "encoder") for one in document[part]) for part in PARTS},
+        rows=tuple(_read_row(entry, f"{where}: rows[{place}]") for place, entry in enumerate(document["rows"])),
+        averages=tuple(_read_average(entry) for entry in document["averages"]),
+        **{part: tuple(_renamed(entry, "checkpoint", "encoder") for entry in document[part]) for part in PARTS},
         checks=tuple(document["checks"]),
         notes=tuple(document["notes"]),
         warnings=tuple(document["warnings"]),
@@ -90,8 +90,8 @@ def read_report(path: Path) -> Report:
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
-        said = error.strerror if isinstance(error, OSError) else f"is no JSON document: {error}"
-        raise BadFile(f"cannot be read: {said}", where=str(path), hint=AGAIN) from None
+        problem = error.strerror if isinstance(error, OSError) else f"is no JSON document: {error}"
+        raise BadFile(f"cannot be read: {problem}", where=str(path), hint=AGAIN) from None
     return from_json(document, str(path))
 
 
@@ -110,61 +110,61 @@ def validated(document: object, where: str = "report") -> Document:
     return document
 
 
-def _row(one: Row) -> Document:
-    found = {key: value for key, value in vars(one).items() if key not in ("encoder", "score", "correct")}
+def _row(row: Row) -> Document:
+    plain = {key: value for key, value in vars(row).items() if key not in ("encoder", "score", "correct")}
     return {
-        **_plain(found),
-        "checkpoint": one.encoder,
-        "score": float(one.score.value),
-        "n": int(one.score.n),
-        "low": float(one.score.low),
-        "high": float(one.score.high),
-        "lower_is_better": one.score.lower_is_better,
-        "extra": _plain(one.score.extra),
-        "correct": None if one.correct is None else _packed(one.correct),
+        **_plain(plain),
+        "checkpoint": row.encoder,
+        "score": float(row.score.value),
+        "n": int(row.score.n),
+        "low": float(row.score.low),
+        "high": float(row.score.high),
+        "lower_is_better": row.score.lower_is_better,
+        "extra": _plain(row.score.extra),
+        "correct": None if row.correct is None else _packed(row.correct),
     }
 
 
-def _read_row(found: Document, where: str) -> Row:
-    given = {key: found[key] for key in ("task", "head", "split", "metric", "normalised", "skipped", "protocol")}
-    better, extra = found["lower_is_better"], found["extra"]
+def _read_row(entry: Document, where: str) -> Row:
+    given = {key: entry[key] for key in ("task", "head", "split", "metric", "normalised", "skipped", "protocol")}
+    better, extra = entry["lower_is_better"], entry["extra"]
     return Row(
-        encoder=found["checkpoint"],
-        score=Score(found["score"], found["n"], found["low"], found["high"], lower_is_better=better, extra=extra),
-        corruption=found["corruption"],
-        severity=found["severity"],
-        correct=None if found["correct"] is None else _unpacked(found["correct"], where),
+        encoder=entry["checkpoint"],
+        score=Score(entry["score"], entry["n"], entry["low"], entry["high"], lower_is_better=better, extra=extra),
+        corruption=entry["corruption"],
+        severity=entry["severity"],
+        correct=None if entry["correct"] is None else _unpacked(entry["correct"], where),
         **given,
     )
 
 
-def _average(one: Average, report: Report) -> Document:
-    low, high = average_interval(one, report)
-    count = max(len(rows_of(report, one.encoder, one.corruption, one.severity)), 1)
-    return _renamed(_plain(asdict(one)), "encoder", "checkpoint") | {"low": low, "high": high, "tasks": count}
+def _average(mean: Average, report: Report) -> Document:
+    low, high = average_interval(mean, report)
+    count = max(len(rows_of(report, mean.encoder, mean.corruption, mean.severity)), 1)
+    return _renamed(_plain(asdict(mean)), "encoder", "checkpoint") | {"low": low, "high": high, "tasks": count}
 
 
-def _read_average(found: Document) -> Average:
+def _read_average(entry: Document) -> Average:
     keys = ("average", "normalised", "corruption", "severity")
-    return Average(encoder=found["checkpoint"], **{key: found[key] for key in keys})
+    return Average(encoder=entry["checkpoint"], **{key: entry[key] for key in keys})
 
 
 def _packed(correct: Bits) -> Document:
     return {"n": len(correct), "bits": base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")}
 
 
-def _unpacked(found: Document, where: str) -> Bits:
+def _unpacked(packed: Document, where: str) -> Bits:
     try:
-        raw = np.frombuffer(base64.b64decode(found["bits"], validate=True), dtype=np.uint8)
+        raw = np.frombuffer(base64.b64decode(packed["bits"], validate=True), dtype=np.uint8)
     except binascii.Error:
         raise BadFile("`correct.bits` is no base64", where=where, hint=AGAIN) from None
-    if len(raw) != math.ceil(found["n"] / 8):
-        raise BadFile(f"`correct.bits` holds {len(raw)} bytes for {found['n']} items", where=where, hint=AGAIN)
-    return np.unpackbits(raw, count=found["n"]).astype(np.bool_)
+    if len(raw) != math.ceil(packed["n"] / 8):
+        raise BadFile(f"`correct.bits` holds {len(raw)} bytes for {packed['n']} items", where=where, hint=AGAIN)
+    return np.unpackbits(raw, count=packed["n"]).astype(np.bool_)
 
 
-def _renamed(found: Mapping[str, Any], old: str, new: str) -> Document:
-    return {new if key == old else key: _plain(value) for key, value in found.items()}
+def _renamed(entry: Mapping[str, Any], old: str, new: str) -> Document:
+    return {new if key == old else key: _plain(value) for key, value in entry.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -188,7 +188,7 @@ def _place_of(error: "ValidationError") -> list[str]:
 
 def _told(error: "ValidationError") -> str:
     """What is wrong, without the whole document in it."""
-    known = {"required": "lacks a key", "additionalProperties": "has a key too many", "type": "is of another type"}
+    words = {"required": "lacks a key", "additionalProperties": "has a key too many", "type": "is of another type"}
     detail = error.message if len(error.message) < 160 else ""
-    said = known.get(str(error.validator), "is not allowed")
-    return f"{said}: {detail}" if detail else said
+    problem = words.get(str(error.validator), "is not allowed")
+    return f"{problem}: {detail}" if detail else problem

@@ -26,16 +26,16 @@ def checkpoints_of(report: Report) -> list[str]:
 
 def rows_of(report: Report, name: str, corruption: str | None = None, severity: int | None = None) -> list[Row]:
     """The rows that a mean is over: those of one checkpoint, or (`experts`) of each expert on its own task."""
-    at = [one for one in report.rows if (one.corruption, one.severity) == (corruption, severity)]
+    at = [row for row in report.rows if (row.corruption, row.severity) == (corruption, severity)]
     if name == EXPERTS:
-        return [one for one in at if one.encoder == EXPERT + one.task]
-    return [one for one in at if one.encoder == name]
+        return [row for row in at if row.encoder == EXPERT + row.task]
+    return [row for row in at if row.encoder == name]
 
 
 def average_interval(average: Average, report: Report) -> Interval:
     """The 95% interval of a plain mean over tasks, whose items are independent of each other."""
-    rows = [one.score for one in rows_of(report, average.encoder, average.corruption, average.severity)]
+    rows = [score.score for score in rows_of(report, average.encoder, average.corruption, average.severity)]
     if not rows:
         return average.average, average.average
-    values, lows, highs = (np.array([getattr(one, key) for one in rows]) for key in ("value", "low", "high"))
+    values, lows, highs = (np.array([getattr(score, key) for score in rows]) for key in ("value", "low", "high"))
     return mean_interval(values, lows, highs)

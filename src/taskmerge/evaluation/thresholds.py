@@ -22,7 +22,7 @@ class Threshold:
     """A bound on the mean (`average`, `normalised`) or on one task, of one checkpoint or (None) of all that count."""
 
     flag: Flag
-    said: str
+    target: str
     name: str
     bound: float
     checkpoint: str | None = None
@@ -48,7 +48,7 @@ def thresholds(
     NAME is `average`, `normalised` or a task; `tasks` gives each task's metric, `checkpoints` their names. Raises
     UsageError for unknown names, bounds that are no fraction, and a bound on the wrong side of a metric.
     """
-    words = [("fail_under", one) for one in fail_under] + [("fail_over", one) for one in fail_over]
+    words = [("fail_under", text) for text in fail_under] + [("fail_over", text) for text in fail_over]
     flags: dict[str, Flag] = {"fail_under": "fail_under", "fail_over": "fail_over"}
     return tuple(_threshold(flags[flag], text, tasks, checkpoints) for flag, text in words)
 
@@ -62,22 +62,22 @@ def _threshold(flag: Flag, text: str, tasks: Mapping[str, str], checkpoints: Seq
         bound = math.nan
     if not equals or not target or not math.isfinite(bound):
         raise UsageError(f"`{text}` is no threshold", where=option, hint="such as average=0.80 or mnist=0.9")
-    known = [AVERAGE, NORMALISED, *tasks]
+    names = [AVERAGE, NORMALISED, *tasks]
     checkpoint, slash, name = target.rpartition("/")
-    if target in known:
+    if target in names:
         checkpoint, name = "", target
     elif slash and checkpoint not in checkpoints:
         raise unknown_name("checkpoint", checkpoint, checkpoints, where=f"{option} {text}")
-    if name not in known:
-        raise unknown_name("task or mean", name, known, where=f"{option} {text}")
+    if name not in names:
+        raise unknown_name("task or mean", name, names, where=f"{option} {text}")
     _check_side(flag, text, name, bound, tasks)
     return Threshold(flag, target, name, bound, checkpoint or None)
 
 
 def _check_side(flag: Flag, text: str, name: str, bound: float, tasks: Mapping[str, str]) -> None:
     """A bound makes sense for what it bounds."""
-    metrics = [METRICS[tasks[name]]] if name in tasks else [METRICS[one] for one in tasks.values()]
-    lower = all(one.lower_is_better for one in metrics) and name != NORMALISED
+    metrics = [METRICS[tasks[name]]] if name in tasks else [METRICS[metric] for metric in tasks.values()]
+    lower = all(metric.lower_is_better for metric in metrics) and name != NORMALISED
     option = "--" + flag.replace("_", "-")
     if name in tasks or lower:
         if lower and flag == "fail_under":
@@ -86,7 +86,7 @@ def _check_side(flag: Flag, text: str, name: str, bound: float, tasks: Mapping[s
         if not lower and flag == "fail_over":
             hint = f"use --fail-under {text}"
             raise UsageError(f"higher is better for `{name}` ({metrics[0].name})", where=option, hint=hint)
-    if bound > 1 and name != NORMALISED and all(one.percent for one in metrics):
+    if bound > 1 and name != NORMALISED and all(metric.percent for metric in metrics):
         raise UsageError(
             f"`{text}` can never hold: scores are fractions", where=option, hint=f"did you mean {name}={bound / 100:g}?"
         )
@@ -99,11 +99,11 @@ def against_thresholds(report: Report, wanted: Iterable[Threshold]) -> tuple[Rec
     too where there is nothing else. Corrupted data is left to the clean, where there is any. Raises UsageError where a
     score does not exist.
     """
-    return tuple(_record(one, found) for one in wanted for found in _meant(report, one))
+    return tuple(_record(threshold, number) for threshold in wanted for number in _meant(report, threshold))
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Number:
     """A number that a threshold may be for: a row's score or a mean."""
 
     checkpoint: str
@@ -116,65 +116,66 @@ class _Found:
     severity: int | None
 
 
-def _meant(report: Report, one: Threshold) -> list[_Found]:
+def _meant(report: Report, threshold: Threshold) -> list[_Number]:
     """What a threshold is for."""
-    found = [number for number in _numbers(report, one) if one.checkpoint in (None, number.checkpoint)]
-    found = [number for number in found if number.corruption is None] or found
-    if one.checkpoint is None:
-        found = [number for number in found if not is_reference(number.checkpoint)] or found
-    if not found:
-        hint = "add `experts` to the checkpoints" if one.name == NORMALISED else None
-        raise UsageError(f"`{one.said}` has no score", where=one.option, hint=hint)
-    return found
+    numbers = [number for number in _numbers(report, threshold) if threshold.checkpoint in (None, number.checkpoint)]
+    numbers = [number for number in numbers if number.corruption is None] or numbers
+    if threshold.checkpoint is None:
+        numbers = [number for number in numbers if not is_reference(number.checkpoint)] or numbers
+    if not numbers:
+        hint = "add `experts` to the checkpoints" if threshold.name == NORMALISED else None
+        raise UsageError(f"`{threshold.target}` has no score", where=threshold.option, hint=hint)
+    return numbers
 
 
-def _numbers(report: Report, one: Threshold) -> Iterator[_Found]:
+def _numbers(report: Report, threshold: Threshold) -> Iterator[_Number]:
     """Every number in the report that has the threshold's name."""
-    if one.name not in (AVERAGE, NORMALISED):
+    if threshold.name not in (AVERAGE, NORMALISED):
         for row in report.rows:
-            if row.task == one.name and is_own(row):
+            if row.task == threshold.name and is_own(row):
                 score = row.score
                 where = (row.corruption, row.severity)
-                yield _Found(row.encoder, row.task, row.metric, score.value, score.low, score.high, *where)
+                yield _Number(row.encoder, row.task, row.metric, score.value, score.low, score.high, *where)
         return
     for mean in report.averages:
         where = (mean.corruption, mean.severity)
-        if one.name == AVERAGE:
-            yield _Found(mean.encoder, None, AVERAGE, mean.average, *average_interval(mean, report), *where)
+        if threshold.name == AVERAGE:
+            yield _Number(mean.encoder, None, AVERAGE, mean.average, *average_interval(mean, report), *where)
         elif mean.normalised is not None:
-            yield _Found(mean.encoder, None, NORMALISED, mean.normalised, None, None, *where)
+            yield _Number(mean.encoder, None, NORMALISED, mean.normalised, None, None, *where)
 
 
-def _record(one: Threshold, found: _Found) -> Record:
+def _record(threshold: Threshold, number: _Number) -> Record:
     return {
-        "kind": one.flag, "name": one.said, "checkpoint": found.checkpoint, "task": found.task, "metric": found.metric,
-        "wanted": one.bound, "found": found.value, "passed": not one.missed_by(found.value), "difference": None,
-        "low": found.low, "high": found.high, "tolerance": None,
-        "corruption": found.corruption, "severity": found.severity,
+        "kind": threshold.flag, "name": threshold.target, "checkpoint": number.checkpoint, "task": number.task,
+        "metric": number.metric, "wanted": threshold.bound, "found": number.value,
+        "passed": not threshold.missed_by(number.value), "difference": None,
+        "low": number.low, "high": number.high, "tolerance": None,
+        "corruption": number.corruption, "severity": number.severity,
     }  # fmt: skip
 
 
 def missed(records: Iterable[Mapping[str, Any]]) -> Missed | None:
     """The error that says what fell short, or None if everything passed."""
     records = list(records)
-    failed = [one for one in records if not one["passed"]]
+    failed = [record for record in records if not record["passed"]]
     if not failed:
         return None
-    lines = "\n".join(f"  {told(one)}" for one in failed)
+    lines = "\n".join(f"  {told(record)}" for record in failed)
     return Missed(f"{len(failed)} of {len(records)} checks failed\n{lines}")
 
 
 def told(record: Mapping[str, Any]) -> str:
     """One check in words: `merged: mnist 0.871, wanted at least 0.9 (95% interval 0.849 to 0.890)`."""
-    what = record["task"] or record["metric"]
+    name = record["task"] or record["metric"]
     where = f" on {record['corruption']} {record['severity']}" if record["corruption"] else ""
-    known = record["low"] is not None
+    has_interval = record["low"] is not None
     if record["kind"] == "baseline":
-        span = f"; 95% interval {record['low']:+.4f} to {record['high']:+.4f}" if known else ""
+        span = f"; 95% interval {record['low']:+.4f} to {record['high']:+.4f}" if has_interval else ""
         return (
-            f"{record['checkpoint']}: {what}{where} {record['found']:.4f}, baseline {record['wanted']:.4f} "
+            f"{record['checkpoint']}: {name}{where} {record['found']:.4f}, baseline {record['wanted']:.4f} "
             f"({record['difference']:+.4f}{span}; tolerance {record['tolerance']:g})"
         )
     side = "at least" if record["kind"] == "fail_under" else "at most"
-    span = f" (95% interval {record['low']:.4f} to {record['high']:.4f})" if known else ""
-    return f"{record['checkpoint']}: {what}{where} {record['found']:.4f}, wanted {side} {record['wanted']:g}{span}"
+    span = f" (95% interval {record['low']:.4f} to {record['high']:.4f})" if has_interval else ""
+    return f"{record['checkpoint']}: {name}{where} {record['found']:.4f}, wanted {side} {record['wanted']:g}{span}"

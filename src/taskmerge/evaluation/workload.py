@@ -2,20 +2,24 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from taskmerge.data.corruptions import Corruption
-from taskmerge.data.datasets import load_items
-from taskmerge.data.items import Items
+from taskmerge.data.datasets import load_labelled
+from taskmerge.data.items import Items, Labelled
+from taskmerge.data.loading import LoadOptions
 from taskmerge.errors import Mismatch, UsageError, unknown_name
-from taskmerge.specs.suite import Location, Suite, Task
+from taskmerge.specs.suite import Suite, Task
 from taskmerge.types import Prepare
 
 AT_ONCE = 2 * 10**9
 """Bytes of decoded items that are held at once; above it, checkpoints are filled anew for every portion."""
+
+
+Key = tuple[str, Corruption | None]
+"""A task's name, and how its pictures are corrupted."""
 
 
 @dataclass(frozen=True)
@@ -24,60 +28,70 @@ class DataSet:
 
     task: Task
     corruption: Corruption | None
-    items: Items
-    labels: Tensor
+    labelled: Labelled
 
     @property
-    def key(self) -> tuple[str, Corruption | None]:
+    def key(self) -> Key:
         return self.task.name, self.corruption
+
+    @property
+    def items(self) -> Items:
+        return self.labelled.items
+
+    @property
+    def labels(self) -> Tensor:
+        return self.labelled.labels
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is taken of the suite's data; see `evaluate`."""
+    """What is taken of the suite's data: a split of each task, clean and (for each corruption) corrupted."""
 
     split: str
-    corrupt: tuple[Corruption | None, ...]
-    limit: int | None = None
-    seed: int = 0
-    skip_bad: bool = False
-    cache: Path | None = None
+    loading: LoadOptions
+    corrupt: tuple[Corruption | None, ...] = (None,)
 
 
 def chosen(suite: Suite, tasks: Sequence[str] | None, split: str) -> tuple[Task, ...]:
-    """The tasks to evaluate, in the suite's order; each must have the split, with labels."""
-    known = {task.name: task for task in suite.tasks}
-    for name in tasks or ():
-        if name not in known:
-            raise unknown_name("task", name, known, where=suite.where)
-    found = tuple(task for task in suite.tasks if tasks is None or task.name in tasks)
-    if not found:
-        raise UsageError("no task is left to evaluate", where=suite.where, hint=f"known: {', '.join(known)}")
-    for task in found:
-        _check_split(task, split, suite)
-    return found
+    """The tasks to evaluate, in the suite's order; each must have the split."""
+    picked = named_tasks(suite, tasks)
+    for task in picked:
+        check_split(task, split, suite)
+    return picked
+
+
+def named_tasks(suite: Suite, names: Sequence[str] | None) -> tuple[Task, ...]:
+    """The tasks of these names (None: all), in the suite's order. Raises UsageError for a name that no task has."""
+    tasks = {task.name: task for task in suite.tasks}
+    for name in names or ():
+        if name not in tasks:
+            raise unknown_name("task", name, tasks, where=suite.where)
+    picked = tuple(task for task in suite.tasks if names is None or task.name in names)
+    if not picked:
+        raise UsageError("no task is left to evaluate", where=suite.where, hint=f"known: {', '.join(tasks)}")
+    return picked
+
+
+def check_split(task: Task, split: str, suite: Suite) -> None:
+    """Raises UsageError for a task without the split."""
+    if split not in task.splits:
+        hint = f"it has {', '.join(task.splits)}"
+        raise UsageError(f"task `{task.name}` has no split `{split}`", where=task.place or suite.where, hint=hint)
 
 
 def portions(
-    tasks: Sequence[Task],
-    choice: Choice,
-    prepare: Prepare,
-    *,
-    resolve: Callable[[Location], Path],
-    told: Callable[[str], None],
-    note: Callable[[str], None] = lambda _: None,
+    tasks: Sequence[Task], choice: Choice, prepare: Prepare, *, reading: Callable[[str], None]
 ) -> Iterator[list[list[DataSet]]]:
     """Loads all data sets, a portion at a time. Within a portion, those with equal inputs are one list.
 
-    `told` hears which one is read, `note` what is worth knowing about it.
+    `reading` hears which one is next.
     """
     portion: list[list[DataSet]] = []
     held = 0
     for corruption in choice.corrupt:
         for task in tasks:
-            told(f"{task.name}, {corruption.name}" if corruption else task.name)
-            one = _loaded(task, corruption, choice, prepare, resolve, note)
-            held += _join(portion, one)
+            reading(f"{task.name}, {corruption.name}" if corruption else task.name)
+            held += _join(portion, _loaded(task, corruption, choice, prepare))
             if held > AT_ONCE:
                 yield portion
                 portion, held = [], 0
@@ -85,43 +99,24 @@ def portions(
         yield portion
 
 
-def _check_split(task: Task, split: str, suite: Suite) -> None:
-    where = task.place or suite.where
-    if split not in task.splits:
-        known = ", ".join(task.splits)
-        raise UsageError(f"task `{task.name}` has no split `{split}`", where=where, hint=f"it has {known}")
-
-
-def _loaded(
-    task: Task,
-    corruption: Corruption | None,
-    choice: Choice,
-    prepare: Prepare,
-    resolve: Callable[[Location], Path],
-    note: Callable[[str], None],
-) -> DataSet:
+def _loaded(task: Task, corruption: Corruption | None, choice: Choice, prepare: Prepare) -> DataSet:
     try:
-        items = load_items(
-            task, choice.split, prepare, resolve=resolve, limit=choice.limit, seed=choice.seed, cache=choice.cache,
-            skip_bad=choice.skip_bad, corrupt=corruption, note=note,
-        )  # fmt: skip
+        labelled = load_labelled(task, choice.split, prepare, replace(choice.loading, corrupt=corruption))
     except Mismatch as error:  # items that are not for this backbone
         raise Mismatch(f"task `{task.name}`: {error.what}", where=error.where, hint=error.hint) from error
-    if items.labels is None:
-        what = f"split `{choice.split}` of task `{task.name}` has no labels"
-        hint = "scores need labels: evaluate a labelled split, or add `y` to this one"
-        raise UsageError(what, where=task.splits[choice.split].place or None, hint=hint)
-    return DataSet(task, corruption, items, items.labels)
+    return DataSet(task, corruption, labelled)
 
 
-def _join(portion: list[list[DataSet]], one: DataSet) -> int:
+def _join(portion: list[list[DataSet]], data: DataSet) -> int:
     """Adds a data set to those with the same inputs, whose memory it then shares; returns the bytes it adds."""
     for group in portion:
-        if same_inputs(group[0].items, one.items):
-            group.append(replace(one, items=replace(one.items, inputs=group[0].items.inputs)))
+        shared = group[0].items
+        if same_inputs(shared, data.items):
+            items = replace(data.items, inputs=shared.inputs)
+            group.append(replace(data, labelled=replace(data.labelled, items=items)))
             return 0
-    portion.append([one])
-    return sum(whole.nbytes for whole in one.items.inputs.values())
+    portion.append([data])
+    return sum(tensor.nbytes for tensor in data.items.inputs.values())
 
 
 def same_inputs(one: Items, other: Items) -> bool:

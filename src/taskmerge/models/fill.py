@@ -1,7 +1,7 @@
 """Puts a checkpoint into a backbone by name, tensor by tensor, or says everything that does not fit."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,21 @@ def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = N
             target.zero_()
 
 
+def check_fits(backbone: Backbone, checkpoints: Iterable[Checkpoint], base: Checkpoint | None) -> None:
+    """Raises Mismatch, from headers alone, for every checkpoint that does not fill the backbone."""
+    misfits: list[Mismatch] = []
+    for checkpoint in checkpoints:
+        try:
+            state_for(backbone, checkpoint, base)
+        except Mismatch as error:
+            misfits.append(error)
+    if len(misfits) > 1:
+        lines = "\n".join(f"  {error.where}: {error.what}" for error in misfits)
+        raise Mismatch(f"{len(misfits)} checkpoints do not fit\n{lines}", hint=misfits[0].hint)
+    if misfits:
+        raise misfits[0]
+
+
 def state_for(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = None) -> dict[str, Origin]:
     """The module's name of every tensor -> where it comes from, from headers alone. Raises `Mismatch` as `fill`."""
     targets = _tensors(backbone.module)
@@ -101,10 +116,10 @@ def origins_of(
 
     Floating-point types are converted into each other. Integers are no weights: quantised ones mean something else.
     """
-    found = naming.found(targets, checkpoint.specs)
-    unexpected = naming.strangers(found, checkpoint.specs)
-    origins = {name: Origin(checkpoint, own) for name, own in found.items()}
-    if base is not None and len(found) < len(targets):
+    names = naming.found(targets, checkpoint.specs)
+    unexpected = naming.strangers(names, checkpoint.specs)
+    origins = {name: Origin(checkpoint, own) for name, own in names.items()}
+    if base is not None and len(names) < len(targets):
         lent = [name for name in targets if name in optional or LENT.search(name)]
         origins = {name: Origin(base, own) for name, own in naming.found(lent, base.specs).items()} | origins
     missing = [name for name in targets if name not in origins and name not in optional]
@@ -118,7 +133,7 @@ def origins_of(
         for name, origin in origins.items()
         if targets[name].is_floating_point() and not is_float(origin.checkpoint.specs[origin.name].dtype)
     ]
-    if missing or unexpected or misshapen or mistyped or not found:
+    if missing or unexpected or misshapen or mistyped or not names:
         wrong = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, NO_FLOATS: mistyped}
         raise _mismatch(checkpoint, base, label, wrong)
     return {name: origins[name] for name in targets if name in origins}

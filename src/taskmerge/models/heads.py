@@ -8,11 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from taskmerge.errors import Mismatch, UsageError, located
+from taskmerge.errors import BadFile, Mismatch, UsageError, located
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.fill import Tensors
 from taskmerge.specs.heads import CLASSIFIERS, Classifier
 from taskmerge.specs.suite import DENSE, Location, Task
+
+DAMAGED = "is the file damaged? download or copy it again"
 
 
 class LinearHead(nn.Module):
@@ -31,8 +33,8 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         features = functional.normalize(features, dim=-1) if self.normalise else features
-        found = functional.linear(features, self.weight, self.bias)
-        return found.squeeze(-1) if self.regression else found
+        outputs = functional.linear(features, self.weight, self.bias)
+        return outputs.squeeze(-1) if self.regression else outputs
 
 
 class HiddenHead(nn.Module):
@@ -43,8 +45,8 @@ class HiddenHead(nn.Module):
         self.hidden, self.activation, self.output, self.outputs = hidden, activation, output, output.outputs
 
     def forward(self, features: Tensor) -> Tensor:
-        found: Tensor = self.output(self.activation(self.hidden(features)))
-        return found
+        outputs: Tensor = self.output(self.activation(self.hidden(features)))
+        return outputs
 
 
 def load_head(
@@ -58,7 +60,7 @@ def load_head(
     """The head that the task names, frozen, on the CPU.
 
     Raises `Mismatch` for a head that fits neither the features nor the task's classes, `UsageError` for one that
-    cannot be made of what the suite gives.
+    cannot be made of what the suite gives, `BadFile` for one with NaN or infinity.
     """
     if task.head == "zero_shot":
         head = zero_shot(task, backbone, base)
@@ -67,6 +69,7 @@ def load_head(
     else:
         with open_checkpoint(resolve(task.head)) as file:
             head = file_head(task, backbone, file)
+    _check_finite(head, task)
     return head.eval()
 
 
@@ -113,28 +116,30 @@ def expert_head(task: Task, backbone: Backbone, expert: Checkpoint | None) -> nn
         raise UsageError("`head: expert`, and the task has no expert", where=where, hint="add `expert:` to the task")
     wrapper = backbone.naming.wrapper(expert.specs)
     if task.kind in DENSE:
-        return _dense(task, backbone, expert, tuple(f"{wrapper}{one}" for one in _decoders(task, expert, wrapper)))
-    known = CLASSIFIERS.get(backbone.family)
-    if known is None:
+        return _dense(
+            task, backbone, expert, tuple(f"{wrapper}{prefix}" for prefix in _decoders(task, expert, wrapper))
+        )
+    classifier = CLASSIFIERS.get(backbone.family)
+    if classifier is None:
         what = f"where {backbone.label} keeps its classifier is not known"
         raise UsageError(what, where=where, hint=f"name a head file; known: {', '.join(CLASSIFIERS)}")
-    if backbone.pooling != known.pooling:
-        what = f"the expert's classifier reads `pooling: {known.pooling}`, the suite says {backbone.pooling}"
-        raise UsageError(what, where=where, hint=f"set `pooling: {known.pooling}`, or name a head file")
-    return _classifier(task, backbone, expert, wrapper, known)
+    if backbone.pooling != classifier.pooling:
+        what = f"the expert's classifier reads `pooling: {classifier.pooling}`, the suite says {backbone.pooling}"
+        raise UsageError(what, where=where, hint=f"set `pooling: {classifier.pooling}`, or name a head file")
+    return _classifier(task, backbone, expert, wrapper, classifier)
 
 
-def _classifier(task: Task, backbone: Backbone, expert: Checkpoint, wrapper: str, known: Classifier) -> nn.Module:
-    if known.hidden is None:
-        return _linear(task, backbone.width, expert, f"{wrapper}{known.output}.", normalise=backbone.normalised)
-    weight, bias = (_tensor(expert, f"{wrapper}{known.hidden}.{part}") for part in ("weight", "bias"))
-    _check_width(expert, f"{wrapper}{known.hidden}.weight", backbone.width)
+def _classifier(task: Task, backbone: Backbone, expert: Checkpoint, wrapper: str, parts: Classifier) -> nn.Module:
+    if parts.hidden is None:
+        return _linear(task, backbone.width, expert, f"{wrapper}{parts.output}.", normalise=backbone.normalised)
+    weight, bias = (_tensor(expert, f"{wrapper}{parts.hidden}.{part}") for part in ("weight", "bias"))
+    _check_width(expert, f"{wrapper}{parts.hidden}.weight", backbone.width)
     hidden = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         hidden.weight.copy_(weight)
         hidden.bias.copy_(bias)
-    output = _linear(task, hidden.out_features, expert, f"{wrapper}{known.output}.", normalise=False)
-    return HiddenHead(hidden.requires_grad_(False), getattr(functional, known.activation), output)
+    output = _linear(task, hidden.out_features, expert, f"{wrapper}{parts.output}.", normalise=False)
+    return HiddenHead(hidden.requires_grad_(False), getattr(functional, parts.activation), output)
 
 
 def _linear(task: Task, width: int, file: Checkpoint, prefix: str, *, normalise: bool) -> LinearHead:
@@ -160,9 +165,9 @@ def _dense(task: Task, backbone: Backbone, file: Checkpoint, prefixes: tuple[str
 def _decoders(task: Task, expert: Checkpoint, wrapper: str) -> list[str]:
     """The prefixes under which an expert's dense head may stand: the task's name, its kind, or the only one."""
     starts = (name.removeprefix(wrapper) for name in expert.specs if name.startswith(f"{wrapper}decoders."))
-    found = list(dict.fromkeys(name.split(".")[1] for name in starts))
-    wanted = [one for one in (task.name, task.kind, task.kind.removesuffix("s")) if one in found]
-    return [f"decoders.{one}." for one in wanted or (found if len(found) == 1 else ())] or ["classifier."]
+    decoders = list(dict.fromkeys(name.split(".")[1] for name in starts))
+    own = [name for name in (task.name, task.kind, task.kind.removesuffix("s")) if name in decoders]
+    return [f"decoders.{name}." for name in own or (decoders if len(decoders) == 1 else ())] or ["classifier."]
 
 
 def _tensor(file: Checkpoint, name: str) -> Tensor:
@@ -170,6 +175,16 @@ def _tensor(file: Checkpoint, name: str) -> Tensor:
         what = f"no tensor `{name}`: this checkpoint has no such classifier"
         raise Mismatch(what, where=str(file.path), hint="is it a bare encoder? name a head file instead")
     return file.tensor(name)
+
+
+def _check_finite(head: nn.Module, task: Task) -> None:
+    """Raises BadFile for a head with NaN or infinity."""
+    sources = {"zero_shot": "it is made by the base's text tower: ", "expert": "it is the expert's: "}
+    for name, tensor in head.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            where = f"{task.place}: `{task.head}`" if isinstance(task.head, str) else str(task.head)
+            hint = sources.get(str(task.head), "") + DAMAGED
+            raise BadFile(f"the head's `{name}` holds NaN or infinity", where=where, hint=hint)
 
 
 def _check_width(file: Checkpoint, name: str, width: int) -> None:

@@ -40,8 +40,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """`pixels` uint8 [N, 3, H, W] -> [N, D], as `encode_image` without normalisation."""
-        found = self.visual(normalised(inputs["pixels"], self.mean, self.std))
-        features: Tensor = found[0] if isinstance(found, tuple) else found  # CoCa's tower gives its tokens too
+        output = self.visual(normalised(inputs["pixels"], self.mean, self.std, self))
+        features: Tensor = output[0] if isinstance(output, tuple) else output  # CoCa's tower gives its tokens too
         return features
 
 
@@ -56,8 +56,8 @@ class Model:
 
     @property
     def text(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.config["text_cfg"]
-        return found
+        settings: Mapping[str, Any] = self.config["text_cfg"]
+        return settings
 
     def built(self, **towers: Mapping[str, Any]) -> Any:
         """The full model with some towers replaced. Raises `BadFile` when the configuration is no model's."""
@@ -103,9 +103,9 @@ class PromptEncoder:
         tokenizer = self.tokenizer()
         tokens = tokenizer(list(prompts))
         size = int(self.model.text.get("vocab_size", open_clip.CLIPTextCfg.vocab_size))
-        known = getattr(tokenizer, "vocab_size", size)  # of a BPE file: its merges, and the ends of a text last
-        if known != size:
-            what = f"the tokenizer has {known} tokens, the text tower {size}"
+        own = getattr(tokenizer, "vocab_size", size)  # of a BPE file: its merges, and the ends of a text last
+        if own != size:
+            what = f"the tokenizer has {own} tokens, the text tower {size}"
             raise Mismatch(what, where=self.model.where, hint="name the tokenizer's file: `tokenizer: {bpe: …}`")
         if "model" not in self._built:
             with torch.random.fork_rng(devices=[]):
@@ -150,21 +150,20 @@ def _published(name: str) -> dict[str, Any]:
     """The preprocessing settings on which all published weights of a registered model agree."""
     configs = [open_clip.get_pretrained_cfg(name, tag) or {} for tag in open_clip.list_pretrained_tags_by_model(name)]
     keys = ("mean", "std", "resize_mode", "interpolation")
-    return {
-        key: configs[0][key] for key in keys if len({str(one.get(key)) for one in configs}) == 1 and key in configs[0]
-    }
+    agreed = [key for key in keys if len({str(config.get(key)) for config in configs}) == 1]
+    return {key: configs[0][key] for key in agreed if key in configs[0]}
 
 
 def _settings(model: Model, spec: BackboneSpec, visual: nn.Module) -> Any:
     """open_clip's own defaults, over them the model's, over them the suite's."""
     size = getattr(visual, "image_size", None) or model.config["vision_cfg"].get("image_size", 224)
-    known = open_clip.transform.merge_preprocess_dict({}, {**model.preprocess, "size": size})
+    settings = open_clip.transform.merge_preprocess_dict({}, {**model.preprocess, "size": size})
     if spec.preprocess is not None:
         if _pair(size) != _pair(spec.preprocess.image_size):
             what = f"pictures of {spec.preprocess.image_size} pixels for a model that takes {_pair(size)}"
             raise Mismatch(what, where=spec.place or model.where, hint="change `preprocess: {image_size: …}`")
-        known |= {"mean": spec.preprocess.mean, "std": spec.preprocess.std}
-    return open_clip.transform.PreprocessCfg(**known)
+        settings |= {"mean": spec.preprocess.mean, "std": spec.preprocess.std}
+    return open_clip.transform.PreprocessCfg(**settings)
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -197,11 +196,11 @@ def _tokenizer(
             raise BadFile("no such file", where=str(file), hint="check `tokenizer: {bpe: …}`")
         options["bpe_path"] = str(file)
     try:
-        found: Callable[[Sequence[str]], Tensor] = open_clip.SimpleTokenizer(**options)
+        tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.SimpleTokenizer(**options)
     except (OSError, ValueError, EOFError, TypeError) as error:
         where = str(options.get("bpe_path", model.where))
         raise BadFile(f"is no BPE file: {error}", where=where, hint="check `tokenizer: {bpe: …}`") from error
-    return found
+    return tokenizer
 
 
 def _naming(model: Model) -> Naming:

@@ -1,4 +1,4 @@
-"""Pictures as uint8 squares, made once, and the float32 values that a module makes of them on its device."""
+"""Pictures as uint8 squares, made once, and the values that a module makes of them on its device, in its dtype."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskmerge.errors import BadFile, Mismatch
 from taskmerge.types import Inputs
@@ -77,10 +77,14 @@ class PicturePrepare:
         return height, width
 
 
-def normalised(pixels: Tensor, mean: Triple, std: Triple) -> Tensor:
-    """uint8 [N, 3, H, W] -> (pixels / 255 - mean) / std, float32, in this order of operations."""
-    values = pixels.to(torch.float32) / 255
-    return values.sub_(_channels(mean, values)).div_(_channels(std, values))
+def normalised(pixels: Tensor, mean: Triple, std: Triple, module: nn.Module) -> Tensor:
+    """uint8 [N, 3, H, W] -> (pixels / 255 - mean) / std, in this order of operations, for a module and in its dtype.
+
+    Computed in float32, or in float64 where the module is.
+    """
+    dtype = next(module.parameters()).dtype
+    values = pixels.to(torch.promote_types(dtype, torch.float32)) / 255
+    return values.sub_(_channels(mean, values)).div_(_channels(std, values)).to(dtype)
 
 
 def _channels(values: Triple, like: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class DilatedTrunk(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """`pixels` uint8 [N, 3, H, W] -> [N, D, H/8, W/8]."""
-        features = normalised(inputs["pixels"], self.mean, self.std)
+        features = normalised(inputs["pixels"], self.mean, self.std, self)
         for part in PARTS:
             features = self.get_submodule(part)(features)
         return features
@@ -49,7 +49,7 @@ def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Backbone:
     mean, std = (spec.preprocess.mean, spec.preprocess.std) if spec.preprocess else ((0.0,) * 3, (1.0,) * 3)
     trunk = DilatedTrunk(name, mean, std)
     size = (spec.preprocess.image_size,) * 2 if spec.preprocess else None
-    counters = frozenset(one for one in trunk.state_dict() if one.endswith("num_batches_tracked"))
+    counters = frozenset(buffer for buffer in trunk.state_dict() if buffer.endswith("num_batches_tracked"))
     return Backbone(
         trunk, PicturePrepare(f"pixels {size or 'own size'}", size, step=STRIDE, where=spec.place), trunk.width,
         normalised=False, optional=counters, naming=_naming(), label=f"torchvision {name}", family=name,

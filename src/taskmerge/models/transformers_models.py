@@ -42,7 +42,7 @@ class Reading:
     def __call__(self, module: nn.Module, args: tuple[Inputs], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         inputs = args[0]
         if "pixels" in inputs:
-            return (), {"pixel_values": normalised(inputs["pixels"], self.mean, self.std)}
+            return (), {"pixel_values": normalised(inputs["pixels"], self.mean, self.std, module)}
         length = max(_length(inputs["attention_mask"]), 1)  # columns of padding alone cost time
         return (), {name: whole[:, :length].long() for name, whole in inputs.items()}
 
@@ -304,8 +304,8 @@ def _naming(model: Any) -> Naming:
         return _names_of_full_models(config)
 
     def elsewhere(name: str) -> bool:
-        known = FORMER_BUFFERS.search(name) or name in others() or name.removeprefix(prefix) in others()
-        return bool(known) or renamed(name) in others()
+        outside = FORMER_BUFFERS.search(name) or name in others() or name.removeprefix(prefix) in others()
+        return bool(outside) or renamed(name) in others()
 
     return Naming(("module.",), (("", ""), (prefix, "")), renamed, elsewhere)
 
@@ -343,7 +343,7 @@ def _former_names(model: Any) -> Callable[[str], str]:
 
     @cache
     def steps() -> list[Any]:
-        return [one for one in get_model_conversion_mapping(model) if type(one) is WeightRenaming]
+        return [mapping for mapping in get_model_conversion_mapping(model) if type(mapping) is WeightRenaming]
 
     def renamed(name: str) -> str:
         for step in steps():

@@ -48,7 +48,7 @@ def folded(text: str, width: int) -> str:
 
 
 def _fits(table: Table, width: int) -> bool:
-    return name_width(table, width) + sum(GAP + one for one in column_widths(table)) <= width
+    return name_width(table, width) + sum(GAP + column for column in column_widths(table)) <= width
 
 
 def _blocks(table: Table, width: int) -> list[Table]:

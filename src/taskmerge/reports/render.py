@@ -27,10 +27,10 @@ def console(report: Report, *, width: int | None = None, colour: bool | None = N
     """The tables for a terminal `width` characters wide; without `width` and `colour`, what stdout is taken for."""
     from rich.console import Console
 
-    found = Console(width=width)
-    styled = colour if colour is not None else found.is_terminal and not found.no_color
+    screen = Console(width=width)
+    styled = colour if colour is not None else screen.is_terminal and not screen.no_color
     text = io.StringIO()
-    target = Console(file=text, width=found.width, force_terminal=styled, no_color=not styled, highlight=False)
+    target = Console(file=text, width=screen.width, force_terminal=styled, no_color=not styled, highlight=False)
     for number, table in enumerate(tables(report)):
         if number:
             target.print()
@@ -57,16 +57,16 @@ def csv(report: Report) -> str:
 
 def clip_benchmark_files(report: Report) -> dict[str, str]:
     """File name -> content: one JSON document a score, which `clip_benchmark build` makes the rows of `csv` from."""
-    found = {}
+    files = {}
     for row in report.rows:
         metrics = _metrics(row)
         document = {key: value for key, value in flat(row, report).items() if key not in metrics}
         name = "_".join(str(document[key]) for key in ("dataset", "head", "checkpoint", "corruption", "severity"))
         safe = re.sub(r"[^\w.+-]+", "-", name.removesuffix("_None_None"))
-        while f"{safe}.json" in found:  # `a b` and `a:b` are two checkpoints
+        while f"{safe}.json" in files:  # `a b` and `a:b` are two checkpoints
             safe += "-"
-        found[f"{safe}.json"] = json.dumps(document | {"metrics": metrics}, sort_keys=True, ensure_ascii=False) + "\n"
-    return found
+        files[f"{safe}.json"] = json.dumps(document | {"metrics": metrics}, sort_keys=True, ensure_ascii=False) + "\n"
+    return files
 
 
 def flat(row: Row, report: Report) -> dict[str, Any]:
@@ -100,18 +100,18 @@ def flat(row: Row, report: Report) -> dict[str, Any]:
 
 def _metrics(row: Row) -> Mapping[str, float]:
     """The score and what is told beside it, by the names that CLIP_benchmark and lm-evaluation-harness use."""
-    found = {name: float(row.score.value) for name in METRICS[row.metric].exports}
+    values = {name: float(row.score.value) for name in METRICS[row.metric].exports}
     for key, value in row.score.extra.items():
         stem, end = (key[: -len(end)], end) if (end := key[key.rfind("_") :]) in ("_low", "_high") else (key, "")
         names = METRICS[stem].exports if stem in METRICS else (stem,)
-        found |= {f"{name}{end}": float(value) for name in names}
-    return found
+        values |= {f"{name}{end}": float(value) for name in names}
+    return values
 
 
 def _metric_order(name: str) -> tuple[int, str]:
-    known = [one for metric in METRICS.values() for one in metric.exports]
+    exports = [export for metric in METRICS.values() for export in metric.exports]
     stem = name.removesuffix("_low").removesuffix("_high")
-    return (known.index(stem) if stem in known else len(known), name)
+    return (exports.index(stem) if stem in exports else len(exports), name)
 
 
 def _print(table: Table, target: "Console") -> None:

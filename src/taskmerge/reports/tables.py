@@ -53,9 +53,9 @@ class Table:
 
 def tables(report: Report) -> tuple[Table, ...]:
     """Every table that a report has something for, the scores first."""
-    found = [scores(report), cross(report), relative(report), corruptions(report), *comparisons(report)]
-    found += [*correlations(report), choices(report), checks(report)]
-    return tuple(table for table in found if table is not None)
+    every = [scores(report), cross(report), relative(report), corruptions(report), *comparisons(report)]
+    every += [*correlations(report), choices(report), checks(report)]
+    return tuple(table for table in every if table is not None)
 
 
 def scores(report: Report) -> Table | None:
@@ -64,12 +64,12 @@ def scores(report: Report) -> Table | None:
     if not rows:
         return None
     tasks = _unique(row.task for row in rows)
-    found = {(_group(row), row.task): row for row in rows}
-    means = {one.encoder: one for one in report.averages if one.corruption is None}
+    by_place = {(_group(row), row.task): row for row in rows}
+    means = {mean.encoder: mean for mean in report.averages if mean.corruption is None}
     names = _unique(_group(row) for row in rows)
     columns = [*tasks, *_mean_columns(rows, means.values())]
     cells = tuple(
-        tuple(_score_cell(found.get((name, task))) for task in tasks)
+        tuple(_score_cell(by_place.get((name, task))) for task in tasks)
         + tuple(_mean_cell(means.get(name), column, report) for column in columns[len(tasks) :])
         for name in names
     )
@@ -92,26 +92,26 @@ def _cross(report: Report, title: str, cell: Callable[[Row | None], Cell]) -> Ta
     if all(is_own(row) for row in rows):
         return None
     encoders, tasks = _unique(row.encoder for row in rows), _unique(row.task for row in rows)
-    found = {(row.encoder, row.task): row for row in rows}
-    cells = tuple(tuple(cell(found.get((name, task))) for task in tasks) for name in encoders)
+    by_place = {(row.encoder, row.task): row for row in rows}
+    cells = tuple(tuple(cell(by_place.get((name, task))) for task in tasks) for name in encoders)
     return Table(title, "encoder", tuple(tasks), tuple(name.removeprefix(EXPERT) for name in encoders), cells)
 
 
 def corruptions(report: Report) -> Table | None:
     """Means over the tasks on clean and on corrupted pictures, and over the corruptions."""
-    kinds = _unique((one.corruption, one.severity) for one in report.averages)
-    spoilt = [one for one in kinds if one[0] is not None]
+    kinds = _unique((mean.corruption, mean.severity) for mean in report.averages)
+    spoilt = [kind for kind in kinds if kind[0] is not None]
     if not spoilt:
         return None
-    found = {(one.encoder, one.corruption, one.severity): one for one in report.averages}
-    names = [name for name in _unique(one.encoder for one in report.averages) if not name.startswith(EXPERT)]
+    by_kind = {(mean.encoder, mean.corruption, mean.severity): mean for mean in report.averages}
+    names = [name for name in _unique(mean.encoder for mean in report.averages) if not name.startswith(EXPERT)]
     columns = [f"{name} {severity}" if name else CLEAN for name, severity in kinds]
     cells = []
     for name in names:
-        means = [found.get((name, *kind)) for kind in spoilt]
-        known = [one.average for one in means if one is not None]
-        last = Cell(_percent(fmean(known))) if known else EMPTY
-        cells.append((*(_mean_cell(found.get((name, *kind)), AVERAGE, report) for kind in kinds), last))
+        means = [by_kind.get((name, *kind)) for kind in spoilt]
+        values = [mean.average for mean in means if mean is not None]
+        last = Cell(_percent(fmean(values))) if values else EMPTY
+        cells.append((*(_mean_cell(by_kind.get((name, *kind)), AVERAGE, report) for kind in kinds), last))
     title = f"{report.suite}, split {report.split}: average over the tasks by corruption and severity, in percent"
     return Table(title, "checkpoint", (*columns, "corrupted"), tuple(names), tuple(cells))
 
@@ -120,75 +120,80 @@ def comparisons(report: Report) -> list[Table]:
     """Against the experts, a table for each checkpoint: what is lost, gained, and the difference."""
     columns = {"lost": "lost", "gained": "gained", "net": "lost - gained"}
     title = "{}: items lost (expert right, it wrong) and gained (expert wrong, it right), in percent"
-    found = [(one, (*(_share_cell(one[key]) for key in columns), Cell(f"{one['n']:,}"))) for one in report.comparisons]
-    return _by_checkpoint(found, title, (*columns.values(), "n"))
+    rows = [
+        (entry, (*(_share_cell(entry[key]) for key in columns), Cell(f"{entry['n']:,}")))
+        for entry in report.comparisons
+    ]
+    return _by_checkpoint(rows, title, (*columns.values(), "n"))
 
 
 def correlations(report: Report) -> list[Table]:
     """Spearman's correlation of label-free losses with the true one, a table for each checkpoint."""
-    kinds = _unique((one["loss"], one["items"]) for one in report.correlations)
-    places = {(*_data_of(one), one["loss"], one["items"]): one for one in report.correlations}
-    firsts = {_data_of(one): one for one in reversed(report.correlations)}
-    found = [
+    kinds = _unique((entry["loss"], entry["items"]) for entry in report.correlations)
+    places = {(*_data_of(entry), entry["loss"], entry["items"]): entry for entry in report.correlations}
+    firsts = {_data_of(entry): entry for entry in reversed(report.correlations)}
+    rows = [
         (firsts[place], tuple(_correlation_cell(places.get((*place, *kind))) for kind in kinds))
         for place in _unique(map(_data_of, report.correlations))
     ]
     columns = tuple(f"{loss.replace('_', ' ')}, {items}" for loss, items in kinds)
-    return _by_checkpoint(found, "{}: rank correlation of losses without labels with the true one", columns)
+    return _by_checkpoint(rows, "{}: rank correlation of losses without labels with the true one", columns)
 
 
 def choices(report: Report) -> Table | None:
     """Checkpoints in the order of a criterion that needs no labels, beside others' places and what labels say."""
     if not report.choices:
         return None
-    criteria = _unique(one["criterion"] for one in report.choices)
-    found = {(one["encoder"], one["criterion"]): one for one in report.choices}
-    ranked = sorted((one for one in report.choices if one["criterion"] == criteria[0]), key=lambda one: one["rank"])
-    means = [key for key in (AVERAGE, NORMALISED) if any(one.get(key) is not None for one in ranked)]
+    criteria = _unique(choice["criterion"] for choice in report.choices)
+    by_place = {(choice["encoder"], choice["criterion"]): choice for choice in report.choices}
+    first = [choice for choice in report.choices if choice["criterion"] == criteria[0]]
+    ranked = sorted(first, key=lambda choice: choice["rank"])
+    means = [key for key in (AVERAGE, NORMALISED) if any(choice.get(key) is not None for choice in ranked)]
     cells = tuple(
         (
-            *(_place_cell(found.get((one["encoder"], name))) for name in criteria),
-            *(Cell(_percent(one[key])) if one.get(key) is not None else EMPTY for key in means),
+            *(_place_cell(by_place.get((choice["encoder"], name))) for name in criteria),
+            *(Cell(_percent(choice[key])) if choice.get(key) is not None else EMPTY for key in means),
         )
-        for one in ranked
+        for choice in ranked
     )  # fmt: skip
     columns = (*criteria, *means)
-    return Table("choice without labels", "checkpoint", columns, tuple(one["encoder"] for one in ranked), cells)
+    return Table("choice without labels", "checkpoint", columns, tuple(choice["encoder"] for choice in ranked), cells)
 
 
-def _place_cell(one: Mapping[str, Any] | None) -> Cell:
+def _place_cell(choice: Mapping[str, Any] | None) -> Cell:
     """A criterion's value and the checkpoint's place by it."""
-    return EMPTY if one is None else Cell(f"{one['value']:.4f} #{one['rank']}")
+    return EMPTY if choice is None else Cell(f"{choice['value']:.4f} #{choice['rank']}")
 
 
 def checks(report: Report) -> Table | None:
     """What was checked: found, wanted, and whether it held."""
     if not report.checks:
         return None
-    cells = tuple(_check_cells(one) for one in report.checks)
-    names = tuple(f"{one['checkpoint']}: {one['task'] or one['metric']}{_spoilt(one)}" for one in report.checks)
+    cells = tuple(_check_cells(check) for check in report.checks)
+    names = tuple(
+        f"{check['checkpoint']}: {check['task'] or check['metric']}{_spoilt(check)}" for check in report.checks
+    )
     return Table("checks, as fractions", "what", ("found", "wanted", "difference", "result"), names, cells)
 
 
-def _check_cells(one: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _check_cells(check: Mapping[str, Any]) -> tuple[Cell, ...]:
     signs = {"fail_under": "≥ ", "fail_over": "≤ ", "baseline": ""}
     difference = EMPTY
-    if one["difference"] is not None:
-        known = one["low"] is not None
-        difference = Cell(
-            f"{one['difference']:+.4f}", interval=f"{one['low']:+.4f} to {one['high']:+.4f}" if known else ""
-        )
-    wanted = f"{signs[one['kind']]}{one['wanted']:.4f}"
-    return Cell(f"{one['found']:.4f}"), Cell(wanted), difference, Cell("passed" if one["passed"] else "FAILED")
+    if check["difference"] is not None:
+        has_interval = check["low"] is not None
+        span = f"{check['low']:+.4f} to {check['high']:+.4f}" if has_interval else ""
+        difference = Cell(f"{check['difference']:+.4f}", interval=span)
+    wanted = f"{signs[check['kind']]}{check['wanted']:.4f}"
+    return Cell(f"{check['found']:.4f}"), Cell(wanted), difference, Cell("passed" if check["passed"] else "FAILED")
 
 
 def _by_checkpoint(
-    found: Iterable[tuple[Mapping[str, Any], tuple[Cell, ...]]], title: str, columns: tuple[str, ...]
+    entries: Iterable[tuple[Mapping[str, Any], tuple[Cell, ...]]], title: str, columns: tuple[str, ...]
 ) -> list[Table]:
     """A table for each checkpoint, tasks down."""
     own: dict[str, list[tuple[str, tuple[Cell, ...]]]] = {}
-    for one, cells in found:
-        own.setdefault(one["encoder"], []).append((f"{one['task']}{_spoilt(one)}", cells))
+    for entry, cells in entries:
+        own.setdefault(entry["encoder"], []).append((f"{entry['task']}{_spoilt(entry)}", cells))
     return [
         Table(title.format(name), "task", columns, tuple(task for task, _ in rows), tuple(cells for _, cells in rows))
         for name, rows in own.items()
@@ -197,19 +202,19 @@ def _by_checkpoint(
 
 def _mean_columns(rows: Sequence[Row], means: Iterable[Average]) -> list[str]:
     """The means that say something: no plain one of scores and errors together, or over one task."""
-    known = list(means)
+    averages = list(means)
     alike = len({(METRICS[row.metric].percent, METRICS[row.metric].lower_is_better) for row in rows}) == 1
     several = len({row.task for row in rows}) > 1
-    found = [AVERAGE] if known and alike and several else []
-    return [*found, NORMALISED] if any(one.normalised is not None for one in known) else found
+    columns = [AVERAGE] if averages and alike and several else []
+    return [*columns, NORMALISED] if any(mean.normalised is not None for mean in averages) else columns
 
 
 def _scale(rows: Sequence[Row]) -> str:
     """What the numbers are."""
     metrics = _unique(row.metric for row in rows)
-    what = metrics[0].replace("_", " ") if len(metrics) == 1 else "scores"
-    unit = ", in percent" if any(METRICS[one].percent for one in metrics) else ""
-    return f"{what}{unit} ± 95% interval"
+    name = metrics[0].replace("_", " ") if len(metrics) == 1 else "scores"
+    unit = ", in percent" if any(METRICS[metric].percent for metric in metrics) else ""
+    return f"{name}{unit} ± 95% interval"
 
 
 def _score_notes(rows: Sequence[Row]) -> Iterable[str]:
@@ -223,7 +228,7 @@ def _score_notes(rows: Sequence[Row]) -> Iterable[str]:
         if row.task not in tasks[row.metric]:
             tasks[row.metric].append(row.task)
     if len(tasks) > 1:
-        yield "; ".join(f"{_described(METRICS[one])}: {', '.join(names)}" for one, names in tasks.items())
+        yield "; ".join(f"{_described(METRICS[metric])}: {', '.join(names)}" for metric, names in tasks.items())
     for name, protocol in _unique((row.encoder, row.protocol) for row in rows if row.protocol):
         yield f"{name}: {protocol}"
 
@@ -259,12 +264,12 @@ def _share_cell(share: Mapping[str, float]) -> Cell:
     return _cell(share["share"], share["low"], share["high"], _percent)
 
 
-def _correlation_cell(one: Mapping[str, Any] | None) -> Cell:
-    if one is None or one["score"] is None:
+def _correlation_cell(loss: Mapping[str, Any] | None) -> Cell:
+    if loss is None or loss["score"] is None:
         return EMPTY
-    if one.get("low") is None:
-        return Cell(f"{one['score']:z.2f}")
-    return _cell(one["score"], one["low"], one["high"], lambda value: f"{value:z.2f}")
+    if loss.get("low") is None:
+        return Cell(f"{loss['score']:z.2f}")
+    return _cell(loss["score"], loss["low"], loss["high"], lambda value: f"{value:z.2f}")
 
 
 def _cell(value: float, low: float, high: float, told: Callable[[float], str]) -> Cell:
@@ -284,13 +289,13 @@ def _group(row: Row) -> str:
     return EXPERTS if row.encoder.startswith(EXPERT) else row.encoder
 
 
-def _data_of(one: Mapping[str, Any]) -> tuple[Any, ...]:
-    return one["encoder"], one["task"], one.get("corruption"), one.get("severity")
+def _data_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["encoder"], entry["task"], entry.get("corruption"), entry.get("severity")
 
 
-def _spoilt(one: Mapping[str, Any]) -> str:
-    return f" ({one['corruption']} {one['severity']})" if one.get("corruption") else ""
+def _spoilt(entry: Mapping[str, Any]) -> str:
+    return f" ({entry['corruption']} {entry['severity']})" if entry.get("corruption") else ""
 
 
-def _unique(found: Iterable[T]) -> list[T]:
-    return list(dict.fromkeys(found))
+def _unique(values: Iterable[T]) -> list[T]:
+    return list(dict.fromkeys(values))

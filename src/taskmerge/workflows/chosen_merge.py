@@ -10,8 +10,9 @@ from typing import Any
 from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.checkpoint.staging import create_staging_folder, remove, remove_stale
 from taskmerge.errors import UsageError
+from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.label_free import ADAPT, judge
-from taskmerge.evaluation.run import BATCH, Progress, device_for
+from taskmerge.evaluation.run import BATCH, device_for
 from taskmerge.experts.inputs import InputOptions
 from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.kernels import bind_points
@@ -24,6 +25,7 @@ from taskmerge.methods.registry import DEFAULT
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
+from taskmerge.types import Note, Progress, unheard
 from taskmerge.workflows.choose import check_criterion, choices
 
 ONLY = "point.safetensors"
@@ -38,12 +40,15 @@ class Chosen:
 
     def to_dict(self) -> dict[str, object]:
         """The receipt as plain values, with the choices."""
-        return {**self.receipt.to_dict(), "choices": [dict(one) for one in self.choices]}
+        return {**self.receipt.to_dict(), "choices": [dict(choice) for choice in self.choices]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judging:
-    """How grid points are judged: the criterion, on which suite's unlabelled split, and at what cost."""
+    """How grid points are judged: the criterion, on which suite's unlabelled split, and at what cost.
+
+    `note` hears of tasks that no criterion judges before anything is judged.
+    """
 
     by: str
     suite: Suite
@@ -52,6 +57,7 @@ class Judging:
     batch_size: int = BATCH
     cache: Path | None = None
     progress: Progress | None = None
+    note: Note = unheard
 
 
 def choose(
@@ -71,10 +77,10 @@ def choose(
 
     The criterion looks at the suite's unlabelled `adapt_split` (at most `limit` items a task), never at a label.
     """
-    found = load_suite(find_suite(Path(suite))[0])
+    whole = load_suite(find_suite(Path(suite))[0])
     inputs, options = from_suite(suite, inputs, {**options, "base": base}, method=method, output=output)
     spec, opening, running = split_options(method, options.pop("base"), output, weights, options)
-    judging = Judging(by=by, suite=found, adapt_split=adapt_split, limit=limit)
+    judging = Judging(by=by, suite=whole, adapt_split=adapt_split, limit=limit)
     return carry_out_choice(inputs, spec, opening, running, judging)
 
 
@@ -87,6 +93,7 @@ def carry_out_choice(
     That last merge is a replay of its grid point: the same bytes.
     """
     check_criterion(judging.by, "--choose")
+    _check_tasks(judging.suite, judging.by)
     points = bind_points(spec)
     if len(points) < 2:
         raise UsageError(
@@ -102,17 +109,21 @@ def carry_out_choice(
         judged = judge(
             list(every.paths), suite=judging.suite, split=judging.adapt_split, limit=judging.limit, seed=spec.seed,
             batch_size=judging.batch_size, device=device_for(running.device), cache=judging.cache,
-            progress=judging.progress,
+            progress=judging.progress, note=judging.note,
         )  # fmt: skip
-        found = choices(judged, None, judging.by)
-    best = next((one["encoder"] for one in found if one["criterion"] == judging.by and one["rank"] == 1), None)
-    if best is None:
-        what = f"no task of this suite can be judged by {judging.by}"
-        raise UsageError(what, where="--choose", hint="agreement judges classification and regression")
+        ranked = choices(judged, None, judging.by)
+    best = next(choice["encoder"] for choice in ranked if choice["criterion"] == judging.by and choice["rank"] == 1)
     point = points[[Path(path).stem for path in every.paths].index(best)].point
     kept = replace(spec, options={name: (value,) for name, value in point.items()}, grid=spec.options)
     receipt = carry_out(prepare(inputs, kept, opening, keeping), keeping, ahead)
-    return Chosen(receipt, tuple({**one, "encoder": one["encoder"].removeprefix("point-")} for one in found))
+    return Chosen(receipt, tuple({**choice, "encoder": choice["encoder"].removeprefix("point-")} for choice in ranked))
+
+
+def _check_tasks(suite: Suite, by: str) -> None:
+    """Refuses a criterion that judges none of the tasks, before anything is merged."""
+    if not any(CRITERIA[by].judges(task.kind) for task in suite.tasks):
+        what = f"no task of this suite can be judged by {by}"
+        raise UsageError(what, where="--choose", hint="agreement judges classification and regression")
 
 
 @contextmanager

@@ -14,9 +14,6 @@ from taskmerge.specs.suite import Split
 Indices = Sequence[int]
 """Places in the source, ascending."""
 
-Note = Callable[[str], None]
-"""Takes a sentence for the person who runs this."""
-
 
 @dataclass(frozen=True, slots=True)
 class Broken:
@@ -55,17 +52,17 @@ def state_of(path: Path) -> tuple[str, ...]:
     return tuple(_state(file) for file in files)
 
 
-def existing(path: Path, what: str) -> Path:
+def existing(path: Path, kind: str) -> Path:
     """The path, if something is there."""
     if not os.path.exists(path):
-        raise BadFile(f"no such {what}", where=str(path), hint="check the path in the suite")
+        raise BadFile(f"no such {kind}", where=str(path), hint="check the path in the suite")
     return path
 
 
-def no_such_column(kind: str, name: str, known: Sequence[str], split: Split, where: str) -> UsageError:
+def no_such_column(kind: str, name: str, names: Sequence[str], split: Split, where: str) -> UsageError:
     """The complaint about an array or column that the suite names and the data lack."""
-    close = nearest(name, known)
-    has = f"it has {', '.join(f'`{one}`' for one in known)}" if known else "it has none"
+    close = nearest(name, names)
+    has = f"it has {', '.join(f'`{each}`' for each in names)}" if names else "it has none"
     hint = f"did you mean `{close}`? {has}" if close else has
     return UsageError(f"no {kind} `{name}`", where=said_at(split, where), hint=hint)
 
@@ -76,5 +73,5 @@ def said_at(split: Split, where: str) -> str:
 
 
 def _state(path: Path) -> str:
-    found = os.stat(path)
-    return f"{path.resolve()}\0{found.st_size}\0{found.st_mtime_ns}"
+    status = os.stat(path)
+    return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"

@@ -19,10 +19,12 @@ Map = Callable[[Callable[[int], Tensor], range], Iterable[Tensor]]
 def encode(
     module: nn.Module, inputs: Inputs, *, batch_size: int, device: torch.device, progress: Step | None = None
 ) -> Tensor:
-    """Features of N items, float32 on `device`: [N, D], or maps [N, D, h, w]; in the items' order.
+    """Features of N items on `device`, [N, D] or maps [N, D, h, w], in the items' order; float32, or float64 if the
+    module is.
 
     Pictures go to the device as they are stored (uint8). Texts are encoded by length, each batch cut to its longest,
-    so padding costs next to nothing. The same on every run: no autotuning, no TF32.
+    so padding costs next to nothing. The same on every run: no autotuning, no TF32. No gradient is recorded, yet the
+    features are ordinary tensors: a head that learns from them may save them for its own gradient.
     """
     inputs, order, lengths = _by_length(inputs)
     count = len(next(iter(inputs.values())))
@@ -30,17 +32,17 @@ def encode(
     def forward(start: int) -> Tensor:
         stop = min(start + batch_size, count)
         batch = {name: _slice(whole, start, stop, lengths).to(device) for name, whole in inputs.items()}
-        with torch.inference_mode():  # a thread has its own
+        with torch.no_grad():  # a thread has its own
             features: Tensor = module(batch)
-            return features.float()
+            return features.to(torch.promote_types(features.dtype, torch.float32))
 
-    found, starts = [], range(0, count, batch_size)
-    with torch.inference_mode(), _exact(device), _mapped(device, len(starts)) as mapped:
+    parts, starts = [], range(0, count, batch_size)
+    with torch.no_grad(), _exact(device), _mapped(device, len(starts)) as mapped:
         for features in mapped(forward, starts):
-            found.append(features)
+            parts.append(features)
             if progress is not None:
                 progress(len(features))
-        joined = torch.cat(found)
+        joined = torch.cat(parts)
         return joined if order is None else _restored(joined, order.to(device))
 
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from taskmerge.evaluation.encode import encode
+from taskmerge.models.encode import encode
+from taskmerge.models.heads import LinearHead
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,7 @@ class Recorder(nn.Module):
 
 class Pixels(Recorder):
     def features(self, inputs: dict[str, Tensor]) -> Tensor:
-        return inputs["pixels"].double().flatten(1)[:, :5] / 255
+        return inputs["pixels"].float().flatten(1)[:, :5] / 255
 
 
 class MaskedMean(Recorder):
@@ -45,7 +46,7 @@ def test_pictures_are_slices_of_what_was_loaded(batch_size: int) -> None:
     module, steps = Pixels(), []
     found = encode(module, {"pixels": pixels}, batch_size=batch_size, device=CPU, progress=steps.append)
     assert found.dtype == torch.float32
-    assert torch.equal(found, (pixels.double().flatten(1)[:, :5] / 255).float())
+    assert torch.equal(found, pixels.float().flatten(1)[:, :5] / 255)
     assert sum(steps) == 7
     assert max(steps) <= batch_size
     storage = pixels.untyped_storage().data_ptr()
@@ -114,7 +115,34 @@ def test_nothing_records_gradients() -> None:
 
     found = encode(Linear(), {"pixels": torch.ones(4, 3)}, batch_size=2, device=CPU)
     assert not found.requires_grad
-    assert found.is_inference()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_features_are_float32_or_the_float64_of_a_module_that_is(dtype: torch.dtype) -> None:
+    class Cast(nn.Module):
+        def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+            return inputs["pixels"].to(dtype) / 3
+
+    pixels = torch.arange(8).reshape(4, 2)
+    found = encode(Cast(), {"pixels": pixels}, batch_size=3, device=CPU)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(found, (pixels.to(dtype) / 3).to(found.dtype))
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+@pytest.mark.parametrize("texts", [True, False])
+def test_a_head_without_normalisation_learns_from_features(texts: bool, batch_size: int) -> None:
+    """The gradient of a linear head's sum of squares: 2 (H z) zᵀ, summed over items."""
+    numbers = torch.arange(1, 11).reshape(5, 2)
+    inputs = {"input_ids": numbers, "attention_mask": torch.ones_like(numbers)} if texts else {"pixels": numbers}
+    module = MaskedMean() if texts else Pixels()
+    features = encode(module, inputs, batch_size=batch_size, device=CPU)
+    head = LinearHead(torch.tensor([[1.0, -1.0], [0.5, 2.0]]), None, normalise=False, regression=False)
+    head.requires_grad_(True)
+    head(features).square().sum().backward()
+    wanted = 2 * features.T @ features @ head.weight.detach().T
+    assert head.weight.grad is not None
+    torch.testing.assert_close(head.weight.grad, wanted.T)
 
 
 @pytest.mark.cuda

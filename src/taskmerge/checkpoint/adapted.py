@@ -1,0 +1,153 @@
+"""The folder of a merge that has more than one file: what `folder.json` says of it, and where its parts are.
+
+Adaptation writes it, and so do methods that keep something of each task; `folder.json` comes last.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from taskmerge.checkpoint.provenance import canonical
+from taskmerge.errors import BadFile, nearest
+
+MANIFEST, VERSION = "folder.json", 1
+MODEL = "model.safetensors"
+Part = Literal["heads", "blocks", "adapters", "tasks", "coefficients", "masks", "recipe", "trace", "report"]
+PLACES: Mapping[Part, str] = MappingProxyType(
+    {
+        "heads": "heads",  # of these four, a file TASK.safetensors for each task that has one
+        "blocks": "blocks",
+        "adapters": "adapters",
+        "tasks": "tasks",
+        "coefficients": "coefficients.safetensors",
+        "masks": "masks.safetensors",
+        "recipe": "recipe.yaml",
+        "trace": "trace.jsonl",
+        "report": "report.json",
+    }
+)
+"""Where each part is, besides the shared encoder, which every folder has."""
+OF_TASKS: tuple[Part, ...] = ("heads", "blocks", "adapters", "tasks")
+"""Parts without which a task's outputs would be those of another model."""
+KEYS: Mapping[str, type] = MappingProxyType({"method": str, "needs_task_index": bool, "parts": list, "protocol": str})
+OPTIONAL = ("protocol",)
+AGAIN = "run `taskmerge adapt` again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a folder says of itself: the method that made it, whether a task's outputs need to be told which task it is,
+    and which parts it has. `protocol` says what adaptation has seen (split, horizon)."""
+
+    method: str
+    needs_task_index: bool
+    parts: tuple[Part, ...] = ()
+    protocol: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedFolder:
+    """A folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        """The shared encoder."""
+        return self.path / MODEL
+
+    def place(self, part: Part) -> Path | None:
+        """Where a part is; None if the folder does not have it."""
+        return self.path / PLACES[part] if part in self.manifest.parts else None
+
+
+def is_adapted(path: Path) -> bool:
+    """Whether a path is such a folder."""
+    return (path / MANIFEST).is_file()
+
+
+def read_adapted(folder: Path) -> AdaptedFolder:
+    """The folder, if its manifest is one of this version and lists what is there. Raises BadFile otherwise."""
+    file = folder / MANIFEST
+    document = _document(file)
+    _check_version(document, file)
+    wrong = _malformed(document)
+    if wrong:
+        raise BadFile(wrong, where=str(file), hint=AGAIN)
+    adapted = AdaptedFolder(
+        folder,
+        Manifest(
+            method=document["method"],
+            needs_task_index=document["needs_task_index"],
+            parts=tuple(document["parts"]),
+            protocol=document.get("protocol"),
+        ),
+    )
+    _check_parts(adapted)
+    return adapted
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `folder.json`: after everything else, so that a folder that has one is whole."""
+    document: dict[str, object] = {
+        "version": VERSION,
+        "method": manifest.method,
+        "needs_task_index": manifest.needs_task_index,
+        "parts": sorted(manifest.parts),
+    }
+    if manifest.protocol is not None:
+        document["protocol"] = manifest.protocol
+    (folder / MANIFEST).write_text(canonical(document) + "\n", encoding="utf-8")
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadFile(f"cannot be read: {error}", where=str(file), hint=AGAIN) from None
+    if not isinstance(document, dict):
+        raise BadFile("is no JSON object", where=str(file), hint=AGAIN)
+    return document
+
+
+def _check_version(document: Mapping[str, Any], file: Path) -> None:
+    version = document.get("version")
+    if type(version) is int and version == VERSION:
+        return
+    words = f"is of version {json.dumps(version)}" if "version" in document else "has no `version`"
+    hint = f"update taskmerge, or evaluate {file.with_name(MODEL)} alone (without its other parts)"
+    raise BadFile(f"{words}, this taskmerge reads {VERSION}", where=str(file), hint=hint)
+
+
+def _malformed(document: Mapping[str, Any]) -> str:
+    """What about a manifest, which anybody may have written, is not as one is; "" if nothing."""
+    for key, type_ in KEYS.items():
+        if key not in document:
+            if key not in OPTIONAL:
+                return f"`{key}` is missing"
+        elif not isinstance(document[key], type_):
+            return f"`{key}` is malformed"
+    strangers = sorted(document.keys() - KEYS.keys() - {"version"})
+    if strangers:
+        return f"`{strangers[0]}` is no key of a folder's manifest"
+    for part in document["parts"]:
+        if not isinstance(part, str) or part not in PLACES:
+            close = nearest(str(part), PLACES)
+            return f"`{part}` is no part of a folder" + (f" (`{close}` is)" if close else "")
+    return "`parts` names one twice" if len(set(document["parts"])) < len(document["parts"]) else ""
+
+
+def _check_parts(adapted: AdaptedFolder) -> None:
+    """Every listed part is there, and no part of a task is there without being listed."""
+    listed = adapted.manifest.parts
+    for part, name in PLACES.items():
+        path = adapted.path / name
+        if part in listed and not path.exists():
+            raise BadFile(f"lists `{name}`, which is not there", where=str(adapted.path / MANIFEST), hint=AGAIN)
+        if part not in listed and part in OF_TASKS and path.is_dir() and any(path.iterdir()):
+            what = f"does not list `{name}`, which is there"
+            raise BadFile(what, where=str(adapted.path / MANIFEST), hint=f"remove {path}, or {AGAIN}")

@@ -1,0 +1,62 @@
+"""What one checkpoint is worth on one data set: a row of the report, and what its outputs say beside the expert's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from taskmerge.evaluation.analyses import correlations, discrepancy
+from taskmerge.evaluation.checkpoints import Encoder
+from taskmerge.evaluation.estimates import Rows as Contributions
+from taskmerge.evaluation.metrics import score_of
+from taskmerge.evaluation.scores import Row
+from taskmerge.evaluation.workload import Choice, DataSet, Key
+from taskmerge.specs.suite import Suite, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated: checkpoints on data sets, and what is wanted beside scores."""
+
+    suite: Suite
+    encoders: tuple[Encoder, ...]
+    choice: Choice
+    seed: int
+    compare: bool = False
+    loss_correlation: bool = False
+
+    def compares(self, task: Task) -> bool:
+        """Whether outputs on a task are compared with those of its expert."""
+        return (self.compare or self.loss_correlation) and task.kind == "classification"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The row of one checkpoint on one data set; where it is compared with the expert, what that says."""
+
+    row: Row
+    comparison: Mapping[str, Any] | None = None
+    correlations: tuple[Mapping[str, Any], ...] = ()
+
+
+def finding(
+    asked: Evaluation, encoder: Encoder, data: DataSet, contributions: Contributions, outputs: Tensor | None,
+    experts: Mapping[Key, Tensor],
+) -> Finding:  # fmt: skip
+    """From what each item contributes to the metric, and the outputs where they are compared with the `experts`'."""
+    task, corruption = data.task, data.corruption
+    name, severity = (corruption.name, corruption.severity) if corruption else (None, None)
+    score, correct = score_of(task.metric, contributions, seed=asked.seed)
+    row = Row(
+        encoder=encoder.row, task=task.name, head=task.name, split=asked.choice.split, metric=task.metric,
+        score=score, skipped=data.items.skipped, correct=correct, protocol=encoder.protocol,
+        corruption=name, severity=severity,
+    )  # fmt: skip
+    if outputs is None or encoder.kind == "expert":
+        return Finding(row)
+    place = {"encoder": encoder.row, "task": task.name, "corruption": name, "severity": severity}
+    expert, labels = experts[data.key], data.labels
+    losses = correlations(outputs, expert, labels, seed=asked.seed) if asked.loss_correlation else []
+    comparison = place | discrepancy(outputs, expert, labels) if asked.compare else None
+    return Finding(row, comparison, tuple(place | loss for loss in losses))
