@@ -10,7 +10,7 @@ from checkpoint_files import random_tensor, raw_bytes, save, tensor_maps
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
-from taskmerge.checkpoint import digest
+from taskmerge.checkpoint import checkpoint as checkpoints
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import content_digest, digest_of, tensor_line
 from taskmerge.checkpoint.dtypes import CODES
@@ -69,5 +69,5 @@ def test_large_tensors_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mo
     path = save(tmp_path / "x.safetensors", tensors)
     with open_checkpoint(path) as checkpoint:
         whole = digest_of(checkpoint)
-        monkeypatch.setattr(digest, "CHUNK", 100)
+        monkeypatch.setattr(checkpoints, "PIECE", 100)
         assert digest_of(checkpoint) == whole

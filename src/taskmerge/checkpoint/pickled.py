@@ -9,6 +9,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import CODES, bytes_of
 from taskmerge.checkpoint.header import TensorSpec, open_regular
+from taskmerge.checkpoint.identity import check_unchanged, stamps_of
 from taskmerge.errors import BadFile
 
 
@@ -19,6 +20,7 @@ class PickledSource:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
+        self._stamps = stamps_of(files)
         loaded = {file: _load(file) for file in files}
         self.tied: Mapping[str, str] = _tied(loaded.values())
         self._states = {
@@ -34,6 +36,10 @@ class PickledSource:
         if not self._states:
             raise ValueError("read from a closed checkpoint")
         target[:] = bytes_of(self._states[spec.file][spec.name])[start : start + len(target)]
+
+    def check_unchanged(self) -> None:
+        """Raise `BadFile` for a file that is no longer what it was before it was loaded."""
+        check_unchanged(self._stamps)
 
     def close(self) -> None:
         """Forget the tensors, which unmaps their files."""

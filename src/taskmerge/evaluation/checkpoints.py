@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, Mismatch, UsageError
@@ -195,7 +195,7 @@ class _Opener:
         if is_adapter(path):
             hint = "merge it into its base first: `taskmerge merge ADAPTER --base FILE --method average`"
             raise Mismatch("is an adapter, not a model", where=str(path), hint=hint)
-        return self.stack.enter_context(open_checkpoint(path, allow_pickle=self.allow_pickle))
+        return self.stack.enter_context(open_plain(path, allow_pickle=self.allow_pickle))
 
 
 def base_of(suite: Suite) -> Location:

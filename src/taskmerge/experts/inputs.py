@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile, Mismatch, UsageError, nearest
@@ -179,7 +179,7 @@ def _opened(found: _Found, base_path: Path | None, options: InputOptions) -> Inp
     """Opens what is left, in canonical order, and sets earlier results aside."""
     base = None
     if base_path is not None:
-        checkpoint = open_checkpoint(base_path, allow_pickle=options.allow_pickle)
+        checkpoint = open_plain(base_path, allow_pickle=options.allow_pickle)
         base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix)
     experts: dict[str, Source] = {}
     earlier: dict[str, dict[str, object]] = {}
@@ -211,7 +211,7 @@ def _open(
     """One expert as a source, and the provenance in its metadata; `origins` keeps digests of the base."""
     if is_adapter(path):
         return AdapterSource(task, path, needed_base(base, path), allow_pickle=options.allow_pickle), None
-    checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)
+    checkpoint = open_plain(path, allow_pickle=options.allow_pickle)
     record = provenance_of(checkpoint)
     kind = record.get("kind") if record else None
     if kind in ("vector", "factors") and record is not None:
