@@ -1,6 +1,7 @@
 """Pickled state dicts (.bin, .pt, .pth, .ckpt), loaded weights-only and offered like safetensors files."""
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -47,14 +48,31 @@ class PickledSource:
 
 
 def _load(file: Path) -> dict[str, Tensor]:
-    with open(open_regular(file), "rb") as stream:
-        zipped = stream.read(2) == b"PK"
+    mapped = _is_zip(file) and _stored_plainly(file)
     try:
-        loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
+        loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
         hint = "only plain state dicts of tensors are read: convert it to safetensors where it was made"
         raise BadFile(f"cannot be loaded weights-only: {_reason(error)}", where=str(file), hint=hint) from error
     return _state_dict(file, loaded)
+
+
+def _is_zip(file: Path) -> bool:
+    with open(open_regular(file), "rb") as stream:
+        return stream.read(2) == b"PK"
+
+
+def _stored_plainly(file: Path) -> bool:
+    """Whether a zip archive holds its entries as they are: torch maps deflated ones too, and takes them for tensors."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            methods = {entry.compress_type for entry in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        what = f"is a damaged zip archive: {error}"
+        raise BadFile(what, where=str(file), hint="download or copy it again") from error
+    if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise BadFile("is compressed in a way that torch cannot read", where=str(file), hint="save it with torch.save")
+    return methods <= {zipfile.ZIP_STORED}
 
 
 def _reason(error: Exception) -> str:

@@ -25,8 +25,8 @@ MARKER = "scaled_fp8"
 CONFIG_KEYS = ("quantization_config", "compression_config")
 
 _ORIGINAL = "take the weights from before quantisation"
-_LOAD = "load it with transformers as `from_pretrained(PATH, quantization_config={}(dequantize=True))`, save_pretrained"
-_METHOD = "load it with transformers, `model.dequantize()`, save_pretrained"
+_LOAD = "`from_pretrained(PATH, quantization_config={}(dequantize=True)).save_pretrained(NEW)` with transformers"
+_METHOD = "`model.dequantize()` and `model.save_pretrained(NEW)` with transformers"
 _MULTIPLY = "multiply every weight by its scale, and save the products in bfloat16"
 _FP8_CONFIG, _COMPRESSED = _LOAD.format("FineGrainedFP8Config"), _LOAD.format("CompressedTensorsConfig")
 WAYS = {"fp8": _FP8_CONFIG, "compressed-tensors": _COMPRESSED, "bitsandbytes": _METHOD}
