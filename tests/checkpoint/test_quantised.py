@@ -23,9 +23,7 @@ FP8, BF16 = torch.float8_e4m3fn, torch.bfloat16
 
 def specs_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorSpec]:
     """Headers alone: name -> (code, shape)."""
-    return {
-        name: TensorSpec(name, code, shape, Path("x.safetensors"), 0, 0) for name, (code, shape) in tensors.items()
-    }
+    return {name: TensorSpec(name, code, shape, Path("x.safetensors"), 0, 0) for name, (code, shape) in tensors.items()}
 
 
 QUANTISED: dict[str, tuple[str, dict[str, tuple[str, tuple[int, ...]]]]] = {
@@ -36,6 +34,7 @@ QUANTISED: dict[str, tuple[str, dict[str, tuple[str, tuple[int, ...]]]]] = {
     "a scale for each row, int8": ("scales", {"weight": ("I8", (8, 8)), "weight_scale": ("BF16", (8, 1))}),
     "BitNet": ("scales", {"weight": ("U8", (2, 8)), "weight_scale": ("BF16", (1,))}),
     "EETQ": ("scales", {"weight": ("I8", (8, 8)), "weight_scales": ("F16", (8,))}),
+    "HIGGS": ("scales", {"weight": ("I16", (2, 8)), "scales": ("F16", (8, 1)), "tables": ("F32", (4,))}),
     "scales of activations": ("scales", {"weight": ("F8_E5M2", (8, 8)), "input_scale": ("F32", ())}),
     "DeepSeek's own run time": ("scales", {"weight": ("F8_E4M3", (8, 8)), "scale": ("F32", (1, 1))}),
     "MXFP8": ("scales", {"weight": ("F8_E4M3", (8, 32)), "weight_scale": ("F8_E8M0", (8, 1))}),
@@ -89,8 +88,10 @@ INNOCENT: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {
     "a uint8 causal mask": {"h.0.attn.bias": ("U8", (1, 1, 8, 8)), "h.0.attn.weight": ("F32", (8, 8))},
     "BatchNorm": {"bn.weight": ("F32", (8,)), "bn.num_batches_tracked": ("I64", ()), "bn.scale": ("F32", ())},
     "positions": {"position_ids": ("I64", (1, 512)), "position_ids_scale": ("F32", ())},
-    "a scaled embedding": {"embed.weight": ("F16", (9, 8)), "embed_scale": ("F32", ()), "embed.embed_scale": ("F32", ())},
-    "plain FP8": {P + "weight": ("F8_E4M3", (8, 8)), "model.norm.weight": ("F8_E4M3", (8,)), "norm.scale": ("BF16", ())},
+    "a scaled embedding": {"embed.weight": ("F16", (9, 8)), "embed_scale": ("F32", ()),
+                           "embed.embed_scale": ("F32", ())},
+    "plain FP8": {P + "weight": ("F8_E4M3", (8, 8)), "model.norm.weight": ("F8_E4M3", (8,)),
+                  "norm.scale": ("BF16", ())},
     "all of it cast to FP8": {"n.weight": ("F8_E4M3", (8,)), "n.scale": ("F8_E4M3", (8,)), "n.weight_scale":
                               ("F8_E4M3", (8,)), "logit_scale": ("F8_E4M3", ())},
     "scales alone": {P + "weight_scale_inv": ("F32", (2, 2)), P + "scales": ("F16", (8,)), "k_scale": ("F32", ())},
