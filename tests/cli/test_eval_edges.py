@@ -201,20 +201,60 @@ def test_a_full_disk_does_not_cost_the_printed_result(suite: Path, here: Path) -
 
 
 @pytest.mark.parametrize(
-    "place", ["suite.yaml", "digits.safetensors", "base.safetensors", "heads/shapes.safetensors", "data/digits.npz"]
-)
+    "place",
+    [
+        "suite.yaml", "digits.safetensors", "base.safetensors", "heads/shapes.safetensors", "data/digits.npz",
+        "model.json", "bpe.txt.gz",
+    ],
+)  # fmt: skip
 def test_not_even_overwrite_replaces_an_input(suite: Path, here: Path, place: str) -> None:
-    for words in (("-o", place), ("--csv", f"./{place}")):
-        refused(6, "eval", "base", *words, "--overwrite", *LIMIT, folder=here, says=(place, "is an input"))
+    (here / "hard").hardlink_to(own_copy(here / place) if place != "suite.yaml" else suite)
+    (here / "soft").symlink_to(here / place)
+    for words in (("-o", place), ("--csv", f"./{place}"), ("-o", "hard"), ("--csv", "soft")):
+        says = (words[1].removeprefix("./"), "is an input of this evaluation")
+        refused(2, "eval", "base", *words, "--overwrite", *LIMIT, folder=here, says=says)
 
 
 def test_the_weights_in_an_input_folder_are_inputs_too(suite: Path, here: Path) -> None:
     (here / "model").mkdir()
     shutil.copy(here / "digits.safetensors", here / "model" / "model.safetensors")
-    for place in ("model/model.safetensors", "other"):
+    (here / "model" / "config.json").write_text("{}")
+    for place in ("model/model.safetensors", "other", "model/config.json"):
         (here / "other").unlink(missing_ok=True)
         (here / "other").symlink_to(here / "model" / "model.safetensors")
-        refused(6, "eval", "model", "-o", place, "--overwrite", *LIMIT, folder=here, says=(place, "is an input"))
+        refused(2, "eval", "model", "-o", place, "--overwrite", *LIMIT, folder=here, says=(place, "is an input"))
+
+
+def test_reports_in_an_input_folder_are_replaced(suite: Path, here: Path) -> None:
+    (here / "model").mkdir()
+    shutil.copy(here / "digits.safetensors", here / "model" / "model.safetensors")
+    outputs = ("-o", "model/report.json", "--csv", "model/report.csv", "--clip-benchmark", "model")
+    for _ in range(2):
+        evaluated("model", *outputs, "--overwrite", *LIMIT)
+
+
+def test_heads_given_in_place_of_the_suites_are_inputs(suite: Path, here: Path) -> None:
+    (here / "mine").mkdir()
+    shutil.copy(here / "heads" / "digits.safetensors", here / "mine")
+    words = ("base", "--heads", "mine", "-o", "mine/digits.safetensors", "--overwrite", *LIMIT)
+    refused(2, "eval", *words, folder=here, says=("mine/digits.safetensors", "is an input"))
+
+
+def test_files_for_clip_benchmark_replace_no_input(suite: Path, here: Path) -> None:
+    """Their names are known at the end alone: the printed result stays."""
+    (here / "results").mkdir()
+    evaluated("base", "--clip-benchmark", "results", "--overwrite", *LIMIT)
+    (name,) = os.listdir("results")
+    (here / "results" / name).unlink()
+    shutil.copy(here / "model.json", here / "results" / name)
+    (here / "model.json").unlink()
+    (here / "model.json").symlink_to(here / "results" / name)
+    before = tree(here)
+    outcome = run("eval", "base", "--clip-benchmark", "results", "--overwrite", "--json", *LIMIT)
+    assert outcome.code == 2
+    assert f"results/{name}: is an input of this evaluation" in outcome.err
+    assert json.loads(outcome.out)["rows"]
+    assert tree(here) == before
 
 
 def test_a_baseline_can_be_replaced_by_the_report_that_is_compared_with_it(suite: Path) -> None:

@@ -15,7 +15,8 @@ from typing import IO, Self
 
 CHUNK = 1 << 22
 HEADER_LIMIT = 100_000_000  # bytes; the format's own
-Stamp = tuple[int, int, int, int]
+Stamp = tuple[int, int, int, int, int]
+"""Device, inode, size, and the times (ns) of the last change of content and of status, which nobody can set back."""
 
 
 def stamp(file: Path | int) -> Stamp | None:
@@ -24,7 +25,7 @@ def stamp(file: Path | int) -> Stamp | None:
         status = os.stat(file)
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class Ahead:

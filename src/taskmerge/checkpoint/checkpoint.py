@@ -14,9 +14,11 @@ from taskmerge.checkpoint.ahead import Stamp, stamp
 from taskmerge.checkpoint.descriptors import Descriptor
 from taskmerge.checkpoint.dtypes import DTYPES, bytes_of
 from taskmerge.checkpoint.header import Header, TensorSpec, open_regular, read_header
+from taskmerge.checkpoint.identity import changed, check_unchanged, stamps_of, still_read
 from taskmerge.checkpoint.pickled import PickledSource
+from taskmerge.checkpoint.quantised import config_warning, quantisation, read_config
 from taskmerge.checkpoint.weights import WeightFiles, find_weights
-from taskmerge.errors import BadFile, listed
+from taskmerge.errors import BadFile, Mismatch, listed
 
 PIECE = 1 << 20  # bytes
 
@@ -27,6 +29,9 @@ class ByteSource(Protocol):
     def read(self, spec: TensorSpec, target: memoryview, start: int) -> None:
         """Fill `target` with the tensor's bytes from `start` on; safe to call from several threads."""
 
+    def check_unchanged(self) -> None:
+        """Raise `BadFile` for a file that is no longer what it was when its header was read."""
+
     def close(self) -> None:
         """Give the files back."""
 
@@ -36,8 +41,8 @@ class Checkpoint:
 
     `path` is what was opened, `folder` where config and tokenizer live (None for a lone file), `files` the weight
     files, `index` what joins them, `metadata` the text metadata of the first, `tied` second name -> first name of
-    tensors that share storage (known for pickled files only), `warnings` what was odd but readable. Safe to use from
-    several threads.
+    tensors that share storage (known for pickled files only), `quantised` what its weights are quantised with (None:
+    nothing), `warnings` what was odd but readable. Safe to use from several threads.
     """
 
     def __init__(
@@ -57,8 +62,12 @@ class Checkpoint:
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(sorted(specs.items())))
         self.metadata = metadata
         self.tied = tied
-        self.warnings = _warnings(weights)
+        config = read_config(weights.folder or weights.files[0].parent)
+        self.quantised = quantisation(self.specs, config)
+        odd = self.quantised.what if self.quantised else config_warning(config)
+        self.warnings = (*_warnings(weights), *([f"{path}: {odd}"] if odd else []))
         self._source = source
+        self._index = {weights.index: weights.index_stamp} if weights.index else {}
 
     def read_into(self, name: str, buffer: Tensor, start: int = 0) -> None:
         """Fill `buffer` (uint8, 1-D, contiguous, CPU) with the tensor's bytes [start, start + len(buffer)).
@@ -89,6 +98,15 @@ class Checkpoint:
             self.read_into(name, piece, start)
             yield piece
 
+    def check_unchanged(self) -> None:
+        """Raise `BadFile` where a weight file or the index was rewritten since its header was read.
+
+        What was read before may then be of two versions: to be asked after the last read, before the result counts.
+        A file that was replaced by another of its name, once open, is read on as it was and has not changed.
+        """
+        check_unchanged(self._index)
+        self._source.check_unchanged()
+
     def close(self) -> None:
         """Close the files; reads under way end first."""
         self._source.close()
@@ -108,11 +126,21 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     weights = find_weights(path)
     if weights.pickled:
         return _open_pickled(path, weights, allow_pickle)
-    stamps = {file: stamp(file) for file in weights.files}
+    stamps = stamps_of(weights.files)  # before the headers: a change from here on is seen
     headers = [read_header(file) for file in weights.files]
     specs = _joined(weights, [header.specs for header in headers])
     source = _FileSource(stamps)
     return Checkpoint(weights, path=path, specs=specs, source=source, metadata=_first_metadata(headers), tied={})
+
+
+def open_plain(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
+    """Open what will be computed with, as `open_checkpoint` does; quantised weights, which are no numbers, are a
+    `Mismatch` that names their scheme."""
+    checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
+    if (quantised := checkpoint.quantised) is not None:
+        checkpoint.close()
+        raise Mismatch(quantised.what, where=str(path), hint=quantised.hint)
+    return checkpoint
 
 
 def _first_metadata(headers: Sequence[Header]) -> Mapping[str, str]:
@@ -177,6 +205,15 @@ class _FileSource:
         with self._descriptor(spec.file).use() as number:
             _fill(number, spec, target, start)
 
+    def check_unchanged(self) -> None:
+        with self._lock:
+            descriptors = dict(self._open)
+        check_unchanged({file: before for file, before in self._stamps.items() if file not in descriptors})
+        for file, descriptor in descriptors.items():
+            with descriptor.use() as number:
+                if not still_read(number, self._stamps[file]):
+                    raise changed(file)
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -193,7 +230,7 @@ class _FileSource:
                 number = open_regular(file)
                 self._open[file] = Descriptor(number)
                 if stamp(number) != self._stamps[file]:
-                    raise BadFile("changed while it was being read", where=str(file), hint="run again")
+                    raise changed(file)
             return self._open[file]
 
 

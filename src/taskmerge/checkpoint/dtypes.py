@@ -27,12 +27,18 @@ _SHARED = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-# Packed types (F4, F6) have no single-element form in torch and are refused by name.
+_PACKED = ("F4", "F6_E2M3", "F6_E3M2")  # below a byte: torch has no element of these types
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {code: getattr(torch, name) for code, name in _SHARED.items() if hasattr(torch, name)}
 )
 """safetensors code -> torch dtype, in the order in which the format lays tensors out (widest alignment first)."""
+
+UNSUPPORTED: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(_PACKED, "its weights are quantised: take those from before quantisation")
+    | {code: f"a newer torch reads it (this is {torch.__version__})" for code in _SHARED if code not in DTYPES}
+)
+"""Codes of the format that cannot be read here -> what to do about it."""
 
 CODES: Mapping[torch.dtype, str] = MappingProxyType({dtype: code for code, dtype in DTYPES.items()})
 """torch dtype -> safetensors code."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from taskmerge.checkpoint.dtypes import DTYPES, itemsize
+from taskmerge.checkpoint.dtypes import DTYPES, UNSUPPORTED, itemsize
 from taskmerge.errors import BadFile
 
 LENGTH_BYTES = 8
@@ -61,12 +61,13 @@ class Header:
 
 
 class _HeaderError(Exception):
-    """What is wrong with a header, and with which tensor."""
+    """What is wrong with a header, with which tensor, and what to do about it."""
 
-    def __init__(self, what: str, tensor: str | None = None) -> None:
+    def __init__(self, what: str, tensor: str | None = None, *, hint: str = _AGAIN) -> None:
         super().__init__(what)
         self.what = what
         self.tensor = tensor
+        self.hint = hint
 
 
 def read_header(path: Path) -> Header:
@@ -82,7 +83,7 @@ def read_header(path: Path) -> Header:
         _check_layout(specs, LENGTH_BYTES + len(raw), size)
     except _HeaderError as error:
         where = f"{path}: `{error.tensor}`" if error.tensor is not None else str(path)
-        raise BadFile(error.what, where=where, hint=_AGAIN) from None
+        raise BadFile(error.what, where=where, hint=error.hint) from None
     return Header(path, MappingProxyType({s.name: s for s in sorted(specs, key=lambda s: s.name)}), metadata)
 
 
@@ -210,6 +211,8 @@ def _spec(name: str, entry: object, path: Path, data_start: int) -> TensorSpec:
     if missing:
         raise _HeaderError(f"entry lacks {', '.join(missing)}", name)
     code, shape, offsets = (entry[field] for field in _FIELDS)
+    if isinstance(code, str) and code in UNSUPPORTED:
+        raise _HeaderError(f"dtype {code} is not supported", name, hint=UNSUPPORTED[code])
     if not isinstance(code, str) or code not in DTYPES:
         raise _HeaderError(f"unknown dtype {_shown(code)}; known: {', '.join(DTYPES)}", name)
     if not isinstance(shape, list) or not all(_is_size(side) for side in shape):

@@ -43,7 +43,9 @@ def load_hub_dataset(location: HubPath, *, configuration: str | None) -> Any:
     """A data set of a hub, as `datasets.DatasetDict` with all its splits; errors as in `resolve`."""
     library = _installed("datasets", location)
     with _no_bars_in_logs(library), _one_message(location, "dataset"):
-        return library.load_dataset(location.repository, configuration, revision=location.revision)
+        return library.load_dataset(
+            location.repository, configuration, revision=location.revision, trust_remote_code=False
+        )  # versions before 4 run, or ask whether to run, a script that a data set brings along
 
 
 def _fetched(location: HubPath, kind: str, wanted: Sequence[str]) -> Path:

@@ -1,6 +1,7 @@
 """Pickled state dicts (.bin, .pt, .pth, .ckpt), loaded weights-only and offered like safetensors files."""
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import CODES, bytes_of
 from taskmerge.checkpoint.header import TensorSpec, open_regular
+from taskmerge.checkpoint.identity import check_unchanged, stamps_of
 from taskmerge.errors import BadFile
 
 
@@ -19,6 +21,7 @@ class PickledSource:
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
+        self._stamps = stamps_of(files)
         loaded = {file: _load(file) for file in files}
         self.tied: Mapping[str, str] = _tied(loaded.values())
         self._states = {
@@ -35,20 +38,41 @@ class PickledSource:
             raise ValueError("read from a closed checkpoint")
         target[:] = bytes_of(self._states[spec.file][spec.name])[start : start + len(target)]
 
+    def check_unchanged(self) -> None:
+        """Raise `BadFile` for a file that is no longer what it was before it was loaded."""
+        check_unchanged(self._stamps)
+
     def close(self) -> None:
         """Forget the tensors, which unmaps their files."""
         self._states = {}
 
 
 def _load(file: Path) -> dict[str, Tensor]:
-    with open(open_regular(file), "rb") as stream:
-        zipped = stream.read(2) == b"PK"
+    mapped = _is_zip(file) and _stored_plainly(file)
     try:
-        loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
+        loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
         hint = "only plain state dicts of tensors are read: convert it to safetensors where it was made"
         raise BadFile(f"cannot be loaded weights-only: {_reason(error)}", where=str(file), hint=hint) from error
     return _state_dict(file, loaded)
+
+
+def _is_zip(file: Path) -> bool:
+    with open(open_regular(file), "rb") as stream:
+        return stream.read(2) == b"PK"
+
+
+def _stored_plainly(file: Path) -> bool:
+    """Whether a zip archive holds its entries as they are: torch maps deflated ones too, and takes them for tensors."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            methods = {entry.compress_type for entry in archive.infolist()}
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        what = f"is a damaged zip archive: {error}"
+        raise BadFile(what, where=str(file), hint="download or copy it again") from error
+    if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise BadFile("is compressed in a way that torch cannot read", where=str(file), hint="save it with torch.save")
+    return methods <= {zipfile.ZIP_STORED}
 
 
 def _reason(error: Exception) -> str:

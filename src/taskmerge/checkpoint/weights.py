@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from taskmerge.checkpoint.ahead import Stamp, stamp
 from taskmerge.errors import BadFile, listed
 
 SAFE_ENDING = ".safetensors"
@@ -36,7 +37,8 @@ class WeightFiles:
     """The files of one model.
 
     `folder` is where config and tokenizer live, if a folder or an index was given. `weight_map` is the index's
-    tensor -> file, None without an index. `strays` are weight files of the folder that are not part of the model.
+    tensor -> file, None without an index; `index_stamp` its version, taken before it was read. `strays` are weight
+    files of the folder that are not part of the model.
     """
 
     files: tuple[Path, ...]
@@ -45,6 +47,7 @@ class WeightFiles:
     index: Path | None = None
     weight_map: Mapping[str, Path] | None = None
     strays: tuple[Path, ...] = ()
+    index_stamp: Stamp | None = None
 
 
 def find_weights(path: Path) -> WeightFiles:
@@ -102,7 +105,7 @@ def _refuse_lone_shard(file: Path) -> None:
 
 
 def _by_index(index: Path) -> WeightFiles:
-    folder = index.parent
+    folder, version = index.parent, stamp(index)
     weight_map = {name: folder / shard for name, shard in _weight_map(index).items()}
     files = tuple(sorted(set(weight_map.values())))
     missing = [file.name for file in files if not os.path.isfile(file)]
@@ -110,7 +113,7 @@ def _by_index(index: Path) -> WeightFiles:
         what = f"names {len(missing)} of {len(files)} shards that do not exist: {listed(missing, 5, plain=True)}"
         raise BadFile(what, where=str(index), hint="download the missing shards")
     pickled = index.name.endswith(PICKLE_INDEX_ENDING)
-    return WeightFiles(files, pickled, folder, index, weight_map, _strays(folder, set(files), pickled))
+    return WeightFiles(files, pickled, folder, index, weight_map, _strays(folder, set(files), pickled), version)
 
 
 def _strays(folder: Path, used: set[Path], pickled: bool) -> tuple[Path, ...]:

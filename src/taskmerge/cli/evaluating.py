@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from taskmerge.checkpoint.weights import find_weights
 from taskmerge.cli import show, writing
 from taskmerge.cli.meter import Meter
+from taskmerge.cli.reads import Reads, reads
 from taskmerge.errors import BadOutput, TaskmergeError, UsageError
 from taskmerge.evaluation.baseline import against_baseline
 from taskmerge.evaluation.checkpoints import EXPERTS, argument_names, named_arguments
@@ -39,14 +39,15 @@ def run(said: Mapping[str, Any]) -> None:
     path, note = find_suite(said["suite"])
     show.notices([note] if note else [], (), said["quiet"])
     suite = load_suite(path)
-    _check_outputs(said, suite)
+    inputs = _reads(said, suite)
+    inputs.check_kept(_files(said))
     wanted = _thresholds(said, suite)
     baseline = read_report(said["baseline"]) if said["baseline"] else None
     with Meter(said["quiet"]) as meter:
         told: list[str] = []
         report = _report(suite, said, meter, told)
     report, failure = _checked(report, wanted, baseline, said["tolerance"] or 0.0)
-    unwritten = _written(report, said)
+    unwritten = _written(report, said, inputs)
     print(_rendered(report, form), end="")
     show.notices([note for note in report.notes if note not in told], report.warnings, said["quiet"])
     show.say(_summary(report), said["quiet"])
@@ -114,28 +115,10 @@ def _files(said: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
-def _check_outputs(said: Mapping[str, Any], suite: Suite) -> None:
-    """Not even --overwrite replaces what is evaluated."""
-    places: list[object] = [
-        Path(suite.where),
-        suite.base,
-        *(path for _, path in named_arguments(said["checkpoints"] or [])),
-    ]
-    for task in suite.tasks:
-        places += [task.expert, task.head, *(split.location for split in task.splits.values())]
-    inputs = [file for one in places if isinstance(one, Path) and one.exists() for file in _files_of(one)]
-    for path in _files(said):
-        if path.exists() and any(path.samefile(one) for one in inputs):
-            raise BadOutput("is an input of this evaluation", where=str(path), hint="choose another name")
-
-
-def _files_of(place: Path) -> list[Path]:
-    """A file, or a model's folder with the files in it; all that an output could take the place of."""
-    try:
-        weights = find_weights(place)
-    except TaskmergeError:  # no model: data, a tokenizer
-        return [place]
-    return [place, *weights.files, *([weights.index] if weights.index else [])]
+def _reads(said: Mapping[str, Any], suite: Suite) -> Reads:
+    """What the command reads."""
+    checkpoints = [path for _, path in named_arguments(said["checkpoints"] or []) if path is not None]
+    return reads(suite, checkpoints, Path(said["heads"]) if said["heads"] else None)
 
 
 def _thresholds(said: Mapping[str, Any], suite: Suite) -> tuple[Threshold, ...]:
@@ -193,7 +176,7 @@ def _checked(
     return replace(report, checks=checks, warnings=(*report.warnings, *warnings)), missed(checks)
 
 
-def _written(report: Report, said: Mapping[str, Any]) -> TaskmergeError | None:
+def _written(report: Report, said: Mapping[str, Any], inputs: Reads) -> TaskmergeError | None:
     """Writes what was asked for; the error where that fails, which does not cost the printed result."""
     try:
         if said["output"] is not None:
@@ -203,8 +186,10 @@ def _written(report: Report, said: Mapping[str, Any]) -> TaskmergeError | None:
         if said["clip_benchmark"] is not None:
             from taskmerge.reports.render import clip_benchmark_files
 
-            writing.write_texts(said["clip_benchmark"], clip_benchmark_files(report), overwrite=said["overwrite"])
-    except BadOutput as error:
+            files = clip_benchmark_files(report)
+            inputs.check_kept(said["clip_benchmark"] / name for name in files)
+            writing.write_texts(said["clip_benchmark"], files, overwrite=said["overwrite"])
+    except (BadOutput, UsageError) as error:
         return error
     return None
 

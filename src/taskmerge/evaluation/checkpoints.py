@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from taskmerge.checkpoint.adapted import Part, is_adapted, read_adapted
-from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import Mismatch, UsageError
@@ -191,7 +191,7 @@ class _Opener:
         if is_adapter(path):
             hint = "merge it into its base first: `taskmerge merge ADAPTER --base FILE --method average`"
             raise Mismatch("is an adapter, not a model", where=str(path), hint=hint)
-        return self.stack.enter_context(open_checkpoint(path, allow_pickle=self.allow_pickle))
+        return self.stack.enter_context(open_plain(path, allow_pickle=self.allow_pickle))
 
 
 def base_of(suite: Suite) -> Location:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.errors import BadFile
 from taskmerge.evaluation.checkpoints import Encoder
@@ -70,7 +70,7 @@ class Heads:
         return head.to(self.device) if isinstance(head, nn.Module) else head
 
     def _opened(self, location: Location) -> Checkpoint:
-        return self.stack.enter_context(open_checkpoint(resolve(location), allow_pickle=self.allow_pickle))
+        return self.stack.enter_context(open_plain(resolve(location), allow_pickle=self.allow_pickle))
 
 
 def _path(folder: Path, task: Task) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile, Mismatch, UsageError, nearest
@@ -182,7 +182,7 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     """Opens what is left, in canonical order, and sets earlier results aside."""
     base: CheckpointSource | None = None
     if base_path is not None:
-        checkpoint = open_checkpoint(base_path, allow_pickle=options.allow_pickle)
+        checkpoint = open_plain(base_path, allow_pickle=options.allow_pickle)
         base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix)
     experts: dict[str, Source] = {}
     earlier: list[str] = []
@@ -214,7 +214,7 @@ def _open(
     """One expert as a source; `origins` keeps digests of the base."""
     if is_adapter(path):
         return AdapterSource(task, path, needed_base(base, path), allow_pickle=options.allow_pickle)
-    checkpoint = open_checkpoint(path, allow_pickle=options.allow_pickle)
+    checkpoint = open_plain(path, allow_pickle=options.allow_pickle)
     record = provenance_of(checkpoint) or {}
     if record.get("kind") in ("vector", "factors"):
         task = str(record.get("task", task)) if task == default_name(path) else task

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taskmerge.errors import BadFile, Mismatch
+from taskmerge.models.own_code import code_of, needs_code
 from taskmerge.models.quiet import quiet
 from taskmerge.types import Inputs
 
@@ -28,8 +29,12 @@ def load_tokenizer(folder: Path, key: str = "tokenizer") -> Any:
         raise BadFile("no tokenizer: no such folder", where=str(folder), hint=hint)
     try:
         with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # whatever a library's parsers raise for a damaged or missing file
+        if code := code_of(folder / "tokenizer_config.json", "AutoTokenizer"):
+            raise needs_code(folder / "tokenizer_config.json", code) from error
         raise BadFile(f"no tokenizer: {error}", where=str(folder), hint=hint) from error
     # a configuration without a vocabulary makes a tokenizer that knows nothing, and says nothing
     named = (name for name in tokenizer.vocab_files_names.values() if isinstance(name, str))

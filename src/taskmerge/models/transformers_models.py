@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from taskmerge.errors import BadFile, Mismatch, UsageError
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
+from taskmerge.models.own_code import check_kernels, code_of, needs_code, use_own_implementations
 from taskmerge.models.pictures import PicturePrepare, Triple, normalised
 from taskmerge.models.quiet import quiet
 from taskmerge.models.text import loaded, prompts_in_batches
@@ -96,10 +97,16 @@ def _config(path: Path) -> Any:
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
         raise BadFile("no such file", where=str(file), hint="name a folder with config.json as `backbone: model`")
+    check_kernels(file)
+    code = code_of(file, "AutoConfig")
+    if code is not None and str(_json(file).get("model_type")) not in transformers.CONFIG_MAPPING:
+        raise needs_code(file, code)
     try:
-        return transformers.AutoConfig.from_pretrained(str(path), local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the library's parsers and checks of configurations raise
         raise _no_model(error, file) from error
+    use_own_implementations(config)
+    return config
 
 
 def _no_model(error: Exception, path: Path) -> BadFile:
@@ -124,7 +131,7 @@ def _encoder(config: Any, path: Path) -> Any:
     kinds: Any = transformers.MODEL_MAPPING[type(config)]
     kind = kinds[0] if isinstance(kinds, tuple) else kinds
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
-    return _constructed(partial(transformers.AutoModel.from_config, config, **options), path)
+    return _constructed(partial(transformers.AutoModel.from_config, config, trust_remote_code=False, **options), path)
 
 
 def _hooked(model: Any, reading: Reading, pool: Pool) -> nn.Module:
@@ -228,6 +235,9 @@ def _pictures(spec: BackboneSpec, path: Path, config: Any) -> tuple[Reading, Pic
     if given is not None and (height, width) != (given.image_size,) * 2:
         what = f"pictures of {given.image_size} pixels for a model that takes {height}x{width}"
         raise Mismatch(what, where=spec.place or str(path), hint="change `preprocess: {image_size: …}`")
+    code = code_of(file, "AutoImageProcessor")
+    if given is None and code is not None and not hasattr(transformers, str(known.get("image_processor_type"))):
+        raise needs_code(file, code)
     if given is None and not {"image_mean", "image_std"} <= set(known):
         hint = "add `preprocess: {image_size: …, mean: …, std: …}`, or the model's preprocessor_config.json"
         raise UsageError("how pictures are normalised is not known", where=spec.place or str(path), hint=hint)
@@ -329,7 +339,7 @@ def _names_of_full_models(config: Any) -> frozenset[str]:
         auto = getattr(transformers, kind)
         if type(config) in auto._model_mapping:
             with quiet(), torch.device("meta"):
-                names |= set(auto.from_config(config).state_dict())
+                names |= set(auto.from_config(config, trust_remote_code=False).state_dict())
     return frozenset(names)
 
 
