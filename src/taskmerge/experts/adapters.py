@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.errors import BadFile, Mismatch, listed
 from taskmerge.experts.classes import block_of
 from taskmerge.experts.lora import CONFIG, FOLD, Adapter, Pair, open_adapter
@@ -105,6 +106,10 @@ class AdapterSource:
 
     def matches(self, entry: Mapping[str, Any], merged: Container[str]) -> bool:
         return len(self.stored) == entry.get("tensors") and self.adapter.digest == entry.get("digest")
+
+    def check_unchanged(self) -> None:
+        check_unchanged(self.adapter.versions)
+        self._file.check_unchanged()
 
     def close(self) -> None:
         self._file.close()

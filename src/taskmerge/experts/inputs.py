@@ -51,6 +51,11 @@ class Inputs:
         """The experts, and the base behind them."""
         return (*self.experts, *([self.base] if self.base else []))
 
+    def check_unchanged(self) -> None:
+        """Raises `BadFile` where a file was rewritten since it was opened: what was read may be of two versions."""
+        for source in self.sources:
+            source.check_unchanged()
+
     def close(self) -> None:
         """Closes the files of all inputs."""
         for source in self.sources:

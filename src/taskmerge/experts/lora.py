@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from taskmerge.checkpoint.ahead import Stamp
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.identity import stamps_of
 from taskmerge.errors import BadFile, listed
 from taskmerge.experts.sources import Tally
 
@@ -65,6 +67,7 @@ class Adapter:
     """An opened adapter, known from its configuration and header, without a base.
 
     `saved` are weights that peft stored whole beside their factors (embeddings): tensor name -> name in the file.
+    `versions` are those in which the configuration's file was read.
     """
 
     folder: Path
@@ -72,6 +75,7 @@ class Adapter:
     pairs: tuple[Pair, ...]
     saved: Mapping[str, str]
     fan_in_fan_out: bool
+    versions: Mapping[Path, Stamp | None]
 
     @cached_property
     def stored(self) -> Mapping[str, TensorSpec]:
@@ -112,6 +116,7 @@ def is_adapter(path: Path) -> bool:
 def open_adapter(path: Path, *, allow_pickle: bool = False) -> Adapter:
     """Opens an adapter's folder (headers only). `BadFile` names whatever is not plain LoRA."""
     folder = path if path.is_dir() else path.parent
+    versions = stamps_of([folder / CONFIG])
     config = _configuration(folder / CONFIG)
     weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not weights:
@@ -132,7 +137,7 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> Adapter:
     pairs = tuple(
         _pair(module, table, factors["A"], factors["B"], config) for (module, table), factors in sorted(sides.items())
     )
-    return Adapter(folder, checkpoint, pairs, saved, bool(config.get("fan_in_fan_out")))
+    return Adapter(folder, checkpoint, pairs, saved, bool(config.get("fan_in_fan_out")), versions)
 
 
 def _configuration(file: Path) -> dict[str, Any]:

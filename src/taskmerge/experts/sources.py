@@ -117,6 +117,9 @@ class Source(Protocol):
         """Whether it is what an entry of a provenance names, by content; `merged` are the tensors of that merge."""
         ...
 
+    def check_unchanged(self) -> None:
+        """Raises `BadFile` where one of its files was rewritten since it was opened: asked before a result counts."""
+
     def close(self) -> None:
         """Closes its files."""
 
@@ -209,6 +212,9 @@ class CheckpointSource:
     def _read_by(self, merged: Container[str]) -> list[str]:
         """What a merge with the tensors `merged` reads of its file, under the file's own names; all where none is."""
         return [stored for name, stored in self._names.items() if name in merged] or list(self.stored)
+
+    def check_unchanged(self) -> None:
+        self.checkpoint.check_unchanged()
 
     def close(self) -> None:
         self.checkpoint.close()

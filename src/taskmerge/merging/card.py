@@ -6,17 +6,24 @@ from pathlib import Path
 import yaml
 
 from taskmerge.checkpoint.sidecars import tokenizer_differences, travelling
+from taskmerge.experts.inputs import Inputs
 from taskmerge.experts.sources import Source
 
 LIBRARIES = {"open_clip_config.json": "open_clip", "config.json": "transformers"}  # by the file that their models carry
 
 
-def sidecars(experts: Sequence[Source], base: Source | None, recipe: Mapping[str, object]) -> dict[str, bytes | Path]:
-    """Files for an output folder: byte for byte from the base (or the first expert that is a folder), and README.md."""
-    folders = [source.folder for source in (*([base] if base else []), *experts) if source.folder]
-    files: dict[str, bytes | Path] = dict(travelling(folders[0])) if folders else {}
+def companions_of(inputs: Inputs) -> dict[str, Path]:
+    """Configuration and tokenizer of the base, or of the first expert that came from a model's folder."""
+    sources = (*([inputs.base] if inputs.base else []), *inputs.experts)
+    folder = next((source.folder for source in sources if source.folder), None)
+    return travelling(folder) if folder else {}
+
+
+def sidecars(inputs: Inputs, recipe: Mapping[str, object]) -> dict[str, bytes | Path]:
+    """Files for an output folder: what travels, byte for byte, and README.md."""
+    files = companions_of(inputs)
     library = next((name for file, name in LIBRARIES.items() if file in files), None)
-    return {**files, "README.md": card(experts, base, recipe, library).encode()}
+    return {**files, "README.md": card(inputs.experts, inputs.base, recipe, library).encode()}
 
 
 def tokenizer_warnings(experts: Sequence[Source]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from taskmerge.checkpoint.ahead import Ahead, Stamp, stamp
+from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.provenance import metadata, reserve
 from taskmerge.checkpoint.writer import Sink, stage
 from taskmerge.experts.rows import Rows
@@ -71,6 +72,8 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
         sinks = [stack.enter_context(_stage(prepared, point, running, rows)) for point in points]
         advance = progress_of(plan, running)
         execute(Run(spec, plan, rows, points, sinks, advance, earlier_points(spec, points[0])))
+        inputs.check_unchanged()
+        check_unchanged(prepared.companions)
         twins = _twins(rows)
         for head, about in kept:
             head.commit(about)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from taskmerge.checkpoint.identity import FileId, file_id, file_ids
 from taskmerge.checkpoint.layout import Layout, earlier_output
 from taskmerge.checkpoint.weights import PICKLE_ENDINGS
 from taskmerge.checkpoint.writer import lay_out
@@ -13,9 +14,6 @@ from taskmerge.errors import NotEnough, UsageError
 from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.specs.merge import MergeSpec, plain_value
-
-FileId = tuple[int, int]
-"""Device and inode: the file itself, by whatever path."""
 
 
 def output_paths(spec: MergeSpec, output: Path | None, points: Sequence[BoundPoint]) -> list[Path]:
@@ -50,22 +48,18 @@ def check_free(paths: Sequence[Path], *, overwrite: bool) -> None:
 
 def files_read(sources: Iterable[Source]) -> dict[FileId, Source]:
     """The files that inputs are read from."""
-    return {_id(file): source for source in sources for file in source.files if file.exists()}
+    return {version: source for source in sources for version in file_ids(source.files)}
 
 
 def check_kept(layout: Layout, read: Mapping[FileId, Source]) -> None:
     """Not even --overwrite replaces what is read, under whatever name: an output that would is refused."""
     for path in (*(layout.folder / name for name in layout.names), *earlier_output(layout)):
-        if os.path.exists(path) and (source := read.get(_id(path))) is not None:
+        version = file_id(path)
+        if version is not None and (source := read.get(version)) is not None:
             raise UsageError(
                 f"the output would replace a file of the input {source.where}, which would be lost", where=str(path),
                 hint="choose another output with -o",
             )  # fmt: skip
-
-
-def _id(path: Path) -> FileId:
-    status = path.stat()
-    return status.st_dev, status.st_ino
 
 
 def check_disk(needed: int, paths: Sequence[Path]) -> None:

@@ -1,15 +1,17 @@
 """Headers and a spec become a plan, with the grid's points and the paths of its outputs: nothing is read or written."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from taskmerge.checkpoint.ahead import Stamp
 from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float
 from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.identity import stamps_of
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.buffers import is_counter
@@ -18,7 +20,7 @@ from taskmerge.experts.factors import restrictions
 from taskmerge.experts.inputs import InputOptions, Inputs, resolve
 from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit, unit_of, units
-from taskmerge.merging.card import sidecars
+from taskmerge.merging.card import companions_of, sidecars
 from taskmerge.merging.costs import Budget, budget, costed
 from taskmerge.merging.heads import head_files, heads_folder
 from taskmerge.merging.kernels import BoundPoint, bind_points
@@ -37,7 +39,10 @@ MOST_POINTS = 512  # outputs of one grid: each is an open file
 
 @dataclass(frozen=True)
 class Prepared:
-    """A merge that is known to fit together: inputs, plan, grid points and their output paths."""
+    """A merge that is known to fit together: inputs, plan, grid points and their output paths.
+
+    `companions` are the files that travel with the weights, in the versions in which they were found.
+    """
 
     spec: MergeSpec
     inputs: Inputs
@@ -45,6 +50,7 @@ class Prepared:
     points: tuple[BoundPoint, ...]
     paths: tuple[Path, ...]
     device: torch.device
+    companions: Mapping[Path, Stamp | None]
 
     @property
     def reads_base(self) -> bool:
@@ -68,7 +74,9 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     resolved = resolve(inputs, replace(opening, outputs=tuple(paths)))
     plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory))
     check_disk(plan.costs.bytes_written, paths)
-    prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), _device(running.device, spec))
+    companions = stamps_of(companions_of(resolved).values() if any(map(is_folder, paths)) else ())
+    device = _device(running.device, spec)
+    prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device, companions)
     check_outputs(prepared, running)
     return prepared
 
@@ -94,7 +102,7 @@ def heads_folders(prepared: Prepared) -> list[Path]:
 def layout_options(prepared: Prepared, point: BoundPoint, path: Path, running: RunOptions) -> dict[str, Any]:
     """How an output is laid out; a folder also gets configuration, tokenizer and model card."""
     folder, inputs = is_folder(path), prepared.inputs
-    extra = sidecars(inputs.experts, inputs.base, prepared.spec.recipe(point.point)) if folder else {}
+    extra = sidecars(inputs, prepared.spec.recipe(point.point)) if folder else {}
     return {
         "overwrite": running.overwrite, "shard_size": running.shard_size, "sidecars": extra, "folder": folder
     }  # fmt: skip

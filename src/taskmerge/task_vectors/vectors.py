@@ -206,6 +206,7 @@ def _carry_out(work: Work, running: RunOptions) -> VectorsReceipt:
         for _ in work.parallel(order, lambda job: subtract(work, files, job)):
             pass
         work.rows.account()
+        work.inputs.check_unchanged()
         outputs, digest = committed(work, files)
     return VectorsReceipt(
         outputs, origin_of(work), digest, expert_digests(work), str(wanted.rank) if wanted.rank else None, files.ranks,
