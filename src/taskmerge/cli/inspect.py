@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from taskmerge.cli import show, suite_page
-from taskmerge.cli.app import app
+from taskmerge.cli import options, show, suite_page
+from taskmerge.cli.options import option
+from taskmerge.cli.program import app
 from taskmerge.errors import BadFile
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ def inspect(
     paths: Annotated[
         list[str], typer.Argument(help="Files, indexes, folders, globs, or suites (.yaml).", metavar="PATH...")
     ],
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
-    digest: Annotated[bool, typer.Option("--digest", help="Compute the content digest (reads everything).")] = False,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin and .pt (weights only).")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document: a list, one entry a path.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    tensors: Annotated[bool, option("List every tensor.", "--tensors")] = False,
+    digest: Annotated[bool, option("Compute the content digest (reads everything).", "--digest")] = False,
+    allow_pickle: options.AllowPickle = False,
+    json: Annotated[bool, option("Print one JSON document: a list, one entry a path.", "--json")] = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Say what is in checkpoints: tensors, classes, dtypes, and provenance if taskmerge wrote them.
 

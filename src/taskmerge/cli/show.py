@@ -1,13 +1,11 @@
-"""What people see: sizes, notes, the plan's table, progress. Everything goes to stderr unless it is the result."""
+"""What people see: sizes, notes, the plan's table. Everything goes to stderr unless it is the result."""
 
 import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,30 +29,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} {UNITS[-1]}"
-
-
-def parse_size(text: str, flag: str) -> int:
-    """`700M`, `1.5GB`, `2GiB` or plain bytes."""
-    from taskmerge.errors import UsageError
-
-    powers = {
-        "": 1,
-        "k": 10**3,
-        "m": 10**6,
-        "g": 10**9,
-        "t": 10**12,
-        "ki": 2**10,
-        "mi": 2**20,
-        "gi": 2**30,
-        "ti": 2**40,
-    }
-    plain = text.strip().lower().removesuffix("b")
-    number = plain.rstrip("kmgti")
-    with suppress(ValueError, KeyError, OverflowError):
-        found = int(float(number) * powers[plain[len(number) :]])
-        if found > 0:
-            return found
-    raise UsageError(f"`{text}` is no size", where=flag, hint="such as 700M, 1.5G or 2GiB")
 
 
 def plain(text: str) -> str:
@@ -191,38 +165,3 @@ def plan_document(prepared: "Prepared") -> dict[str, object]:
         "notes": [*plan.notes, *prepared.inputs.notes],
         "warnings": list(prepared.inputs.warnings),
     }
-
-
-class Bar:
-    """A bar on a terminal; nothing where stderr is no terminal or --quiet was given."""
-
-    def __init__(self, title: str, quiet: bool) -> None:
-        self._title = title
-        self._shown = not quiet and sys.stderr.isatty()
-        self._bar: Any = None
-
-    def __enter__(self) -> Self:
-        if self._shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=None)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    @property
-    def update(self) -> Callable[[int, int], None] | None:
-        """What the engine calls with (parameters done, parameters in all)."""
-        if self._bar is None:
-            return None
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskmerge.cli import show
-from taskmerge.cli.app import app
+from taskmerge.cli import options, show
+from taskmerge.cli.options import option
+from taskmerge.cli.program import app
 
 if TYPE_CHECKING:
     from taskmerge.specs.suite import Suite
@@ -21,9 +22,9 @@ def suites(
         str | None,
         typer.Option(help="Class names and templates of a task: of the suite, or of the catalogue.", metavar="TASK"),
     ] = None,
-    yaml: Annotated[bool, typer.Option("--yaml", help="Print the suite's file, to make one's own of it.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    yaml: Annotated[bool, option("Print the suite's file, to make one's own of it.", "--yaml")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """List the suites of the papers that come with the package, or show one."""
     from taskmerge.errors import UsageError

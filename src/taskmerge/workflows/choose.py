@@ -43,24 +43,25 @@ def rank(
     choices say what labels make of them. Labels never touch the order.
     """
     check_criterion(by, "--rank-by")
-    found = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
+    if not isinstance(suite, Suite):
+        suite = load_suite(find_suite(Path(suite))[0])
     tasks = [tasks] if isinstance(tasks, str) else tasks
-    check_split(found, split, tasks)
+    check_split(suite, split, tasks)
     started = time.perf_counter()
     shared = {name: options[name] for name in SHARED if name in options}
     judged = judge(
-        checkpoints, suite=found, split=adapt_split, tasks=tasks, batch_size=batch_size, device=device_for(device),
+        checkpoints, suite=suite, split=adapt_split, tasks=tasks, batch_size=batch_size, device=device_for(device),
         progress=progress, **shared,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    if labelled(found, split, tasks):
+    if labelled(suite, split, tasks):
         report = evaluate(
-            with_experts(checkpoints), suite=found, split=split, tasks=tasks, batch_size=batch_size, device=device,
+            with_experts(checkpoints), suite=suite, split=split, tasks=tasks, batch_size=batch_size, device=device,
             progress=progress, **options,
         )  # fmt: skip
         report = replace(report, timing=with_judging(report.timing, seconds))
     else:
-        report = unscored(found, split)
+        report = unscored(suite, split)
     chosen = choices(judged, report, by)
     return replace(report, choices=chosen, notes=(*report.notes, *summary(chosen, report, by, adapt_split)))
 
@@ -77,18 +78,18 @@ def check_criterion(name: str, where: str) -> None:
 
 def check_split(suite: Suite, split: str, tasks: Sequence[str] | None) -> None:
     """Refuses a split that no task has. Without the default one, a suite only has no labels."""
-    known = {name for one in _picked(suite, tasks) for name in one.splits}
-    if known and split not in known and split != SPLIT:
-        raise unknown_name("split", split, known, where="--split")
+    splits = {name for task in _picked(suite, tasks) for name in task.splits}
+    if splits and split not in splits and split != SPLIT:
+        raise unknown_name("split", split, splits, where="--split")
 
 
 def labelled(suite: Suite, split: str, tasks: Sequence[str] | None) -> bool:
     """Whether every task has this split, with labels."""
-    return all(split in one.splits and one.splits[split].y is not None for one in _picked(suite, tasks))
+    return all(split in task.splits and task.splits[split].y is not None for task in _picked(suite, tasks))
 
 
 def _picked(suite: Suite, tasks: Sequence[str] | None) -> list[Task]:
-    return [one for one in suite.tasks if not tasks or one.name in tasks]
+    return [task for task in suite.tasks if not tasks or task.name in tasks]
 
 
 def with_judging(timing: Mapping[str, float], seconds: float) -> dict[str, float]:
@@ -113,27 +114,27 @@ def unscored(suite: Suite, split: str) -> Report:
 def choices(judged: Sequence[Judged], report: Report | None, by: str) -> tuple[dict[str, Any], ...]:
     """Every checkpoint's place by the criterion that chooses and by those reported beside it, with its scores if there
     is a report that has them."""
-    means = {one.encoder: one for one in (report.averages if report else ()) if one.corruption is None}
-    found: list[dict[str, Any]] = []
+    means = {mean.encoder: mean for mean in (report.averages if report else ()) if mean.corruption is None}
+    rows: list[dict[str, Any]] = []
     for name in dict.fromkeys((by, *OTHERS)):
         values = criterion_means(judged, name)
         for place, encoder in enumerate(ordered(values, name), start=1):
             mean = means.get(encoder)
-            found.append({
+            rows.append({
                 "encoder": encoder, "criterion": name, "value": values[encoder], "rank": place,
-                "n": sum(one.n for one in judged if one.encoder == encoder and name in one.values),
+                "n": sum(pair.n for pair in judged if pair.encoder == encoder and name in pair.values),
                 "average": mean.average if mean else None, "normalised": mean.normalised if mean else None,
             })  # fmt: skip
-    return tuple(found)
+    return tuple(rows)
 
 
 def criterion_means(judged: Sequence[Judged], name: str) -> dict[str, float]:
     """The mean of a criterion over each checkpoint's tasks; checkpoints without a task it judges are left out."""
     values: dict[str, list[float]] = {}
-    for one in judged:
-        if name in one.values:
-            values.setdefault(one.encoder, []).append(one.values[name])
-    return {encoder: fmean(found) for encoder, found in values.items()}
+    for pair in judged:  # a checkpoint and a task
+        if name in pair.values:
+            values.setdefault(pair.encoder, []).append(pair.values[name])
+    return {encoder: fmean(own) for encoder, own in values.items()}
 
 
 def ordered(values: Mapping[str, float], name: str) -> list[str]:
@@ -144,27 +145,27 @@ def ordered(values: Mapping[str, float], name: str) -> list[str]:
 
 def summary(chosen: Sequence[Mapping[str, Any]], report: Report, by: str, adapt_split: str) -> list[str]:
     """Notes: what was chosen, how good that is by labels, and how far the experts themselves can be trusted."""
-    first = {one["criterion"]: one for one in chosen if one["rank"] == 1}
+    first = {row["criterion"]: row for row in chosen if row["rank"] == 1}
     if by not in first:
         return [f"no task of this suite can be judged by {by}"]
-    said = [
+    notes = [
         f"{by} on split `{adapt_split}` chooses {first[by]['encoder']} ({first[by]['value']:z.4f}); no label was read"
     ]
-    scored = [one for one in chosen if one["normalised"] is not None]
+    scored = [row for row in chosen if row["normalised"] is not None]
     if not scored:
-        return said
-    best = max(scored, key=lambda one: one["normalised"])
-    told = [f"{name} {100 * one['normalised']:z.1f} ({one['encoder']})" for name, one in first.items()]
-    said.append(f"normalised score on `{report.split}` of the choice by " + ", by ".join(told)
+        return notes
+    best = max(scored, key=lambda row: row["normalised"])
+    told = [f"{name} {100 * row['normalised']:z.1f} ({row['encoder']})" for name, row in first.items()]
+    notes.append(f"normalised score on `{report.split}` of the choice by " + ", by ".join(told)
                 + f"; best by labels {100 * best['normalised']:z.1f} ({best['encoder']})")  # fmt: skip
-    return [*said, *_trust(report, adapt_split)]
+    return [*notes, *_trust(report, adapt_split)]
 
 
 def _trust(report: Report, adapt_split: str) -> list[str]:
     """How often the experts are right on labelled items: on their own training items they are so more often."""
-    own = [one for one in rows_of(report, EXPERTS) if one.correct is not None]
-    if not own:
+    rows = [row for row in rows_of(report, EXPERTS) if row.correct is not None]
+    if not rows:
         return []
-    shares = ", ".join(f"{one.task} {100 * float(one.correct.mean()):.1f}" for one in own if one.correct is not None)
+    shares = ", ".join(f"{row.task} {100 * float(row.correct.mean()):.1f}" for row in rows if row.correct is not None)
     return [f"the experts agree with the labels of `{report.split}` on {shares} percent of items; items of "
             f"`{adapt_split}` that an expert was trained on flatter it"]  # fmt: skip
