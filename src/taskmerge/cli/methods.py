@@ -19,4 +19,4 @@ def methods(
     """List the merging methods, or explain one."""
     from taskmerge.cli import catalogue
 
-    catalogue.show(name, json, markdown)
+    catalogue.show(name, json=json, markdown=markdown)

@@ -33,7 +33,7 @@ def size(count: float) -> str:
 
 def plain(text: str) -> str:
     """One line for a terminal: what a file's names hold of control characters is shown, not obeyed."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def say(text: str, quiet: bool = False) -> None:
@@ -59,7 +59,7 @@ def plan_lines(prepared: "Prepared") -> list[str]:
     """The plan in a few lines."""
     plan, inputs = prepared.plan, prepared.inputs
     base = f"base {inputs.base.where}" if inputs.base and prepared.reads_base else "no base needed"
-    chain = " then ".join(one.name for one in prepared.points[0].chain)
+    chain = " then ".join(method.name for method in prepared.points[0].chain)
     tensors = sum(count for _, count, _, _ in plan.classes())
     return [
         f"{chain}: {len(plan.tasks)} experts ({', '.join(plan.tasks)}), {base}",
@@ -71,17 +71,17 @@ def plan_lines(prepared: "Prepared") -> list[str]:
 
 def understood(prepared: "Prepared") -> dict[str, str]:
     """Every option of the chain as it was understood, over the whole grid; and every task's weight, if any has one."""
-    said: dict[str, str] = {}
+    options: dict[str, str] = {}
     given = prepared.spec.weights
     if given:
         weighed = (
             f"{task} {given.get(task, 1):g}{'' if task in given else ' (not given)'}" for task in prepared.plan.tasks
         )
-        said["--weight"] = ", ".join(weighed)
+        options["--weight"] = ", ".join(weighed)
     for name, (_, setting) in prepared.spec.settings().items():
         values: list[Any] = list(prepared.spec.options.get(name, (setting.default,)))
-        said[setting.flag] = ", ".join(setting.understood(value) for value in values)
-    return said
+        options[setting.flag] = ", ".join(setting.understood(value) for value in values)
+    return options
 
 
 def print_table(table: "Table") -> None:
@@ -131,7 +131,11 @@ def _types(prepared: "Prepared") -> dict[tuple[str, str], tuple[list[str], list[
         key = (job.unit.kind, job.treatment if job.action == "merge" else job.action)
         holders = (prepared.inputs.base,) if job.action == "copy" else prepared.inputs.experts
         read.setdefault(key, set()).update(
-            one.specs[output.name].dtype for one in holders if one for output in job.outputs if output.name in one.specs
+            source.specs[output.name].dtype
+            for source in holders
+            if source
+            for output in job.outputs
+            if output.name in source.specs
         )
         written.setdefault(key, set()).update(output.dtype for output in job.outputs)
     return {key: (sorted(codes), sorted(written[key])) for key, codes in read.items()}
@@ -141,7 +145,7 @@ def plan_document(prepared: "Prepared") -> dict[str, object]:
     """The plan as plain values."""
     plan, types = prepared.plan, _types(prepared)
     return {
-        "method": [one.name for one in prepared.points[0].chain],
+        "method": [method.name for method in prepared.points[0].chain],
         "tasks": list(plan.tasks),
         "base": prepared.inputs.base.where if prepared.inputs.base else None,
         "compute_dtype": prepared.spec.compute_dtype,

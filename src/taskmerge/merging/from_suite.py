@@ -56,7 +56,7 @@ def _experts(suite: Suite) -> tuple[dict[str, Path], list[str]]:
         raise UsageError("it names no expert", where=suite.where, hint="give the fine-tuned checkpoints as arguments")
     without = [task.name for task in suite.tasks if task.name not in experts]
     notes = [f"merging the {len(experts)} experts of {suite.where}"]
-    return experts, notes + ([f"{suite.where} names no expert of {', '.join(without)}"] if without else [])
+    return experts, notes + ([f"{suite.where} names no expert of {listed(without, plain=True)}"] if without else [])
 
 
 def _headers(inputs: Arguments, *, allow_pickle: bool) -> dict[str, Names | None]:

@@ -10,7 +10,7 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.provenance import provenance_of
-from taskmerge.errors import BadFile, TaskmergeError, UsageError
+from taskmerge.errors import BadFile, TaskmergeError, UsageError, listed
 from taskmerge.experts.factors import dense_names, stored_names
 from taskmerge.experts.inputs import named
 from taskmerge.experts.lora import is_adapter, open_adapter
@@ -46,7 +46,7 @@ def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tu
     lacking += [f"the base ({base['digest']})"] if base and not origin else []
     if lacking:
         raise BadFile(
-            f"cannot find again, by content: {', '.join(lacking)}", where=str(path),
+            f"cannot find again, by content: {listed(lacking, plain=True)}", where=str(path),
             hint="name the experts' files or folder as arguments, or put them beside the merged file",
         )  # fmt: skip
     if base:
