@@ -176,10 +176,10 @@ def test_task_vectors_among_the_inputs_need_the_base_whatever_merges_them(
     models = here / "models"
     (vector,) = taskmerge.vectors([models / "one.safetensors"], base=models / "start.safetensors").paths
     monkeypatch.setattr(module, "resolve", lambda location: models / "start.safetensors")
-    given = module.from_suite("clip-vit-b-32-8", [vector], {}, method="average")[1]
+    given = module.from_suite("clip-vit-b-32-8", [vector], {"method": "average"})[1]
     assert given["base"] == models / "start.safetensors"
     plain = [models / "one.safetensors"]
-    assert "base" not in module.from_suite("clip-vit-b-32-8", plain, {}, method="average")[1]
+    assert "base" not in module.from_suite("clip-vit-b-32-8", plain, {"method": "average"})[1]
 
 
 def test_what_a_suite_names_is_digested_ahead_the_base_last(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The program: its commands, its streams, its exit codes. Imports no torch."""
+"""Runs the program: its streams, its signals, its exit codes. Imports no torch."""
 
 import errno
 import gc
@@ -12,60 +12,17 @@ from importlib import import_module
 from typing import Any, TextIO
 
 import typer
-from typer.core import TyperGroup
 
+from taskmerge.cli.commands import app
 from taskmerge.cli.show import plain
 from taskmerge.errors import BadFile, BadOutput, TaskmergeError
-from taskmerge.version import __version__
 
-
-class Commands(TyperGroup):
-    """The program's commands. Typer loads pydantic for any option of the program itself that is not a plain bool:
-    a third of the time that --help may take. So there are no such options, and --help is off, not None."""
-
-    def get_help_option(self, ctx: Any) -> Any:
-        option = super().get_help_option(ctx)
-        if option is not None:
-            option.default = False
-        return option
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        command = super().get_command(ctx, cmd_name)
-        if command is not None and command.help:  # Typer keeps the line breaks of all paragraphs but the first
-            command.help = "\n\n".join(" ".join(part.split()) for part in command.help.split("\n\n"))
-        return command
-
-
-app = typer.Typer(
-    name="taskmerge",
-    help="Turns several fine-tunings of one base model into one model.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,  # its options would be such; see _complete
-    cls=Commands,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 COMPLETION = "_TASKMERGE_COMPLETE"
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 INTERNAL = 1
 SELDOM = (50_000, 50, 50)  # imports make objects that stay: looking for cycles among them is a tenth of torch's import
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"taskmerge {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version and stop."
-    ),
-) -> None:
-    """Turns several fine-tunings of one base model into one model."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -91,16 +48,12 @@ def _nowhere() -> TextIO:
 
 def _complete() -> None:
     """Answers a shell that completes a line, or asks for its script: `_TASKMERGE_COMPLETE=source_bash taskmerge`."""
-    import taskmerge.cli.commands  # noqa: F401  registers the commands
-
     import_module("typer.completion").completion_init()  # registers the shells
     app(prog_name="taskmerge")  # ends the process
 
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; every error becomes one message on stderr and an exit code."""
-    import taskmerge.cli.commands  # noqa: F401  registers the commands
-
     debug = "--debug" in arguments
     try:
         outcome = app(args=list(arguments), prog_name="taskmerge", standalone_mode=False)
@@ -123,8 +76,8 @@ def run(arguments: Sequence[str]) -> int:
             _give_up_stdout()
             return _say(error, f"the output cannot be written: {error.strerror}", BadOutput.exit_code, debug)
         if isinstance(error, OSError) and error.filename is not None:
-            what = f"{os.fsdecode(error.filename)}: {error.strerror}"
-            return _say(error, f"{what}\nhint: check path and permissions", BadFile.exit_code, debug)
+            message = f"{os.fsdecode(error.filename)}: {error.strerror}\nhint: check path and permissions"
+            return _say(error, message, BadFile.exit_code, debug)
         if hasattr(error, "format_message"):  # the argument parser's own complaints
             return _usage(error, debug)
         # anything else is a defect of ours: one message, the traceback on request
@@ -151,9 +104,9 @@ def _say(error: BaseException, message: str, code: int, debug: bool) -> int:
     """The one message on stderr."""
     if debug:
         traceback.print_exception(error)
-    what, _, hint = message.partition("\nhint: ")
+    complaint, _, hint = message.partition("\nhint: ")
     with suppress(OSError):  # nobody can be told
-        print(f"error: {_shown(what)}", file=sys.stderr)
+        print(f"error: {_shown(complaint)}", file=sys.stderr)
         if hint:
             print(f"hint: {_shown(hint)}", file=sys.stderr)
     return code

@@ -10,31 +10,31 @@ from taskmerge.specs.merge import plain_value
 SPACES = {"weight": "no", "centred": "no", "delta": "yes"}
 
 
-def show(name: str | None, json: bool, markdown: bool) -> None:
+def show(name: str | None, *, json: bool, markdown: bool) -> None:
     """Prints what was asked for on stdout."""
     notices((), problems(), quiet=False)
     if name is not None:
         document(described(find(name))) if json else print(folded(page(find(name))))
     elif json:
-        document([described(one) for one in methods().values()])
+        document([described(method) for method in methods().values()])
     elif markdown:
         print(markdown_table())
     else:
         _print_table()
 
 
-def described(one: Method) -> dict[str, object]:
+def described(method: Method) -> dict[str, object]:
     """A method's declaration as plain values."""
     return {
-        "name": one.name,
-        "title": one.title,
-        "summary": one.summary,
-        "formula": one.formula,
-        "paper": one.paper,
-        "needs_base": one.needs_base,
-        "space": one.space,
-        "weights": one.weighted,
-        "random": one.random,
+        "name": method.name,
+        "title": method.title,
+        "summary": method.summary,
+        "formula": method.formula,
+        "paper": method.paper,
+        "needs_base": method.needs_base,
+        "space": method.space,
+        "weights": method.weighted,
+        "random": method.random,
         "options": [
             {
                 "name": setting.flag,
@@ -43,42 +43,42 @@ def described(one: Method) -> dict[str, object]:
                 "default": plain_value(setting.default),
                 "understood": setting.understood(setting.default),
             }
-            for setting in one.settings.values()
+            for setting in method.settings.values()
         ],
-        "notes": list(one.notes),
+        "notes": list(method.notes),
     }
 
 
-def page(one: Method) -> str:
+def page(method: Method) -> str:
     """One method: paper, formula, needs, options with ranges and defaults, notes."""
-    paragraphs = (inspect.getdoc(one.kernel) or "").strip().split("\n\n")
-    lines = [f"{one.name}: {one.title}", "", f"  {one.formula}", ""]
+    paragraphs = (inspect.getdoc(method.kernel) or "").strip().split("\n\n")
+    lines = [f"{method.name}: {method.title}", "", f"  {method.formula}", ""]
     lines += [line for part in paragraphs for line in (" ".join(part.split()), "")]
     lines += [
-        f"paper: {one.paper}",
-        f"needs a base: {SPACES[one.space]}",
-        f"takes --weight: {'yes' if one.weighted else 'no'}",
+        f"paper: {method.paper}",
+        f"needs a base: {SPACES[method.space]}",
+        f"takes --weight: {'yes' if method.weighted else 'no'}",
     ]
-    if one.settings:
+    if method.settings:
         lines += ["", "options:"]
-        for setting in one.settings.values():
+        for setting in method.settings.values():
             default = setting.understood(setting.default)
             lines += [f"  {setting.flag}  ({setting.range}; default {default})", f"      {setting.option.help}"]
-    if one.gives == "task_vectors":
-        theirs = ", ".join(f"--then-{name.replace('_', '-')}" for name in _shared(one))
+    if method.gives == "task_vectors":
+        theirs = ", ".join(f"--then-{name.replace('_', '-')}" for name in _shared(method))
         lines += [
             "  and all options of the METHOD in `--then METHOD`; where both have one, METHOD's is said as",
             f"      {theirs}",
         ]
-    if one.notes:
-        lines += ["", "notes:", *(f"  - {note}" for note in one.notes)]
+    if method.notes:
+        lines += ["", "notes:", *(f"  - {note}" for note in method.notes)]
     return "\n".join(lines)
 
 
 def _shared(first: Method) -> list[str]:
     """The options of a method that some method after it has too."""
-    after = [one for one in methods().values() if one.gives == "merged" and one.space == "delta"]
-    return [name for name in first.settings if any(name in one.settings for one in after)]
+    after = [method for method in methods().values() if method.gives == "merged" and method.space == "delta"]
+    return [name for name in first.settings if any(name in method.settings for method in after)]
 
 
 def markdown_table() -> str:
@@ -87,12 +87,11 @@ def markdown_table() -> str:
         "| method | what it does | formula | base | options (default) | paper |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for one in methods().values():
-        options = ", ".join(f"`{s.flag}` {s.understood(s.default)}" for s in one.settings.values()) or "–"
-        formula = one.formula.replace("|", "\\|")
-        rows.append(
-            f"| `{one.name}` | {one.summary} | {formula} | {SPACES[one.space]} | {options} | {paper_link(one.paper)} |"
-        )
+    for method in methods().values():
+        options = ", ".join(f"`{s.flag}` {s.understood(s.default)}" for s in method.settings.values()) or "–"
+        formula, base = method.formula.replace("|", "\\|"), SPACES[method.space]
+        cells = (f"`{method.name}`", method.summary, formula, base, options, paper_link(method.paper))
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -110,7 +109,7 @@ def _print_table() -> None:
     table.add_column("method", no_wrap=True)
     table.add_column("base")
     table.add_column("what it does")
-    for one in methods().values():
-        table.add_row(one.name, SPACES[one.space], one.summary)
+    for method in methods().values():
+        table.add_row(method.name, SPACES[method.space], method.summary)
     print_table(table)
     print("\n`taskmerge methods NAME` prints formula, options and notes of one.")

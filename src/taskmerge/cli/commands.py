@@ -1,5 +1,6 @@
-"""All commands, imported so that they register with the program."""
+"""The program with all its commands: they register with it when they are imported."""
 
 from taskmerge.cli import diff, eval, inspect, merge, methods, schema, suites, vectors, verify
+from taskmerge.cli.program import app
 
-__all__ = ["diff", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify"]
+__all__ = ["app", "diff", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify"]

@@ -1,14 +1,18 @@
 """What `taskmerge eval` does with its words: options checked, then evaluate, write, print, and judge."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from taskmerge.cli import show, writing
+from taskmerge.cli.eval_words import EvalWords
 from taskmerge.cli.meter import Meter
 from taskmerge.cli.reads import Reads, reads
+from taskmerge.cli.words import given
+from taskmerge.data.cache import default_cache
 from taskmerge.errors import BadOutput, TaskmergeError, UsageError
 from taskmerge.evaluation.baseline import against_baseline
 from taskmerge.evaluation.checkpoints import EXPERTS, argument_names, named_arguments
@@ -21,43 +25,37 @@ from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.workflows.choose import rank
 
-PASSED = (
-    "split", "limit", "seed", "device", "cross", "compare", "loss_correlation", "heads", "skip_bad", "allow_pickle",
-)  # fmt: skip
-NEEDS = {"severity": "corrupt", "adapt_split": "rank_by", "tolerance": "baseline"}
-"""Options that say how another one is carried out."""
+KEYWORDS = frozenset(signature(evaluate).parameters) - {"checkpoints", "suite", "cache"}
+"""What `evaluate` takes under the same name."""
 
 
-def run(said: Mapping[str, Any]) -> None:
+def run(words: EvalWords) -> None:
     """Carries out one `eval` command."""
-    form = _form(said)
-    _check_words(said)
-    for path in _files(said):
-        writing.check_target(path, overwrite=said["overwrite"])
-    if said["clip_benchmark"] is not None:
-        writing.check_folder(said["clip_benchmark"], overwrite=said["overwrite"])
-    path, note = find_suite(said["suite"])
-    show.notices([note] if note else [], (), said["quiet"])
+    form = _form(words)
+    _check_words(words)
+    _check_places(words)
+    path, note = find_suite(words.suite)
+    show.notices([note] if note else [], (), words.quiet)
     suite = load_suite(path)
-    inputs = _reads(said, suite)
-    inputs.check_kept(_files(said))
-    wanted = _thresholds(said, suite)
-    baseline = read_report(said["baseline"]) if said["baseline"] else None
-    with Meter(said["quiet"]) as meter:
+    inputs = _reads(words, suite)
+    inputs.check_kept(_files(words))
+    wanted = _thresholds(words, suite)
+    baseline = read_report(words.baseline) if words.baseline else None
+    with Meter(words.quiet) as meter:
         told: list[str] = []
-        report = _report(suite, said, meter, told)
-    report, failure = _checked(report, wanted, baseline, said["tolerance"] or 0.0)
-    unwritten = _written(report, said, inputs)
+        report = _report(suite, words, meter, told)
+    report, failure = _checked(report, wanted, baseline, words.tolerance or 0.0)
+    unwritten = _written(report, words, inputs)
     print(_rendered(report, form), end="")
-    show.notices([note for note in report.notes if note not in told], report.warnings, said["quiet"])
-    show.say(_summary(report), said["quiet"])
+    show.notices([note for note in report.notes if note not in told], report.warnings, words.quiet)
+    show.say(_summary(report), words.quiet)
     if unwritten is not None:
         raise unwritten
     if failure is not None:
         raise failure
 
 
-def _report(suite: Suite, said: Mapping[str, Any], meter: Meter, told: list[str]) -> Report:
+def _report(suite: Suite, words: EvalWords, meter: Meter, told: list[str]) -> Report:
     """The scores, or under --rank-by the order without labels and what labels say of it.
 
     `told` gets the notes that were shown when they were known.
@@ -65,99 +63,91 @@ def _report(suite: Suite, said: Mapping[str, Any], meter: Meter, told: list[str]
 
     def tell(note: str) -> None:
         told.append(note)
-        show.notices([note], (), said["quiet"])
+        show.notices([note], (), words.quiet)
 
-    checkpoints, keywords = said["checkpoints"] or [], {**_keywords(said), "progress": meter.update}
-    if said["rank_by"] is None:
-        return evaluate(checkpoints, suite=suite, **keywords)
-    if said["adapt_split"] is not None:
-        keywords["adapt_split"] = said["adapt_split"]
-    return rank(checkpoints, suite=suite, by=said["rank_by"], note=tell, **keywords)
+    keywords: dict[str, Any] = {name: value for name, value in given(words).items() if name in KEYWORDS}
+    keywords |= {"suite": suite, "cache": _cache(words), "progress": meter.update}
+    if words.rank_by is None:
+        return evaluate(words.checkpoints or [], **keywords)
+    if words.adapt_split is not None:
+        keywords["adapt_split"] = words.adapt_split
+    return rank(words.checkpoints or [], by=words.rank_by, note=tell, **keywords)
 
 
 # --- before ----------------------------------------------------------------------------------------------------
 
 
-def _form(said: Mapping[str, Any]) -> str:
+def _form(words: EvalWords) -> str:
     """What stdout gets: table, json, markdown or csv."""
-    asked = [name for name in ("json", "markdown") if said[name]] + (["csv"] if said["csv"] == "-" else [])
+    forms = {"json": words.json, "markdown": words.markdown, "csv": words.csv == "-"}
+    asked = [form for form, wanted in forms.items() if wanted]
     if len(asked) > 1:
-        flags = " and ".join("--csv -" if name == "csv" else f"--{name}" for name in asked)
+        flags = " and ".join("--csv -" if form == "csv" else f"--{form}" for form in asked)
         raise UsageError(f"{flags} cannot both be printed", hint="-o FILE writes JSON, --csv FILE writes CSV")
     return asked[0] if asked else "table"
 
 
-def _check_words(said: Mapping[str, Any]) -> None:
-    """Options that ask for nothing, or say how something is done that is not asked for."""
-    for name, other in NEEDS.items():
-        if said[name] is not None and said[other] is None:
-            what, hint = f"says nothing without --{_flag(other)}", f"give --{_flag(other)} too, or leave it out"
-            raise UsageError(what, where=f"--{_flag(name)}", hint=hint)
-    for name in ("tasks", "corrupt"):
-        if said[name] is not None and not _list(said[name]):
-            raise UsageError("names nothing", where=f"--{name}", hint="separate names by commas, or leave it out")
-    if said["tolerance"] is not None and not 0 <= said["tolerance"] < math.inf:
-        raise UsageError(f"{said['tolerance']} is no tolerance", where="--tolerance", hint="such as 0.005")
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _files(said: Mapping[str, Any]) -> list[Path]:
-    """What is written besides."""
-    if str(said["output"]) == "-":
+def _check_words(words: EvalWords) -> None:
+    """Options that say how something is done that is not asked for, or nothing that can be."""
+    pairs = (
+        ("severity", words.severity, "corrupt", words.corrupt),
+        ("adapt-split", words.adapt_split, "rank-by", words.rank_by),
+        ("tolerance", words.tolerance, "baseline", words.baseline),
+    )
+    for flag, value, other, needed in pairs:
+        if value is not None and needed is None:
+            complaint, hint = f"says nothing without --{other}", f"give --{other} too, or leave it out"
+            raise UsageError(complaint, where=f"--{flag}", hint=hint)
+    if words.tolerance is not None and not 0 <= words.tolerance < math.inf:
+        raise UsageError(f"{words.tolerance} is no tolerance", where="--tolerance", hint="such as 0.005")
+    if words.no_cache and words.cache:
+        raise UsageError("--cache and --no-cache contradict each other", hint="give one of them")
+    if str(words.output) == "-":
         raise UsageError("`-` is no file", where="--output", hint="--json prints the report")
-    found = [said["output"], Path(said["csv"]) if said["csv"] not in (None, "-") else None]
-    paths = [path for path in found if path is not None]
-    if len(paths) == 2 and paths[0].absolute() == paths[1].absolute():
-        raise UsageError(f"{paths[0]} cannot be both JSON and CSV", where="--csv", hint="name two files")
-    return paths
 
 
-def _reads(said: Mapping[str, Any], suite: Suite) -> Reads:
+def _files(words: EvalWords) -> list[Path]:
+    """What is written besides."""
+    return [path for path in (words.output, words.csv_file) if path is not None]
+
+
+def _check_places(words: EvalWords) -> None:
+    """Whether everything can be written where it is wanted."""
+    files = _files(words)
+    if len({path.absolute() for path in files}) < len(files):
+        raise UsageError(f"{files[0]} cannot be both JSON and CSV", where="--csv", hint="name two files")
+    for path in files:
+        writing.check_target(path, overwrite=words.overwrite)
+    if words.clip_benchmark is not None:
+        writing.check_folder(words.clip_benchmark, overwrite=words.overwrite)
+
+
+def _reads(words: EvalWords, suite: Suite) -> Reads:
     """What the command reads."""
-    checkpoints = [path for _, path in named_arguments(said["checkpoints"] or []) if path is not None]
-    return reads(suite, checkpoints, Path(said["heads"]) if said["heads"] else None)
+    checkpoints = [path for _, path in named_arguments(words.checkpoints or []) if path is not None]
+    return reads(suite, checkpoints, words.heads)
 
 
-def _thresholds(said: Mapping[str, Any], suite: Suite) -> tuple[Threshold, ...]:
+def _thresholds(words: EvalWords, suite: Suite) -> tuple[Threshold, ...]:
     """Checked before anything is evaluated: against names, and against what will be known."""
-    under, over = said["fail_under"] or (), said["fail_over"] or ()
+    under, over = words.fail_under or (), words.fail_over or ()
     if not under and not over:
         return ()
-    names = argument_names(said["checkpoints"] or [])
-    with_experts = EXPERTS in names or said["cross"] or said["compare"] or said["loss_correlation"] or said["rank_by"]
-    tasks = {task.name: task.metric for task in chosen(suite, _list(said["tasks"]) or None, said["split"])}
+    names = argument_names(words.checkpoints or [])
+    with_experts = EXPERTS in names or words.cross or words.compare or words.loss_correlation or words.rank_by
+    tasks = {task.name: task.metric for task in chosen(suite, words.tasks, words.split)}
     experts = [f"expert:{task}" for task in tasks] if with_experts else []
     wanted = thresholds(under, over, tasks=tasks, checkpoints=[*names, *experts])
-    for one in wanted:
-        if one.name == NORMALISED and not with_experts:
-            what = "scores are normalised by the experts', which are not evaluated"
-            raise UsageError(what, where=one.option, hint="add `experts` to the checkpoints")
+    for threshold in wanted:
+        if threshold.name == NORMALISED and not with_experts:
+            complaint = "scores are normalised by the experts', which are not evaluated"
+            raise UsageError(complaint, where=threshold.option, hint="add `experts` to the checkpoints")
     return wanted
 
 
-def _keywords(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as keywords of `evaluate`."""
-    found = {name: said[name] for name in PASSED}
-    found |= {"tasks": _list(said["tasks"]) or None, "corrupt": _list(said["corrupt"])}
-    found |= {name: said[name] for name in ("batch_size", "severity") if said[name] is not None}
-    return found | {"cache": _cache(said)}
-
-
-def _list(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _cache(said: Mapping[str, Any]) -> Path | None:
+def _cache(words: EvalWords) -> Path | None:
     """Where decoded items are kept, if anywhere."""
-    from taskmerge.data.cache import default_cache
-
-    if said["no_cache"] and said["cache"]:
-        raise UsageError("--cache and --no-cache contradict each other", hint="give one of them")
-    found: Path = said["cache"] or default_cache()
-    return None if said["no_cache"] else found
+    return None if words.no_cache else words.cache or default_cache()
 
 
 # --- after -----------------------------------------------------------------------------------------------------
@@ -176,19 +166,19 @@ def _checked(
     return replace(report, checks=checks, warnings=(*report.warnings, *warnings)), missed(checks)
 
 
-def _written(report: Report, said: Mapping[str, Any], inputs: Reads) -> TaskmergeError | None:
+def _written(report: Report, words: EvalWords, inputs: Reads) -> TaskmergeError | None:
     """Writes what was asked for; the error where that fails, which does not cost the printed result."""
     try:
-        if said["output"] is not None:
-            writing.write_text(said["output"], dumps(report), overwrite=said["overwrite"])
-        if said["csv"] not in (None, "-"):
-            writing.write_text(Path(said["csv"]), _rendered(report, "csv"), overwrite=said["overwrite"])
-        if said["clip_benchmark"] is not None:
+        if words.output is not None:
+            writing.write_text(words.output, dumps(report), overwrite=words.overwrite)
+        if words.csv_file is not None:
+            writing.write_text(words.csv_file, _rendered(report, "csv"), overwrite=words.overwrite)
+        if words.clip_benchmark is not None:
             from taskmerge.reports.render import clip_benchmark_files
 
             files = clip_benchmark_files(report)
-            inputs.check_kept(said["clip_benchmark"] / name for name in files)
-            writing.write_texts(said["clip_benchmark"], files, overwrite=said["overwrite"])
+            inputs.check_kept(words.clip_benchmark / name for name in files)
+            writing.write_texts(words.clip_benchmark, files, overwrite=words.overwrite)
     except (BadOutput, UsageError) as error:
         return error
     return None

@@ -1,7 +1,8 @@
-"""Progress of an evaluation: samples a second and time left; a bar on a terminal, a line now and then otherwise."""
+"""Progress on stderr: a bar on a terminal; otherwise an evaluation says a line now and then, and a merge nothing."""
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,38 +12,70 @@ EVERY = 5.0
 """Seconds between two lines where stderr is no terminal."""
 
 
+def _percent() -> Sequence[Any]:
+    from rich.progress import BarColumn, TaskProgressColumn, TimeRemainingColumn
+
+    return BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+
+
+def _counted() -> Sequence[Any]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+
+    return BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[pace]}")
+
+
+class Bar:
+    """A bar on a terminal, to be used as a context; nothing where stderr is no terminal or --quiet was given."""
+
+    def __init__(self, title: str, quiet: bool, columns: Callable[[], Sequence[Any]] = _percent) -> None:
+        self.shown = not quiet and sys.stderr.isatty()
+        self._title, self._columns = title, columns
+
+    def __enter__(self) -> Self:
+        if self.shown:
+            from rich.console import Console
+            from rich.progress import Progress, TextColumn
+
+            title = TextColumn("{task.description}")
+            self._progress = Progress(title, *self._columns(), console=Console(stderr=True), transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self._title, total=None, pace="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.shown:
+            self._progress.stop()
+
+    def show(self, done: int, total: int | None, **more: Any) -> None:
+        """`done` of `total` (None: nobody knows) on the bar."""
+        self._progress.update(self._task, completed=done, total=total, **more)
+
+    @property
+    def update(self) -> Callable[[int, int], None] | None:
+        """What the engine calls with (parameters done, parameters in all), if anything is to be shown."""
+        return self.show if self.shown else None
+
+
 class Meter:
-    """Use as a context; `update` is what `evaluate` calls. Says nothing if `quiet`."""
+    """Samples a second and time left of an evaluation, to be used as a context; says nothing if `quiet`."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
-        self._bar: Any = None
+        self._bar = Bar("reading", quiet, _counted)
         self._spent = 0.0  # seconds of encoding, reading left out
         self._uncounted = 0  # samples whose time is not in them: those before the first call
         self._last: float | None = None
         self._told = time.monotonic()
 
     def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(),
-                TextColumn("{task.fields[pace]}"), console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task("reading", total=None, pace="")
+        self._bar.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.__exit__(kind, error, at)
 
-    def update(self, done: int, total: int | None, what: str) -> None:
-        """`done` of `total` samples are encoded (None: data is being read), and `what` is under way."""
+    def update(self, done: int, total: int | None, activity: str) -> None:
+        """What `evaluate` calls: `done` of `total` samples are encoded (None: data is being read), and what goes on."""
         if self._quiet:
             return
         now = time.monotonic()
@@ -52,11 +85,11 @@ class Meter:
             self._spent += now - self._last
         self._last = now
         pace = "" if total is None else _pace(done - self._uncounted, total - self._uncounted, self._spent)
-        if self._bar is not None:
-            self._bar.update(self._task, description=what, completed=done, total=total, pace=pace)
+        if self._bar.shown:
+            self._bar.show(done, total, description=activity, pace=pace)
         elif now - self._told >= EVERY:
             self._told = now
-            counted = f"{what}: {done:,} of {total:,} samples" if total is not None else what
+            counted = f"{activity}: {done:,} of {total:,} samples" if total is not None else activity
             say(f"{counted}, {pace}" if pace else counted)
 
 

@@ -4,17 +4,19 @@ from typing import Annotated
 
 import typer
 
-from taskmerge.cli.app import app
+from taskmerge.cli import options
+from taskmerge.cli.options import option
+from taskmerge.cli.program import app
 
 
 @app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, for its formula, options and notes.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    json: options.Json = False,
+    markdown: Annotated[bool, option("Print a Markdown table.", "--markdown")] = False,
+    debug: options.Debug = False,
 ) -> None:
     """List the merging methods, or explain one."""
     from taskmerge.cli import catalogue
 
-    catalogue.show(name, json, markdown)
+    catalogue.show(name, json=json, markdown=markdown)

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from taskmerge.cli import show
-from taskmerge.cli.app import app
+from taskmerge.cli import options, show
+from taskmerge.cli.program import app
 
 
 @app.command()
 def schema(
     name: Annotated[str | None, typer.Argument(help="A kind of report: eval.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: options.Debug = False,
 ) -> None:
     """Print the JSON schema of a report, or the names of those there are."""
     from taskmerge.errors import unknown_name

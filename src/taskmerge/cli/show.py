@@ -1,13 +1,11 @@
-"""What people see: sizes, notes, the plan's table, progress. Everything goes to stderr unless it is the result."""
+"""What people see: sizes, notes, the plan's table. Everything goes to stderr unless it is the result."""
 
 import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,33 +31,9 @@ def size(count: float) -> str:
     return f"{count:.3g} {UNITS[-1]}"
 
 
-def parse_size(text: str, flag: str) -> int:
-    """`700M`, `1.5GB`, `2GiB` or plain bytes."""
-    from taskmerge.errors import UsageError
-
-    powers = {
-        "": 1,
-        "k": 10**3,
-        "m": 10**6,
-        "g": 10**9,
-        "t": 10**12,
-        "ki": 2**10,
-        "mi": 2**20,
-        "gi": 2**30,
-        "ti": 2**40,
-    }
-    plain = text.strip().lower().removesuffix("b")
-    number = plain.rstrip("kmgti")
-    with suppress(ValueError, KeyError, OverflowError):
-        found = int(float(number) * powers[plain[len(number) :]])
-        if found > 0:
-            return found
-    raise UsageError(f"`{text}` is no size", where=flag, hint="such as 700M, 1.5G or 2GiB")
-
-
 def plain(text: str) -> str:
     """One line for a terminal: what a file's names hold of control characters is shown, not obeyed."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def say(text: str, quiet: bool = False) -> None:
@@ -85,7 +59,7 @@ def plan_lines(prepared: "Prepared") -> list[str]:
     """The plan in a few lines."""
     plan, inputs = prepared.plan, prepared.inputs
     base = f"base {inputs.base.where}" if inputs.base and prepared.reads_base else "no base needed"
-    chain = " then ".join(one.name for one in prepared.points[0].chain)
+    chain = " then ".join(method.name for method in prepared.points[0].chain)
     tensors = sum(count for _, count, _, _ in plan.classes())
     return [
         f"{chain}: {len(plan.tasks)} experts ({', '.join(plan.tasks)}), {base}",
@@ -97,17 +71,17 @@ def plan_lines(prepared: "Prepared") -> list[str]:
 
 def understood(prepared: "Prepared") -> dict[str, str]:
     """Every option of the chain as it was understood, over the whole grid; and every task's weight, if any has one."""
-    said: dict[str, str] = {}
+    options: dict[str, str] = {}
     given = prepared.spec.weights
     if given:
         weighed = (
             f"{task} {given.get(task, 1):g}{'' if task in given else ' (not given)'}" for task in prepared.plan.tasks
         )
-        said["--weight"] = ", ".join(weighed)
+        options["--weight"] = ", ".join(weighed)
     for name, (_, setting) in prepared.spec.settings().items():
         values: list[Any] = list(prepared.spec.options.get(name, (setting.default,)))
-        said[setting.flag] = ", ".join(setting.understood(value) for value in values)
-    return said
+        options[setting.flag] = ", ".join(setting.understood(value) for value in values)
+    return options
 
 
 def print_table(table: "Table") -> None:
@@ -157,7 +131,11 @@ def _types(prepared: "Prepared") -> dict[tuple[str, str], tuple[list[str], list[
         key = (job.unit.kind, job.treatment if job.action == "merge" else job.action)
         holders = (prepared.inputs.base,) if job.action == "copy" else prepared.inputs.experts
         read.setdefault(key, set()).update(
-            one.specs[output.name].dtype for one in holders if one for output in job.outputs if output.name in one.specs
+            source.specs[output.name].dtype
+            for source in holders
+            if source
+            for output in job.outputs
+            if output.name in source.specs
         )
         written.setdefault(key, set()).update(output.dtype for output in job.outputs)
     return {key: (sorted(codes), sorted(written[key])) for key, codes in read.items()}
@@ -167,7 +145,7 @@ def plan_document(prepared: "Prepared") -> dict[str, object]:
     """The plan as plain values."""
     plan, types = prepared.plan, _types(prepared)
     return {
-        "method": [one.name for one in prepared.points[0].chain],
+        "method": [method.name for method in prepared.points[0].chain],
         "tasks": list(plan.tasks),
         "base": prepared.inputs.base.where if prepared.inputs.base else None,
         "compute_dtype": prepared.spec.compute_dtype,
@@ -191,38 +169,3 @@ def plan_document(prepared: "Prepared") -> dict[str, object]:
         "notes": [*plan.notes, *prepared.inputs.notes],
         "warnings": list(prepared.inputs.warnings),
     }
-
-
-class Bar:
-    """A bar on a terminal; nothing where stderr is no terminal or --quiet was given."""
-
-    def __init__(self, title: str, quiet: bool) -> None:
-        self._title = title
-        self._shown = not quiet and sys.stderr.isatty()
-        self._bar: Any = None
-
-    def __enter__(self) -> Self:
-        if self._shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task(self._title, total=None)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    @property
-    def update(self) -> Callable[[int, int], None] | None:
-        """What the engine calls with (parameters done, parameters in all)."""
-        if self._bar is None:
-            return None
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)

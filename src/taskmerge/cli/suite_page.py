@@ -6,26 +6,26 @@ if TYPE_CHECKING:
     from taskmerge.data.suite_contents import Found, SplitEntry, SuiteInspection, TaskEntry
 
 
-def page(one: "SuiteInspection") -> str:
+def page(suite: "SuiteInspection") -> str:
     """The backbone and base, then three or more lines a task: expert, head, splits."""
     lines = [
-        f"{one.path}: the suite {one.name}, {len(one.tasks)} tasks, {_state(one)}",
-        f"  backbone   {one.library} {_told(one.model)}",
-        f"  tokenizer  {_told(one.tokenizer)}",
-        f"  base       {_told(one.base)}",
-        f"  qkv        {one.qkv}",
-        *(f"  note       {note}" for note in one.notes),
+        f"{suite.path}: the suite {suite.name}, {len(suite.tasks)} tasks, {_state(suite)}",
+        f"  backbone   {suite.library} {_described(suite.model)}",
+        f"  tokenizer  {_described(suite.tokenizer)}",
+        f"  base       {_described(suite.base)}",
+        f"  qkv        {suite.qkv}",
+        *(f"  note       {note}" for note in suite.notes),
     ]
-    return "\n".join([*lines, *(line for task in one.tasks for line in ("", *_task(task)))])
+    return "\n".join([*lines, *(line for task in suite.tasks for line in ("", *_task(task)))])
 
 
-def _state(one: "SuiteInspection") -> str:
+def _state(suite: "SuiteInspection") -> str:
     """Whether something is missing; nobody asked the hub."""
     from taskmerge.data.suite_contents import things
 
-    if one.missing:
-        return f"{len(one.missing)} thing{'' if len(one.missing) == 1 else 's'} missing or bad"
-    remote = any(thing.state == "hub" for thing in things(one.model, one.tokenizer, one.base, one.tasks))
+    if suite.missing:
+        return f"{len(suite.missing)} thing{'' if len(suite.missing) == 1 else 's'} missing or bad"
+    remote = any(thing.state == "hub" for thing in things(suite.model, suite.tokenizer, suite.base, suite.tasks))
     return "complete but for the hub, which was not asked" if remote else "complete"
 
 
@@ -35,9 +35,9 @@ def _task(task: "TaskEntry") -> list[str]:
     width = max([6, *(len(name) for name in task.splits)])
     return [
         f"  {task.name}: {task.kind}, {task.metric}{names}{templates}",
-        f"    {'expert':<{width}}  {_told(task.expert)}",
-        f"    {'head':<{width}}  {_told(task.head)}",
-        *(f"    {name:<{width}}  {_told(split.source, _items(split))}" for name, split in task.splits.items()),
+        f"    {'expert':<{width}}  {_described(task.expert)}",
+        f"    {'head':<{width}}  {_described(task.head)}",
+        *(f"    {name:<{width}}  {_described(split.source, _items(split))}" for name, split in task.splits.items()),
     ]
 
 
@@ -46,13 +46,13 @@ def _items(split: "SplitEntry") -> str:
     return f"{count}{split.source.said}{'' if split.labelled else ', unlabelled'}".removeprefix(", ")
 
 
-def _told(found: "Found", said: str | None = None) -> str:
+def _described(thing: "Found", contents: str | None = None) -> str:
     """Where it is and what its header says; or that it is missing, or bad."""
-    if found.state == "none":
+    if thing.state == "none":
         return "none"
-    if found.state == "missing":
-        return f"{found.where}: MISSING"
-    if found.state == "bad":
-        return f"{found.where}: BAD, see the warnings"
-    text = found.said if said is None else said
-    return f"{found.where}: {text}" if text else found.where
+    if thing.state == "missing":
+        return f"{thing.where}: MISSING"
+    if thing.state == "bad":
+        return f"{thing.where}: BAD, see the warnings"
+    text = thing.said if contents is None else contents
+    return f"{thing.where}: {text}" if text else thing.where

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskmerge.cli import show
-from taskmerge.cli.app import app
+from taskmerge.cli import options, show
+from taskmerge.cli.options import option
+from taskmerge.cli.program import app
 
 if TYPE_CHECKING:
     from taskmerge.specs.suite import Suite
@@ -21,9 +22,9 @@ def suites(
         str | None,
         typer.Option(help="Class names and templates of a task: of the suite, or of the catalogue.", metavar="TASK"),
     ] = None,
-    yaml: Annotated[bool, typer.Option("--yaml", help="Print the suite's file, to make one's own of it.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    yaml: Annotated[bool, option("Print the suite's file, to make one's own of it.", "--yaml")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
 ) -> None:
     """List the suites of the papers that come with the package, or show one."""
     from taskmerge.errors import UsageError
@@ -35,11 +36,11 @@ def suites(
         raise UsageError("prints the file of one suite and nothing else", where="--yaml", hint=hint)
     if classes is not None:
         names, templates = names_of(classes) if name is None else _names_in(load_suite(_path(name)), classes)
-        said = {"name": classes, "classes": names, "templates": templates}
-        show.document(said) if json else print(_names_page(classes, names, templates))
+        entry = {"name": classes, "classes": names, "templates": templates}
+        show.document(entry) if json else print(_names_page(classes, names, templates))
     elif name is None:
-        found = [load_suite(path) for path in packaged().values()]
-        show.document([_described(one) for one in found]) if json else print("\n".join(_lines(found)))
+        every = [load_suite(path) for path in packaged().values()]
+        show.document([_described(suite) for suite in every]) if json else print("\n".join(_lines(every)))
     elif yaml:
         print(_path(name).read_text(encoding="utf-8"), end="")
     else:
@@ -52,10 +53,10 @@ def _path(name: str) -> Path:
     from taskmerge.errors import unknown_name
     from taskmerge.specs.suite_file import packaged
 
-    known = packaged()
-    if name not in known:
-        raise unknown_name("suite", name, known)
-    return known[name]
+    files = packaged()
+    if name not in files:
+        raise unknown_name("suite", name, files)
+    return files[name]
 
 
 def _names_in(suite: "Suite", name: str) -> Names:
@@ -94,23 +95,25 @@ def _in_full(suite: "Suite") -> dict[str, object]:
         for task in suite.tasks
     ]
     base = None if suite.base is None else str(suite.base)
-    said = {"file": suite.where, "base": base, "qkv": suite.qkv, "notes": list(suite.notes), "tasks": tasks}
-    return {**_described(suite), **said}
+    more = {"file": suite.where, "base": base, "qkv": suite.qkv, "notes": list(suite.notes), "tasks": tasks}
+    return {**_described(suite), **more}
 
 
 def _names_page(name: str, classes: tuple[str, ...], templates: tuple[str, ...]) -> str:
     """Class names and templates, one a line."""
-    said = f"{len(templates)} template{'' if len(templates) == 1 else 's'}"
-    lines = [f"{name}: {len(classes)} classes, {said}", ""]
+    counted = f"{len(templates)} template{'' if len(templates) == 1 else 's'}"
+    lines = [f"{name}: {len(classes)} classes, {counted}", ""]
     lines += [f"  {template}" for template in templates]
-    lines += ["", *(f"  {index:>3}  {one}" for index, one in enumerate(classes))]
+    lines += ["", *(f"  {index:>3}  {label}" for index, label in enumerate(classes))]
     return "\n".join(lines)
 
 
-def _lines(found: "list[Suite]") -> list[str]:
+def _lines(every: "list[Suite]") -> list[str]:
     """The list of suites."""
     lines = [f"{'suite':<21}{'tasks':>6}  backbone"]
-    lines += [f"{one.name:<21}{len(one.tasks):>6}  {one.backbone.library} {one.backbone.model}" for one in found]
+    lines += [
+        f"{suite.name:<21}{len(suite.tasks):>6}  {suite.backbone.library} {suite.backbone.model}" for suite in every
+    ]
     return [*lines, "", "`taskmerge suites NAME` shows one in full; `--suite NAME` takes it."]
 
 
@@ -122,6 +125,6 @@ def _page(suite: "Suite") -> list[str]:
     lines.append(f"  {'task':<{width}}{'classes':>7}{'templates':>11}  {'metric':<17}{'head':<11}expert")
     for task in suite.tasks:
         head = task.head if isinstance(task.head, str) else "file"
-        said = f"{len(task.classes):>7}{len(task.templates):>11}  {task.metric:<17}{head:<11}{task.expert or 'none'}"
-        lines.append(f"  {task.name:<{width}}{said}")
+        columns = f"{len(task.classes):>7}{len(task.templates):>11}  {task.metric:<17}{head:<11}{task.expert or 'none'}"
+        lines.append(f"  {task.name:<{width}}{columns}")
     return [*lines, "", *(f"  note: {note}" for note in suite.notes)]

@@ -12,7 +12,7 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
 
     An option that no method declares is a `UsageError` with the nearest of all known names.
     """
-    known = sorted({*flags, *(one.flag for method in methods().values() for one in method.settings.values())})
+    allowed = sorted({*flags, *(option.flag for method in methods().values() for option in method.settings.values())})
     inputs: list[str] = []
     options: dict[str, str] = {}
     waiting = list(reversed(words))
@@ -20,7 +20,7 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
         word = waiting.pop()
         if not word.startswith("--") or word == "--":
             if word.startswith("-") and word != "--" and not os.path.exists(word):
-                raise unknown_name("option", word, known)
+                raise unknown_name("option", word, allowed)
             inputs.append(word)
             continue
         flag, has_value, value = word.partition("=")
@@ -30,7 +30,7 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
             value = "true" if declared else "false"
             name = name if declared else name.removeprefix("no_")
         elif declared is None:
-            raise unknown_name("option", flag.replace("_", "-"), known)
+            raise unknown_name("option", flag.replace("_", "-"), allowed)
         elif not has_value:
             if not waiting:
                 raise UsageError(f"`{flag}` needs a value", hint=f"allowed: {declared.range}")
@@ -38,4 +38,4 @@ def split(words: Sequence[str], flags: Sequence[str]) -> tuple[list[str], dict[s
         if name in options:
             raise UsageError(f"`{flag}` stands twice", hint="write a grid with commas: 0.1,0.2")
         options[name] = value
-    return [one for one in inputs if one != "--"], options
+    return [word for word in inputs if word != "--"], options

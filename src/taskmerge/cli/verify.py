@@ -1,33 +1,39 @@
 """`taskmerge verify`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taskmerge.cli import show
-from taskmerge.cli.app import app
+from taskmerge.cli import options, show
+from taskmerge.cli.meter import Bar
+from taskmerge.cli.options import option
+from taskmerge.cli.words import command
 
 if TYPE_CHECKING:
     from taskmerge.merging.verify import Verification
 
 
-@app.command()
-def verify(
-    file: Annotated[Path, typer.Argument(help="A merged file, index or folder.", readable=False)],
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyWords:
+    """What was said on the command line, option by option; what was not is its default."""
+
+    file: Annotated[Path, typer.Argument(help="A merged file, index or folder.", readable=False)]
     experts: Annotated[
         list[str] | None, typer.Argument(help="Where its experts and base are: files, folders, globs.")
-    ] = None,
-    no_replay: Annotated[bool, typer.Option("--no-replay", help="Check header and numbers only.")] = False,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin and .pt (weights only).")] = False,
-    threads: Annotated[int | None, typer.Option("--threads", "-j", min=1, help="Tensors merged at once.")] = None,
-    max_memory: Annotated[
-        str | None, typer.Option("--max-memory", help="Keep peak memory below this, such as 2G.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
-) -> None:
+    ] = None
+    no_replay: Annotated[bool, option("Check header and numbers only.", "--no-replay")] = False
+    allow_pickle: options.AllowPickle = False
+    threads: options.Threads = None
+    max_memory: options.MaxMemory = None
+    json: options.Json = False
+    quiet: options.Quiet = False
+    debug: options.Debug = False
+
+
+@command(VerifyWords, "verify")
+def verify(words: VerifyWords) -> None:
     """Check that a merge is what it says: sound, finite, and what its recipe makes of its experts.
 
     The experts are found by content, under whatever name. Exit code 3 when they are not there or a tensor does not
@@ -36,21 +42,21 @@ def verify(
     import taskmerge
     from taskmerge.methods.registry import problems
 
-    memory = show.parse_size(max_memory, "--max-memory") if max_memory else None
-    with show.Bar("replaying", quiet) as progress:
-        found = taskmerge.verify(
-            file, experts or (), replay=not no_replay, allow_pickle=allow_pickle, threads=threads, max_memory=memory,
-            progress=progress.update,
+    with Bar("replaying", words.quiet) as bar:
+        verification = taskmerge.verify(
+            words.file, words.experts or (), replay=not words.no_replay, allow_pickle=words.allow_pickle,
+            threads=words.threads, max_memory=words.max_memory, progress=bar.update,
         )  # fmt: skip
-    show.notices(found.notes, problems(), quiet)
-    show.document(found.to_dict()) if json else print("\n".join(lines(found, quiet)))
+    show.notices(verification.notes, problems(), words.quiet)
+    show.document(verification.to_dict()) if words.json else print("\n".join(lines(verification, words.quiet)))
 
 
-def lines(found: "Verification", quiet: bool) -> list[str]:
+def lines(verification: "Verification", quiet: bool) -> list[str]:
     """The verdict first, then what it rests on."""
-    if not found.replayed:
-        return [f"{found.path}: sound and finite, not replayed ({found.tensors} tensors, {show.size(found.bytes)})"]
-    how = "the whole file" if found.same_file else f"{found.tensors} tensors"
-    verdict = [f"{found.path}: verified ({how} came out again, byte for byte)"]
-    told = {**found.experts, **({"base": found.base} if found.base else {})}
-    return verdict + ([] if quiet else [f"  {task}: {path}" for task, path in told.items()])
+    path, tensors = verification.path, f"{verification.tensors} tensors"
+    if not verification.replayed:
+        return [f"{path}: sound and finite, not replayed ({tensors}, {show.size(verification.bytes)})"]
+    again = "the whole file" if verification.same_file else tensors
+    verdict = [f"{path}: verified ({again} came out again, byte for byte)"]
+    inputs = {**verification.experts, **({"base": verification.base} if verification.base else {})}
+    return verdict + ([] if quiet else [f"  {task}: {place}" for task, place in inputs.items()])

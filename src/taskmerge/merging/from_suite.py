@@ -16,7 +16,6 @@ from taskmerge.experts.lora import is_adapter
 from taskmerge.merging.heads import FOLDER, heads_folder
 from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import is_folder
-from taskmerge.methods.registry import DEFAULT
 from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
@@ -27,42 +26,37 @@ Names = frozenset[str]
 
 
 def from_suite(
-    said: str | Path | Suite,
-    inputs: Arguments,
-    options: Mapping[str, Any],
-    *,
-    method: str = DEFAULT,
-    output: str | Path | None = None,
+    suite: str | Path | Suite, inputs: Arguments, keywords: Mapping[str, Any]
 ) -> tuple[Arguments, dict[str, Any]]:
-    """Inputs and keywords of `merge`, completed by the suite `said` (a file, its folder, a packaged name, or itself).
+    """Inputs and keywords of `merge`, completed by a suite: its file, its folder, a packaged name, or itself.
 
     Without inputs these are the suite's experts by task, and where the base's names are theirs but for a prefix, that
     prefix is taken off. Heads are not merged: where some task's head is its expert's own, all are kept per task, else
     left out. Hub locations are fetched, the base only for a merge that reads it. A suite without an expert is a
     `UsageError` if they are needed; other errors are those of the suite's file and of the hub.
     """
-    asked = {"method": method, "output": output}
-    suite = said if isinstance(said, Suite) else load_suite(find_suite(Path(said))[0])
-    found, told = dict(options), list[str]()
+    if not isinstance(suite, Suite):
+        suite = load_suite(find_suite(Path(suite))[0])
+    completed, told = dict(keywords), list[str]()
     own = not inputs
     if own:
         inputs, notes = _experts(suite)
         told += notes
-    headers = _headers(inputs, allow_pickle=bool(options.get("allow_pickle")))
+    headers = _headers(inputs, allow_pickle=bool(keywords.get("allow_pickle")))
     for decide in (_base, _qkv, *([_prefix] if own else []), _heads):
-        more, notes = decide(suite, {**found, **asked}, headers)
-        found, told = found | more, [*told, *notes]
-    return inputs, {**found, "told": tuple(told)}
+        more, notes = decide(suite, completed, headers)
+        completed, told = completed | more, [*told, *notes]
+    return inputs, {**completed, "told": tuple(told)}
 
 
 def _experts(suite: Suite) -> tuple[dict[str, Path], list[str]]:
     """Task -> expert."""
-    found = {task.name: resolve(task.expert) for task in suite.tasks if task.expert is not None}
-    if not found:
+    experts = {task.name: resolve(task.expert) for task in suite.tasks if task.expert is not None}
+    if not experts:
         raise UsageError("it names no expert", where=suite.where, hint="give the fine-tuned checkpoints as arguments")
-    without = [task.name for task in suite.tasks if task.name not in found]
-    notes = [f"merging the {len(found)} experts of {suite.where}"]
-    return found, notes + ([f"{suite.where} names no expert of {', '.join(without)}"] if without else [])
+    without = [task.name for task in suite.tasks if task.name not in experts]
+    notes = [f"merging the {len(experts)} experts of {suite.where}"]
+    return experts, notes + ([f"{suite.where} names no expert of {listed(without, plain=True)}"] if without else [])
 
 
 def _headers(inputs: Arguments, *, allow_pickle: bool) -> dict[str, Names | None]:
@@ -70,16 +64,16 @@ def _headers(inputs: Arguments, *, allow_pickle: bool) -> dict[str, Names | None
 
     What cannot be read is left out: whoever opens it to be merged says why.
     """
-    found: dict[str, Names | None] = {}
+    headers: dict[str, Names | None] = {}
     for task, path in named(inputs):
         with suppress(TaskmergeError):
             if is_adapter(path):
-                found[task] = None
+                headers[task] = None
                 continue
             with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
                 plain = (provenance_of(checkpoint) or {}).get("kind") not in ("vector", "factors")
-                found[task] = frozenset(checkpoint.specs) if plain else None
-    return found
+                headers[task] = frozenset(checkpoint.specs) if plain else None
+    return headers
 
 
 # --- what is decided, and the notes that say so ----------------------------------------------------------------
@@ -98,8 +92,8 @@ def _base(suite: Suite, options: Keywords, headers: Mapping[str, Names | None]) 
 
 def _reads_base(options: Keywords, headers: Mapping[str, Names | None]) -> bool:
     """Whether task vectors are merged, or given, or the base stands in for what an expert lacks."""
-    chain = MergeSpec(method=options["method"], then=options.get("then")).chain()
-    deltas = any(one.space == "delta" for one in chain)
+    chain = MergeSpec(**{name: options[name] for name in ("method", "then") if name in options}).chain()
+    deltas = any(method.space == "delta" for method in chain)
     return deltas or options.get("on_missing") == "base" or None in headers.values()
 
 
@@ -128,12 +122,12 @@ def _heads(suite: Suite, options: Keywords, headers: Mapping[str, Names | None])
     spec = MergeSpec(include=options.get("include", ()), exclude=options.get("exclude", ()))
     prefix = options.get("strip_prefix", "")
     bare = {task: [name.removeprefix(prefix) for name in names or ()] for task, names in headers.items()}
-    known = {task: head_names(selected(names, spec)) for task, names in bare.items()}
+    heads = {task: head_names(selected(names, spec)) for task, names in bare.items()}
     if any(task.head == "expert" for task in suite.tasks):
-        _refuse_lost_heads(suite, options, [task for task, names in known.items() if names])
+        _refuse_lost_heads(suite, options, [task for task, names in heads.items() if names])
         note = f"heads are kept per task in {FOLDER}/ beside the output, as {suite.where} says (--heads decides)"
         return {"heads": "keep"}, [note]
-    every = sorted(frozenset().union(*known.values()))
+    every = sorted(frozenset().union(*heads.values()))
     if not every:
         return {}, []
     note = f"left out {len(every)} tensors of heads, which {suite.where} has elsewhere: {listed(every)}"
@@ -142,7 +136,7 @@ def _heads(suite: Suite, options: Keywords, headers: Mapping[str, Names | None])
 
 def _refuse_lost_heads(suite: Suite, options: Keywords, tasks: Collection[str]) -> None:
     """A head file of the suite is no place for the head that an expert happens to carry; `tasks` are those that do."""
-    output = Path(options["output"] or "merged.safetensors")
+    output = Path(options.get("output") or "merged.safetensors")
     folder = heads_folder(output, is_folder(output))
     for task in suite.tasks:
         path = folder / f"{task.name}.safetensors"

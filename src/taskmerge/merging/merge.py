@@ -16,13 +16,13 @@ from taskmerge.experts.rows import Rows
 from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.card import tokenizer_warnings
 from taskmerge.merging.execute import execute
-from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.heads import heads_folder, stage_heads
 from taskmerge.merging.kernels import BoundPoint, earlier_points, largest_first
-from taskmerge.merging.options import Arguments, RunOptions, split_options
+from taskmerge.merging.options import Arguments, RunOptions
 from taskmerge.merging.plan import Plan
 from taskmerge.merging.prepare import Prepared, heads_folders, layout_options, prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
+from taskmerge.merging.request import Request, requested
 from taskmerge.merging.run import Run
 from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.lapack import load_routines
@@ -47,11 +47,14 @@ def merge(
     of the command is a keyword with the same name (`qkv="fused"`, `include=["visual.*"]`, `overwrite=True`), and so is
     every option of the method (`rank=0.08`; a sequence of values means a grid). Raises `TaskmergeError`.
     """
-    if suite is not None:
-        inputs, options = from_suite(suite, inputs, {**options, "base": base}, method=method, output=output)
-        base = options.pop("base")
-    spec, opening, running = split_options(method, base, output, weights, options)
-    return carry_out(prepare(inputs, spec, opening, running), running)
+    keywords = {"method": method, "base": base, "output": output, "weights": weights, **options}
+    return merge_requested(requested(inputs, keywords, suite=suite))
+
+
+def merge_requested(request: Request, ahead: Ahead | None = None) -> MergeReceipt:
+    """Plans and carries out a request."""
+    prepared = prepare(request.inputs, request.spec, request.opening, request.running)
+    return carry_out(prepared, request.running, ahead)
 
 
 def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = None) -> MergeReceipt:
@@ -96,8 +99,10 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
 def _rows(prepared: Prepared, digested: Mapping[Stamp, Mapping[str, str]] | None) -> Rows:
     """The rows of the merge, with digests of what is read unless `digested` (what has been digested ahead) is None."""
     inputs, spec = prepared.inputs, prepared.spec
-    tallies = {} if digested is None else {id(one): Tally(_known(one, digested)) for one in inputs.sources}
-    weights = torch.tensor([spec.weights.get(one.task, 1.0) for one in inputs.experts], dtype=torch.float64)
+    tallies = (
+        {} if digested is None else {id(source): Tally(_known_digests(source, digested)) for source in inputs.sources}
+    )
+    weights = torch.tensor([spec.weights.get(expert.task, 1.0) for expert in inputs.experts], dtype=torch.float64)
     dtype = torch.float64 if spec.compute_dtype == "float64" else torch.float32
     space = prepared.points[0].last.space
     return Rows(inputs.base, inputs.experts, space, weights, dtype, prepared.device, tallies)
@@ -105,7 +110,7 @@ def _rows(prepared: Prepared, digested: Mapping[Stamp, Mapping[str, str]] | None
 
 def _stage(prepared: Prepared, point: BoundPoint, running: RunOptions, rows: Rows) -> AbstractContextManager[Sink]:
     """The staged output of one grid point, with room for its provenance."""
-    path = next(path for path, one in zip(prepared.paths, prepared.points, strict=True) if one is point)
+    path = next(path for path, other in zip(prepared.paths, prepared.points, strict=True) if other is point)
     room = reserve(_record(prepared, point, rows, ()), len(prepared.inputs.experts) + 1)
     return stage(path, prepared.plan.outputs(), reserve=room, **layout_options(prepared, point, path, running))
 
@@ -120,9 +125,7 @@ def _written(sink: Sink, heads: Sequence[Path], sealed: Mapping[str, Any]) -> Ou
 
 def _record(prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str]) -> dict[str, object]:
     """The provenance of one grid point; its warnings are those that the tensors themselves give rise to."""
-    return provenance(
-        __version__, prepared.spec.recipe(point.point), prepared.plan, rows, warnings
-    )  # fmt: skip
+    return provenance(__version__, prepared.spec.recipe(point.point), prepared.plan, rows, warnings)
 
 
 def _stage_heads(prepared: Prepared, running: RunOptions, stack: ExitStack) -> list[tuple[Sink, dict[str, str]]]:
@@ -150,10 +153,10 @@ def progress_of(plan: Plan, running: RunOptions) -> Callable[[int], None]:
     return advance
 
 
-def _known(source: Source, found: Mapping[Stamp, Mapping[str, str]]) -> dict[str, str]:
+def _known_digests(source: Source, digested: Mapping[Stamp, Mapping[str, str]]) -> dict[str, str]:
     """The SHA-256 of those tensors of a source that have been digested already, in the version that will be read."""
     files = {spec.file for spec in source.stored.values()}
-    versions = {file: found[now] for file in files if (now := stamp(file)) is not None and now in found}
+    versions = {file: digested[now] for file in files if (now := stamp(file)) is not None and now in digested}
     return {
         name: versions[spec.file][name]
         for name, spec in source.stored.items()

@@ -28,48 +28,48 @@ class RunOptions:
     progress: Callable[[int, int], None] | None = None
 
 
+GROUPS = {group: frozenset(field.name for field in fields(group)) for group in (MergeSpec, InputOptions, RunOptions)}
+KEYWORDS = frozenset().union(*GROUPS.values())
+"""Every keyword of a merge that is no option of a method."""
+
+
 def split_options(
     method: str | None, base: str | Path | None, output: str | Path | None, weights: Mapping[str, float] | None,
     options: Mapping[str, Any],
 ) -> tuple[MergeSpec, InputOptions, RunOptions]:  # fmt: skip
     """The three groups of keywords; what belongs to none of them is an option of the method (None: the usual one)."""
-    groups: dict[type, dict[str, Any]] = {MergeSpec: {}, InputOptions: {}, RunOptions: {}}
-    fields_of = {one: {field.name for field in fields(one)} for one in (MergeSpec, InputOptions, RunOptions)}
-    rest: dict[str, Any] = {}
-    for name, value in options.items():
-        owner = next((one for one, names in fields_of.items() if name in names), None)
-        (rest if owner is None else groups[owner])[name] = value
-    groups[InputOptions]["base"] = None if base is None else Path(base)
-    groups[RunOptions]["output"] = None if output is None else Path(output)
-    groups[MergeSpec] |= {"weights": dict(weights or {})} | ({} if method is None else {"method": method})
-    spec = MergeSpec(**groups[MergeSpec])
-    spec = replace(spec, options=grid(spec, rest), grid=grid(spec, spec.grid))
-    opening = InputOptions(**{**groups[InputOptions], "strip_prefix": spec.strip_prefix})
-    return spec, opening, RunOptions(**groups[RunOptions])
+    shape, opening, running = ({name: options[name] for name in options if name in names} for names in GROUPS.values())
+    shape |= {"weights": dict(weights or {})} | ({} if method is None else {"method": method})
+    spec = MergeSpec(**shape)
+    own = {name: value for name, value in options.items() if name not in KEYWORDS}
+    spec = replace(spec, options=grid(spec, own), grid=grid(spec, spec.grid))
+    opening |= {"base": None if base is None else Path(base), "strip_prefix": spec.strip_prefix}
+    running |= {"output": None if output is None else Path(output)}
+    return spec, InputOptions(**opening), RunOptions(**running)
 
 
 def grid(spec: MergeSpec, given: Mapping[str, object]) -> dict[str, tuple[Value, ...]]:
     """The method's options as tuples of checked values: texts may hold grids, sequences are grids."""
     settings = {name: setting for name, (_, setting) in spec.settings().items()}
-    found = {}
+    options = {}
     for name, value in given.items():
         key = name.replace("-", "_")
         if key not in settings:
             raise _no_option(spec.method, key, [setting.flag for setting in settings.values()])
-        found[key] = _values(settings[key], value)
-    return found
+        options[key] = _values(settings[key], value)
+    return options
 
 
-def _no_option(method: str, name: str, known: Sequence[str]) -> UsageError:
-    """The complaint about an option that the method does not have: whose it is, or which name is near."""
+def _no_option(method: str, name: str, flags: Sequence[str]) -> UsageError:
+    """The complaint about an option that the method does not have: whose it is, or which of its `flags` is near."""
     flag = f"--{name.replace('_', '-')}"
-    owners = [one.name for one in methods().values() if name in one.settings]
-    has = f"{method} has {', '.join(known)}" if known else f"{method} has no options"
+    owners = [other.name for other in methods().values() if name in other.settings]
+    has = f"{method} has {', '.join(flags)}" if flags else f"{method} has no options"
     if owners:
         return UsageError(
             f"`{method}` has no option `{flag}`", where=flag, hint=f"{flag} belongs to {', '.join(owners)}; {has}"
         )
-    close = nearest(flag, known)
+    close = nearest(flag, flags)
     return UsageError(
         f"unknown option of {method} `{flag}`", where=flag, hint=f"did you mean `{close}`?" if close else has
     )
@@ -80,5 +80,5 @@ def _values(setting: Setting, value: object) -> tuple[Value, ...]:
     if isinstance(value, str):
         return tuple(dict.fromkeys(setting.read(value)))
     if isinstance(value, Sequence):
-        return tuple(dict.fromkeys(setting.check(one) for one in value))
+        return tuple(dict.fromkeys(setting.check(item) for item in value))
     return (setting.check(value),)

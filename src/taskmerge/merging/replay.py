@@ -1,6 +1,6 @@
 """Finds the experts of a merged file again by content, so that its recipe can be replayed."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +10,18 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.provenance import provenance_of
-from taskmerge.errors import BadFile, TaskmergeError, UsageError
+from taskmerge.errors import BadFile, TaskmergeError, UsageError, listed
 from taskmerge.experts.factors import dense_names, stored_names
 from taskmerge.experts.inputs import named
 from taskmerge.experts.lora import is_adapter, open_adapter
+from taskmerge.merging.options import Arguments
 from taskmerge.specs.load import parse_recipe
 
 BASE = "\0base"  # among the tasks that are looked for; no task is called so
 FOLDERS = ("*.safetensors", "*.bin", "*.pt", "*.index.json")
 
 
-def replayed(
-    path: Path, inputs: Sequence[str | Path], *, allow_pickle: bool = False
-) -> tuple[dict[str, Path], dict[str, Any]]:
+def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tuple[dict[str, Path], dict[str, Any]]:
     """(task -> path, keywords of `merge`) that make the merged file at `path` again.
 
     Looks among `inputs` (files, folders, globs), in the folder of `path` and in the working directory. `BadFile`
@@ -33,28 +32,28 @@ def replayed(
         if record.get("kind") != "merge":
             hint = "only files that taskmerge merged can be replayed"
             raise UsageError("it carries no recipe", where=str(path), hint=hint)
-        wanted = {str(one["name"]): one for one in record["tasks"]}
-        if any("digest" not in one for one in wanted.values()):
+        wanted = {str(task["name"]): task for task in record["tasks"]}
+        if any("digest" not in task for task in wanted.values()):
             raise UsageError("its inputs were not digested", where=str(path), hint="merge without --no-digest")
         base = record.get("base")
         keywords = _keywords(record["recipe"], str(path))
         search = _Search(merged, keywords.get("strip_prefix", ""), allow_pickle)
         candidates = _candidates(path, inputs)
-        found = search.find(wanted, candidates, search.of_expert)
-        held = search.held(found.values())
-        origin = search.find({BASE: base} if base else {}, candidates, lambda one: search.of_base(one, held))
-    lacking = [f"`{name}` ({one['digest']})" for name, one in wanted.items() if name not in found]
+        experts = search.find(wanted, candidates, search.of_expert)
+        held = search.held(experts.values())
+        origin = search.find({BASE: base} if base else {}, candidates, lambda file: search.of_base(file, held))
+    lacking = [f"`{name}` ({task['digest']})" for name, task in wanted.items() if name not in experts]
     lacking += [f"the base ({base['digest']})"] if base and not origin else []
     if lacking:
         raise BadFile(
-            f"cannot find again, by content: {', '.join(lacking)}", where=str(path),
+            f"cannot find again, by content: {listed(lacking, plain=True)}", where=str(path),
             hint="name the experts' files or folder as arguments, or put them beside the merged file",
         )  # fmt: skip
     if base:
         keywords["base"] = origin[BASE]
     # What was decided once is not decided again: names like `base`, and experts that were merges themselves.
     keywords |= {"keep_base": True, "allow_merged": True, "allow_pickle": allow_pickle}
-    return {name: found[name] for name in wanted}, keywords
+    return {name: experts[name] for name in wanted}, keywords
 
 
 def _keywords(recipe: Any, where: str) -> dict[str, Any]:
@@ -66,13 +65,12 @@ def _keywords(recipe: Any, where: str) -> dict[str, Any]:
     return keywords
 
 
-def _candidates(path: Path, inputs: Sequence[str | Path]) -> list[Path]:
+def _candidates(path: Path, inputs: Arguments) -> list[Path]:
     """Where experts may lie: the arguments given, the merged file's folder, the working directory."""
-    places = [one for _, one in named(inputs)] + [path.absolute().parent, Path.cwd()]
-    found = [one for place in places for one in ([place] if not place.is_dir() else _in_folder(place))]
+    places = [given for _, given in named(inputs)] + [path.absolute().parent, Path.cwd()]
     unique: dict[Path, Path] = {}
-    for one in found:
-        unique.setdefault(one.resolve(), one)
+    for file in (file for place in places for file in ([place] if not place.is_dir() else _in_folder(place))):
+        unique.setdefault(file.resolve(), file)
     unique.pop(path.resolve(), None)
     return list(unique.values())
 
@@ -80,8 +78,8 @@ def _candidates(path: Path, inputs: Sequence[str | Path]) -> list[Path]:
 def _in_folder(folder: Path) -> list[Path]:
     """A model folder itself, the weight files in it, and the model folders directly below it."""
     files = [file for pattern in FOLDERS for file in sorted(folder.glob(pattern)) if not file.name.startswith(".")]
-    below = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
-    return [folder, *files, *(one for one in below if any(any(one.glob(pattern)) for pattern in FOLDERS))]
+    below = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    return [folder, *files, *(place for place in below if any(any(place.glob(pattern)) for pattern in FOLDERS))]
 
 
 Names = list[str]
@@ -102,15 +100,15 @@ class _Search:
         read: Callable[[Checkpoint], Iterable[Names]],
     ) -> dict[str, Path]:
         """Task -> the first path with the same content; `read` says which tensors the merge may have read of a file."""
-        found: dict[str, Path] = {}
+        places: dict[str, Path] = {}
         for path in paths:
-            open_tasks = {task: one for task, one in wanted.items() if task not in found}
-            if not open_tasks:
+            lacking = {task: record for task, record in wanted.items() if task not in places}
+            if not lacking:
                 break
             with suppress(TaskmergeError):  # other files may lie beside the experts
-                digests = set(self._digests(path, {one.get("tensors") for one in open_tasks.values()}, read))
-                found |= {task: path for task, one in open_tasks.items() if one["digest"] in digests}
-        return found
+                digests = set(self._digests(path, {record.get("tensors") for record in lacking.values()}, read))
+                places |= {task: path for task, record in lacking.items() if record["digest"] in digests}
+        return places
 
     def _digests(
         self, path: Path, sizes: Container[object], read: Callable[[Checkpoint], Iterable[Names]]
@@ -136,10 +134,10 @@ class _Search:
 
     def held(self, experts: Iterable[Path]) -> frozenset[str]:
         """The tensors of the merged file that some expert holds; an adapter stands for all of them."""
-        found: set[str] = set()
+        names: set[str] = set()
         for path in dict.fromkeys(experts):
             if is_adapter(path):
                 return frozenset(self.merged.specs)
             with open_checkpoint(path, allow_pickle=self.allow_pickle) as checkpoint:
-                found |= dense_names(checkpoint, provenance_of(checkpoint), self.prefix).keys()
-        return frozenset(found)
+                names |= dense_names(checkpoint, provenance_of(checkpoint), self.prefix).keys()
+        return frozenset(names)

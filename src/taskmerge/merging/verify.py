@@ -64,22 +64,22 @@ def verify(
     with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
         _check_finite(checkpoint)
         record = provenance_of(checkpoint)
-        size = sum(one.nbytes for one in checkpoint.specs.values())
+        size = sum(spec.nbytes for spec in checkpoint.specs.values())
         plain = Verification(
             str(path), digest_of(checkpoint), len(checkpoint.specs), size, record, False, False, {}, None, ()
         )
         if not replay:
             return plain
-        found, keywords = _replayable(path, record, experts, allow_pickle)
+        inputs, keywords = _replayable(path, record, experts, allow_pickle)
         keywords |= {"threads": threads, "max_memory": max_memory, "progress": progress}
         with tempfile.TemporaryDirectory(prefix="taskmerge-verify-") as folder:
             again = Path(folder) / "again.safetensors"
-            merge(found, output=again, **keywords)
+            merge(inputs, output=again, **keywords)
             same_file, notes = _compare(checkpoint, again)
     base = keywords.get("base")
     return Verification(
         plain.path, plain.digest, plain.tensors, plain.bytes, record, True, same_file,
-        {task: str(one) for task, one in found.items()}, None if base is None else str(base), notes,
+        {task: str(place) for task, place in inputs.items()}, None if base is None else str(base), notes,
     )  # fmt: skip
 
 
@@ -101,8 +101,8 @@ def _finite(checkpoint: Checkpoint, name: str) -> bool:
     dtype = DTYPES[spec.dtype]
     if not is_float(spec.dtype) and not dtype.is_complex:
         return True
-    values = (piece.view(dtype) for piece in checkpoint.pieces(name))
-    return all(bool(torch.isfinite(one.float() if one.element_size() == 1 else one).all()) for one in values)
+    pieces = (piece.view(dtype) for piece in checkpoint.pieces(name))
+    return all(bool(torch.isfinite(piece.float() if piece.element_size() == 1 else piece).all()) for piece in pieces)
 
 
 def _replayable(
@@ -110,13 +110,13 @@ def _replayable(
 ) -> tuple[dict[str, Path], dict[str, Any]]:
     """Experts and keywords of the merge that is to be done again, on the kind of device that it was done on."""
     try:
-        found, keywords = replayed(path, experts, allow_pickle=allow_pickle)
+        inputs, keywords = replayed(path, experts, allow_pickle=allow_pickle)
     except UsageError as error:
         raise UsageError(error.what, where=error.where, hint=UNREPLAYABLE) from None
     device = str((record or {}).get("device", "cpu"))
     if device == "cuda" and not torch.cuda.is_available():
         raise NotEnough("it was merged on a GPU, and there is none here", where=str(path), hint=UNREPLAYABLE)
-    return found, {**keywords, "device": device}
+    return inputs, {**keywords, "device": device}
 
 
 def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]]:
@@ -132,10 +132,10 @@ def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]
                 f"{len(differing)} of {len(names)} tensors are not what the recipe gives: {listed(differing, SHOWN)}",
                 where=where, hint="the file was changed after the merge, or its recipe was: merge again",
             )  # fmt: skip
-        said, found = (dict(provenance_of(one) or {}) for one in (checkpoint, replay))
-    old, new = said.pop("version", None), found.pop("version", None)
-    if said != found:
-        keys = [key for key in sorted({*said, *found}) if said.get(key) != found.get(key)]
+        record, fresh = (dict(provenance_of(file) or {}) for file in (checkpoint, replay))
+    old, new = record.pop("version", None), fresh.pop("version", None)
+    if record != fresh:
+        keys = [key for key in sorted({*record, *fresh}) if record.get(key) != fresh.get(key)]
         raise BadFile(
             f"its tensors are what the recipe gives, but its provenance was changed: {listed(keys, SHOWN)}",
             where=where, hint="merge again to have a true record",

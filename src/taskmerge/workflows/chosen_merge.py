@@ -13,16 +13,14 @@ from taskmerge.errors import UsageError
 from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.label_free import ADAPT, judge
 from taskmerge.evaluation.run import BATCH, device_for
-from taskmerge.experts.inputs import InputOptions
-from taskmerge.merging.from_suite import from_suite
 from taskmerge.merging.kernels import bind_points
-from taskmerge.merging.merge import carry_out
-from taskmerge.merging.options import Arguments, RunOptions, split_options
+from taskmerge.merging.merge import merge_requested
+from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import output_paths
 from taskmerge.merging.prepare import prepare
 from taskmerge.merging.record import MergeReceipt
+from taskmerge.merging.request import Request, requested
 from taskmerge.methods.registry import DEFAULT
-from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Progress, unheard
@@ -40,7 +38,7 @@ class Chosen:
 
     def to_dict(self) -> dict[str, object]:
         """The receipt as plain values, with the choices."""
-        return {**self.receipt.to_dict(), "choices": [dict(choice) for choice in self.choices]}
+        return {**self.receipt.to_dict(), "choices": [dict(row) for row in self.choices]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,53 +75,54 @@ def choose(
 
     The criterion looks at the suite's unlabelled `adapt_split` (at most `limit` items a task), never at a label.
     """
-    whole = load_suite(find_suite(Path(suite))[0])
-    inputs, options = from_suite(suite, inputs, {**options, "base": base}, method=method, output=output)
-    spec, opening, running = split_options(method, options.pop("base"), output, weights, options)
-    judging = Judging(by=by, suite=whole, adapt_split=adapt_split, limit=limit)
-    return carry_out_choice(inputs, spec, opening, running, judging)
+    loaded = load_suite(find_suite(Path(suite))[0])
+    keywords = {"method": method, "base": base, "output": output, "weights": weights, **options}
+    judging = Judging(by=by, suite=loaded, adapt_split=adapt_split, limit=limit)
+    return carry_out_choice(requested(inputs, keywords, suite=loaded), judging)
 
 
-def carry_out_choice(
-    inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: RunOptions, judging: Judging,
-    ahead: Ahead | None = None,
-) -> Chosen:  # fmt: skip
+def carry_out_choice(request: Request, judging: Judging, ahead: Ahead | None = None) -> Chosen:
     """Merges the grid into a hidden folder beside the output, judges it, merges the best point into the output.
 
     That last merge is a replay of its grid point: the same bytes.
     """
     check_criterion(judging.by, "--choose")
     _check_tasks(judging.suite, judging.by)
-    points = bind_points(spec)
+    spec, points = request.spec, bind_points(request.spec)
     if len(points) < 2:
         raise UsageError(
             "there is nothing to choose from", where="--choose", hint="give a grid, such as --rank 0.04,0.08,0.16"
         )
     single = replace(spec, options={name: values[:1] for name, values in spec.options.items()})
-    (final,) = output_paths(single, running.output, points[:1])
-    keeping = replace(running, output=final)
-    prepare(inputs, single, opening, keeping).inputs.close()  # refuses before the whole grid is merged
+    (final,) = output_paths(single, request.running.output, points[:1])
+    keeping = replace(request.running, output=final)
+    prepare(request.inputs, single, request.opening, keeping).inputs.close()  # refuses before the whole grid is merged
+    names, ranking = _ranked(request, judging, final)
+    best = next(row["encoder"] for row in ranking if row["criterion"] == judging.by and row["rank"] == 1)
+    point = points[names.index(best)].point
+    kept = replace(spec, options={name: (value,) for name, value in point.items()}, grid=spec.options)
+    receipt = merge_requested(replace(request, spec=kept, running=keeping), ahead)
+    return Chosen(receipt, tuple({**row, "encoder": row["encoder"].removeprefix("point-")} for row in ranking))
+
+
+def _ranked(request: Request, judging: Judging, final: Path) -> tuple[list[str], tuple[dict[str, Any], ...]]:
+    """Merges the grid beside `final` and judges it: the names of its points, in their order, and their places."""
     with _hidden_folder(final) as folder:
-        aside = replace(running, output=folder / ONLY, shard_size=None, digests=False)
-        every = carry_out(prepare(inputs, spec, opening, aside), aside)
+        aside = replace(request.running, output=folder / ONLY, shard_size=None, digests=False)
+        merged = merge_requested(replace(request, running=aside)).paths
         judged = judge(
-            list(every.paths), suite=judging.suite, split=judging.adapt_split, limit=judging.limit, seed=spec.seed,
-            batch_size=judging.batch_size, device=device_for(running.device), cache=judging.cache,
+            list(merged), suite=judging.suite, split=judging.adapt_split, limit=judging.limit, seed=request.spec.seed,
+            batch_size=judging.batch_size, device=device_for(aside.device), cache=judging.cache,
             progress=judging.progress, note=judging.note,
         )  # fmt: skip
-        ranked = choices(judged, None, judging.by)
-    best = next(choice["encoder"] for choice in ranked if choice["criterion"] == judging.by and choice["rank"] == 1)
-    point = points[[Path(path).stem for path in every.paths].index(best)].point
-    kept = replace(spec, options={name: (value,) for name, value in point.items()}, grid=spec.options)
-    receipt = carry_out(prepare(inputs, kept, opening, keeping), keeping, ahead)
-    return Chosen(receipt, tuple({**choice, "encoder": choice["encoder"].removeprefix("point-")} for choice in ranked))
+        return [Path(path).stem for path in merged], choices(judged, None, judging.by)
 
 
 def _check_tasks(suite: Suite, by: str) -> None:
     """Refuses a criterion that judges none of the tasks, before anything is merged."""
     if not any(CRITERIA[by].judges(task.kind) for task in suite.tasks):
-        what = f"no task of this suite can be judged by {by}"
-        raise UsageError(what, where="--choose", hint="agreement judges classification and regression")
+        complaint = f"no task of this suite can be judged by {by}"
+        raise UsageError(complaint, where="--choose", hint="agreement judges classification and regression")
 
 
 @contextmanager

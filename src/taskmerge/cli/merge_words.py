@@ -1,0 +1,87 @@
+"""What `taskmerge merge` can be told; options of the methods, which no command declares, stand among the inputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taskmerge.cli import options
+from taskmerge.cli.options import ITEMS, NAMES, Names, option
+from taskmerge.cli.words import Reads
+from taskmerge.specs.values import parse_weights
+
+PANELS = {
+    "method": "What is merged, and how",
+    "base": options.INPUT,
+    "choose": "Which point of a grid is kept",
+    "output": options.COST,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeWords:
+    """What was said on the command line, option by option; what was not is its default."""
+
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Experts: files, folders, globs, or name=path.", metavar="[INPUTS]...")
+    ] = None
+
+    method: Annotated[
+        str | None, option("Merging method, see `taskmerge methods` (default: cart).", "--method", "-m")
+    ] = None
+    then: Annotated[str | None, option("What merges the task vectors that dare or breadcrumbs leave.")] = None
+    lines: Annotated[bool, option("Scale the merged task vector by depth (LiNeS).", "--lines")] = False
+    weight: Annotated[
+        Mapping[str, float] | None,
+        option("Weight of a task, NAME=VALUE (repeatable)."),
+        Reads(parse_weights, list[str]),
+    ] = None
+    coefficients: Annotated[Path | None, option("YAML or JSON file of task weights, NAME: VALUE.")] = None
+    also: Annotated[Names, option("Treat these classes as matrices too: projection,conv,embedding."), NAMES] = None
+    qkv: Annotated[str | None, option("Attention q, k, v: as-is, split or fused.")] = None
+    dtype: Annotated[
+        str | None, option("Type of the output: float32, float16, bfloat16 ... (default: the experts').")
+    ] = None
+    compute_dtype: options.ComputeDtype = None
+    svd: options.Svd = None
+    seed: Annotated[int | None, option("Seed of random methods (default: 0).")] = None
+    recipe: Annotated[Path | None, option("Recipe (YAML), or a merged file to replay.")] = None
+    set: Annotated[list[str] | None, option("key=value over the recipe (repeatable).")] = None
+
+    base: Annotated[Path | None, option("The checkpoint that the experts were fine-tuned from.")] = None
+    suite: Annotated[Path | None, option("Suite whose experts, base, qkv and heads count where none are given.")] = None
+    keep_base: options.KeepBase = False
+    include: options.Include = None
+    exclude: options.Exclude = None
+    on_missing: options.OnMissing = None
+    on_buffer: Annotated[str | None, option("Integer tensors that differ: refuse or first.")] = None
+    heads: Annotated[str | None, option("Task heads: refuse shapes that differ, or keep each whole, per task.")] = None
+    strip_prefix: options.StripPrefix = None
+    skip_input: options.SkipInput = None
+    allow_merged: options.AllowMerged = False
+    allow_pickle: options.AllowPickle = False
+
+    choose: Annotated[
+        str | None,
+        option("Keep the best by a criterion without labels: agreement, confident, kappa, overlap, entropy."),
+    ] = None
+    adapt_split: Annotated[str, option("The suite's split that --choose looks at (default: adapt).")] = "adapt"
+    limit: Annotated[int | None, option("At most so many items of each task for --choose."), ITEMS] = None
+
+    output: Annotated[
+        Path | None, option("File (.safetensors) or folder (default: merged-METHOD.safetensors).", "--output", "-o")
+    ] = None
+    overwrite: options.Overwrite = False
+    shard_size: options.ShardSize = None
+    device: options.Device = None
+    threads: options.Threads = None
+    max_memory: options.MaxMemory = None
+    no_digest: Annotated[
+        bool, option("Don't digest what is read (faster; replay and verify need digests).", "--no-digest")
+    ] = False
+    dry_run: Annotated[bool, option("Compare headers, print the plan, and stop.", "--dry-run")] = False
+    json: options.JsonReceipt = False
+    quiet: options.Quiet = False
+    debug: options.Debug = False

@@ -1,0 +1,51 @@
+"""Options that several commands share, each declared once: its names, its help, and what reads it."""
+
+from typing import Annotated, Any
+
+import typer
+
+from taskmerge.cli.words import Reads
+from taskmerge.specs.values import parse_items, parse_names, parse_size, parse_threads
+
+INPUT, COST = "How inputs are understood", "Where it goes, and what it may cost"
+"""Parts of the help page of `merge` and of `vectors`."""
+
+
+def option(help: str, *names: str) -> Any:  # typer's own word
+    """What Typer is told of an option, which stands in an annotation; help texts name the defaults themselves."""
+    return typer.Option(*names, help=help, show_default=False, readable=False)
+
+
+# --- how inputs are understood ---------------------------------------------------------------------------------
+
+Include = Annotated[list[str] | None, option("Only tensors whose names match (glob, repeatable).")]
+Exclude = Annotated[list[str] | None, option("Not tensors whose names match (glob, repeatable).")]
+OnMissing = Annotated[str | None, option("Tensors that some input lacks: refuse, base or skip.")]
+StripPrefix = Annotated[str | None, option("Prefix to take off tensor names.")]
+SkipInput = Annotated[list[str] | None, option("Leave out inputs that match (glob, repeatable).")]
+KeepBase = Annotated[bool, option("Take the base as an expert too.", "--keep-base")]
+AllowMerged = Annotated[bool, option("Take earlier results like experts.", "--allow-merged")]
+AllowPickle = Annotated[bool, option("Read .bin and .pt state dicts (weights only).", "--allow-pickle")]
+
+# --- arithmetic and cost ---------------------------------------------------------------------------------------
+
+ComputeDtype = Annotated[str | None, option("Type of the arithmetic: float32 or float64.")]
+Svd = Annotated[str | None, option("Factorisation: exact or randomized.")]
+Device = Annotated[str | None, option("auto, cpu or cuda:N (default: auto).")]
+Threads = Annotated[
+    int | None, option("Tensors at once (default: all cores).", "--threads", "-j"), Reads(parse_threads, int)
+]
+MaxMemory = Annotated[int | None, option("Keep peak memory below this, such as 2G."), Reads(parse_size)]
+ShardSize = Annotated[int | None, option("Largest size of one file, such as 5GB."), Reads(parse_size)]
+
+Names = tuple[str, ...] | None
+NAMES, ITEMS = Reads(parse_names), Reads(parse_items, int)
+"""Read lists of names, and how many items to take: each command has its own options of these kinds."""
+
+# --- what is written and printed -------------------------------------------------------------------------------
+
+Overwrite = Annotated[bool, option("Replace existing files.", "--overwrite")]
+Json = Annotated[bool, option("Print one JSON document.", "--json")]
+JsonReceipt = Annotated[bool, option("Print one JSON document instead of paths.", "--json")]
+Quiet = Annotated[bool, option("Say nothing but the result and errors.", "--quiet", "-q")]
+Debug = Annotated[bool, option("Show tracebacks.", "--debug")]

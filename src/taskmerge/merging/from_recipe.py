@@ -1,0 +1,64 @@
+"""What a recipe says about a merge: its experts, base and output, what shapes the result, options of the method."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taskmerge.errors import UsageError
+from taskmerge.merging.options import Arguments, grid
+from taskmerge.merging.replay import replayed
+from taskmerge.specs.load import Recipe, load_recipe
+from taskmerge.specs.merge import MergeSpec
+
+
+def from_recipe(path: Path, inputs: Arguments, keywords: Mapping[str, Any]) -> tuple[Arguments, dict[str, Any]]:
+    """Inputs and keywords of `merge`, completed by the recipe at `path`: a YAML file, or a merged checkpoint.
+
+    The paths in a YAML file are relative to it; the experts of a merged checkpoint are found again by content. Raises
+    `UsageError` for a wrong recipe, `BadFile` for what cannot be read or found.
+    """
+    if _is_merged(path):
+        again, replay = replayed(path, inputs, allow_pickle=bool(keywords.get("allow_pickle")))
+        decided = {"qkv": MergeSpec().qkv, "heads": MergeSpec().heads}  # no suite decides it again
+        return again, {**decided, **replay, **keywords}
+    recipe, folder = load_recipe(path), path.parent
+    completed = {**recipe.shape, **_options(recipe, {**recipe.shape, **keywords})}
+    if recipe.weights:
+        completed["weights"] = dict(recipe.weights)
+    if recipe.base:
+        completed["base"] = folder / recipe.base
+    if recipe.output:
+        completed["output"] = folder / recipe.output
+    return inputs or _experts(recipe, folder), {**completed, **keywords}
+
+
+def _is_merged(path: Path) -> bool:
+    """Whether this is a checkpoint (a file, an index, a folder), by its name alone."""
+    return path.suffix == ".safetensors" or os.path.isdir(path) or path.name.endswith(".index.json")
+
+
+def _experts(recipe: Recipe, folder: Path) -> Arguments:
+    """The recipe's experts, relative to its folder."""
+    if isinstance(recipe.experts, Mapping):
+        return {task: folder / path for task, path in recipe.experts.items()}
+    return [_beside(folder, text) for text in recipe.experts]
+
+
+def _beside(folder: Path, text: str) -> str:
+    """A path, a glob, or `name=path`, relative to a folder."""
+    name, equals, path = text.partition("=")
+    return f"{name}={folder / path}" if equals and not (folder / text).exists() else str(folder / text)
+
+
+def _options(recipe: Recipe, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe's options of the method, checked with the places where they stand."""
+    spec = MergeSpec(**{name: shape[name] for name in ("method", "then", "lines") if name in shape})
+    options: dict[str, Any] = {}
+    for name, value in recipe.options.items():
+        try:
+            options |= grid(spec, {name: value}) if value is not None else {}
+        except UsageError as error:
+            place = recipe.places.get(f"options.{name}")
+            raise UsageError(error.what, where=place, hint=error.hint) from None
+    return options

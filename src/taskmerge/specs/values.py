@@ -1,0 +1,57 @@
+"""Values as people write them: sizes, counts, names, weights. `where` is the option that a complaint names."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from taskmerge.errors import UsageError
+
+POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_size(text: str, where: str) -> int:
+    """The bytes of `700M`, `1.5GB`, `2GiB` or a plain number; `UsageError` where there is none of them."""
+    short = text.strip().lower().removesuffix("b")
+    number = short.rstrip("kmgti")
+    with suppress(ValueError, KeyError, OverflowError):
+        size = int(float(number) * POWERS[short[len(number) :]])
+        if size > 0:
+            return size
+    raise UsageError(f"`{text}` is no size", where=where, hint="such as 700M, 1.5G or 2GiB")
+
+
+def parse_threads(count: int, where: str) -> int:
+    """A number of threads: 1 or more."""
+    if count < 1:
+        raise UsageError(f"{count} threads cannot work", where=where, hint="give 1 or more")
+    return count
+
+
+def parse_items(count: int, where: str) -> int:
+    """A number of items to take: 1 or more."""
+    if count < 1:
+        raise UsageError(f"{count} items cannot be taken", where=where, hint="give 1 or more")
+    return count
+
+
+def parse_names(text: str, where: str) -> tuple[str, ...]:
+    """The names in `digits, letters`."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise UsageError("names nothing", where=where, hint="separate names by commas, or leave it out")
+    return names
+
+
+def parse_weights(pairs: Sequence[str], where: str) -> dict[str, float]:
+    """The weights of `mnist=1.5` and further pairs, each task's once."""
+    weights: dict[str, float] = {}
+    for pair in pairs:
+        task, equals, value = pair.rpartition("=")
+        number = None
+        with suppress(ValueError):
+            number = float(value)
+        if not equals or not task or number is None:
+            raise UsageError(f"`{pair}` is no NAME=VALUE", where=where, hint=f"such as {where} mnist=1.5")
+        if task in weights:
+            raise UsageError(f"`{task}` has two weights", where=where, hint="give each task one")
+        weights[task] = number
+    return weights
