@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
+from taskmerge.checkpoint.quantised import weights_like
 from taskmerge.errors import Mismatch
 from taskmerge.experts.sources import Source
 from taskmerge.specs.merge import OnBuffer
@@ -19,17 +20,21 @@ def is_counter(name: str) -> bool:
 
 
 def common_buffer(name: str, code: str, holders: Sequence[Source], values: Sequence[Tensor], rule: OnBuffer) -> Tensor:
-    """The one value, as bytes, of a tensor of dtype `code` that several sources hold; `Mismatch` where they differ."""
+    """The one value, as bytes, of a tensor of dtype `code` that several sources hold; `Mismatch` where they differ.
+
+    What may be packed weights is never a case for `--on-buffer first`, though whoever says so gets it.
+    """
     chosen = values[0]
     odd = next((place for place, value in enumerate(values) if not torch.equal(value, chosen)), None)
     if odd is not None and is_counter(name):
         return _largest(values, code)
     if odd is None or rule == "first":
         return chosen
-    raise Mismatch(
-        f"the integer tensor differs between {holders[0].where} and {holders[odd].where}", where=f"`{name}`",
-        hint="`--on-buffer first` takes the first expert's, `--exclude` leaves it out",
-    )  # fmt: skip
+    hint = "`--on-buffer first` takes the first expert's, `--exclude` leaves it out"
+    if weights_like(name, holders[0].specs[name]):
+        hint = "are these quantised weights? codes have no mean: merge the models that they were made from"
+    what = f"the integer tensor differs between {holders[0].where} and {holders[odd].where}"
+    raise Mismatch(what, where=f"`{name}`", hint=hint)
 
 
 def _largest(values: Sequence[Tensor], code: str) -> Tensor:
