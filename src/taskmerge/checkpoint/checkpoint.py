@@ -62,7 +62,7 @@ class Checkpoint:
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(sorted(specs.items())))
         self.metadata = metadata
         self.tied = tied
-        config = read_config(weights.folder or weights.files[0].parent)
+        config = read_config(weights.folder or weights.files[0].parent)  # a lone file may be one of a folder's shards
         self.quantised = quantisation(self.specs, config)
         odd = self.quantised.what if self.quantised else config_warning(config)
         self.warnings = (*_warnings(weights), *([f"{path}: {odd}"] if odd else []))

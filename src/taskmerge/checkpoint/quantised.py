@@ -18,6 +18,7 @@ from taskmerge.errors import listed
 FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 NARROW = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
 """Integers that codes are packed into."""
+INTEGERS = NARROW | {"I64", "U64"}
 EXPONENT = "F8_E8M0"
 """Powers of two: no weight is stored so, the scales of MX formats are."""
 MARKER = "scaled_fp8"
@@ -96,8 +97,9 @@ def quantisation(specs: Mapping[str, TensorSpec], config: Mapping[str, Any] | No
     integers like weights): people dequantise a model and leave the entry, and that model is plain (`config_warning`).
     """
     method = _configured(config)
+    narrow = {spec.dtype for spec in specs.values()} & (FP8 | NARROW)
     for layout in LAYOUTS:
-        pairs = dict(_pairs(layout, specs))
+        pairs = dict(_pairs(layout, specs)) if narrow or layout.dtypes is None else {}
         if pairs:
             evidence = f"the first with `{next(iter(pairs.values()))}`"
             return Quantisation(layout.scheme, tuple(pairs), evidence, WAYS.get(method or "", layout.way))
@@ -126,7 +128,7 @@ def weights_like(name: str, spec: TensorSpec) -> bool:
     So are matrices of integers below 64 bits, stacks of them, and whatever is called a weight; counters, position
     numbers and masks over heads (4-D) are not.
     """
-    if spec.dtype not in NARROW | {"I64", "U64"}:
+    if spec.dtype not in INTEGERS:
         return False
     return "weight" in name.rpartition(".")[2] or (spec.dtype in NARROW and len(spec.shape) in (2, 3))
 
@@ -142,6 +144,8 @@ def read_config(folder: Path) -> Mapping[str, Any] | None:
 
 def _pairs(layout: Layout, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, str]]:
     """(codes, a companion) for every tensor that a layout describes."""
+    if not any(name.endswith(layout.companions) for name in specs):  # a model may have 100,000 tensors
+        return
     for name, spec in specs.items():
         if not name.endswith(layout.codes) or (layout.dtypes is not None and spec.dtype not in layout.dtypes):
             continue
