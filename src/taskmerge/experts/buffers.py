@@ -32,7 +32,10 @@ def common_buffer(name: str, code: str, holders: Sequence[Source], values: Seque
         return chosen
     hint = "`--on-buffer first` takes the first expert's, `--exclude` leaves it out"
     if weights_like(name, holders[0].specs[name]):
-        hint = "are these quantised weights? codes have no mean: merge the models that they were made from"
+        hint = (
+            "it looks like quantised weights, of which no expert's can stand for the others': dequantise the experts "
+            "first, or leave it out with `--exclude`"
+        )
     what = f"the integer tensor differs between {holders[0].where} and {holders[odd].where}"
     raise Mismatch(what, where=f"`{name}`", hint=hint)
 

@@ -189,6 +189,7 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     if base_path is not None:
         checkpoint = open_plain(base_path, allow_pickle=options.allow_pickle)
         base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix)
+        sorting.warnings += base.warnings
     experts: dict[str, Source] = {}
     earlier: list[str] = []
     origins: dict[tuple[str, ...], str] = {}
