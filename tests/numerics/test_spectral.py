@@ -251,7 +251,7 @@ def test_a_cut_through_the_rounding_of_a_low_rank_update_needs_no_decomposition(
     matrix = with_values(s, 96, 64, 2).float()
     solver = TaskMatrices(matrix[None])
     assert off(solver.truncated_sum(20, [1.0]), truncated_by_hand(matrix, 20)) <= 1e-5
-    assert (solver.solves[0].means, solver.solves[0].known) == ("float64 Gram", 20)
+    assert (solver.solves[0].means, solver.solves[0].components) == ("float64 Gram", 20)
 
 
 def test_the_first_of_more_triplets_know_what_they_leave_out():
@@ -280,7 +280,7 @@ def test_a_near_tie_behind_the_cut_is_sorted_again_where_the_spectrum_goes_on(sh
     solver = TaskMatrices(matrix[None])
     assert off(solver.truncated_sum(3, [1.0]), truncated_by_hand(matrix, 3)) <= 2e-6
     (solve,) = solver.solves
-    assert (solve.means, solve.known) == ("float32 Gram", 3)
+    assert (solve.means, solve.components) == ("float32 Gram", 3)
     assert solve.gap == pytest.approx(1e-5, rel=0.2)
     assert off(solver.truncated_sum(2, [1.0]), truncated_by_hand(matrix, 2)) <= 2e-6
     assert solver.solves == [solve]  # nothing was factored again
@@ -328,7 +328,7 @@ def test_a_smaller_cut_at_a_near_tie_is_computed_again():
     solver = TaskMatrices(matrix[None])
     solver.top(4)
     assert off(solver.truncated_sum(3, [1.0]), truncated_by_hand(matrix, 3)) <= 1e-5
-    assert (solver.solves[0].means, solver.solves[0].known) == ("float64 Gram", 4)
+    assert (solver.solves[0].means, solver.solves[0].components) == ("float64 Gram", 4)
 
 
 def test_after_a_steep_matrix_the_next_one_starts_in_float64(monkeypatch):

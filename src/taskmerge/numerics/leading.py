@@ -105,9 +105,9 @@ def leading(matrix: Tensor, k: int, *, precise: bool = False) -> Leading:
     if not low <= energy <= high:
         return rescaled(matrix, lambda fitting: leading(fitting, k, precise=precise))
     if single:
-        found = _by_float32(matrix, symmetric, k, energy)
-        if found is not None:
-            return found
+        triplets = _by_float32(matrix, symmetric, k, energy)
+        if triplets is not None:
+            return triplets
         symmetric = precise_gram(matrix)
     return _by_float64(matrix, symmetric, k) or by_svd(matrix, k)
 
@@ -118,12 +118,14 @@ def leading_batched(stack: Tensor, k: int) -> list[Leading]:
     lengths = torch.linalg.vector_norm(stack, dim=(-2, -1), dtype=torch.float64).tolist()
     low, high = SAFE[torch.float64]
     inside = [task for task, length in enumerate(lengths) if k > 0 and low <= length**2 <= high]
-    found = dict(zip(inside, _batched(stack[inside], k), strict=True)) if inside else {}
+    triplets = dict(zip(inside, _batched(stack[inside], k), strict=True)) if inside else {}
     for task, matrix in enumerate(stack):
-        if task not in found:
+        if task not in triplets:
             empty = k == 0 or matrix.numel() == 0
-            found[task] = nothing(matrix) if empty else rescaled(matrix, lambda one: _batched(one[None], k)[0])
-    return [found[task] for task in range(len(stack))]
+            triplets[task] = (
+                nothing(matrix) if empty else rescaled(matrix, lambda fitting: _batched(fitting[None], k)[0])
+            )
+    return [triplets[task] for task in range(len(stack))]
 
 
 def _batched(stack: Tensor, k: int) -> list[Leading]:
@@ -170,7 +172,7 @@ def rescaled(matrix: Tensor, factor: Callable[[Tensor], Leading]) -> Leading:
     return factor(times_power(matrix, -exponent)).scaled(exponent)
 
 
-def turned(found: Leading) -> float:
+def turned(triplets: Leading) -> float:
     """How far rounding has turned the kept vectors towards those behind the cut: an error of SVD_k(A), relative.
 
     A residual r_i = ‖Aᵀu_i - s_i v_i‖ that rounding spreads evenly over all r directions turns v_i towards a v_j by
@@ -178,15 +180,15 @@ def turned(found: Leading) -> float:
     times that: measured errors are 0.2 to 5 times the figure, for any spectrum. Relative to the smaller of what is
     kept and what is cut off: centred matrices sum to zero, so the sum of what is kept is as small as that of the rest.
     """
-    s, residual = found.s.double(), found.residual.double()
-    behind = torch.full_like(s, found.beyond)
-    if found.edge is not None:
-        behind[found.edge[0] :] = found.edge[1]
+    s, residual = triplets.s.double(), triplets.residual.double()
+    behind = torch.full_like(s, triplets.beyond)
+    if triplets.edge is not None:
+        behind[triplets.edge[0] :] = triplets.edge[1]
     gaps = s**2 - behind**2
-    if found.complete or not bool((gaps > 0).all()):
-        return 0.0 if found.complete else math.inf
-    change = float((s**3 * residual / gaps).norm()) / math.sqrt(found.near.shape[1])
-    return change / max(min(float(s.norm()), found.tail), sys.float_info.min)
+    if triplets.complete or not bool((gaps > 0).all()):
+        return 0.0 if triplets.complete else math.inf
+    change = float((s**3 * residual / gaps).norm()) / math.sqrt(triplets.near.shape[1])
+    return change / max(min(float(s.norm()), triplets.tail), sys.float_info.min)
 
 
 def _by_float32(matrix: Tensor, symmetric: Tensor, k: int, energy: float) -> Leading | None:
@@ -200,15 +202,15 @@ def _by_float32(matrix: Tensor, symmetric: Tensor, k: int, energy: float) -> Lea
     bounds = squares.clamp(min=0).sqrt().tolist()
     beyond = bounds[k] if k < len(bounds) else 0.0
     looked = _Looked(near[:k], *_other_side(matrix, near[:k]))
-    found = _leading_of(looked, beyond, k == len(symmetric), energy)
-    if not _acceptable(found) and len(near) == k + 1 + SPARE and float(found.residual.max()) <= NEARBY:
+    triplets = _leading_of(looked, beyond, k == len(symmetric), energy)
+    if not _acceptable(triplets) and len(near) == k + 1 + SPARE and float(triplets.residual.max()) <= NEARBY:
         start = max(0, k - SPARE)
         again = _sorted_again(matrix, near[start:-1])
         if again is not None:
             edge = _Looked(again[: k - start], *_other_side(matrix, again[: k - start]))
-            both = _Looked(*(torch.cat([one[:start], other]) for one, other in zip(looked, edge, strict=True)))
-            found = _leading_of(both, beyond, False, energy)._replace(edge=(start, bounds[-1]))
-    return found if _acceptable(found) else None
+            both = _Looked(*(torch.cat([first[:start], second]) for first, second in zip(looked, edge, strict=True)))
+            triplets = _leading_of(both, beyond, False, energy)._replace(edge=(start, bounds[-1]))
+    return triplets if _acceptable(triplets) else None
 
 
 class _Looked(NamedTuple):
@@ -220,8 +222,8 @@ class _Looked(NamedTuple):
     residual: Tensor
 
 
-def _acceptable(found: Leading) -> bool:
-    return float(found.residual.max()) <= RESIDUAL[found.near.dtype] and turned(found) <= LOOSEST
+def _acceptable(triplets: Leading) -> bool:
+    return float(triplets.residual.max()) <= RESIDUAL[triplets.near.dtype] and turned(triplets) <= LOOSEST
 
 
 def _leading_of(looked: _Looked, beyond: float, complete: bool, energy: float) -> Leading:

@@ -22,10 +22,10 @@ class Factors(NamedTuple):
 
 
 class Solve(NamedTuple):
-    """How one matrix was factored: components known, by what means, largest ‖Aᵀu - s v‖ / s, and 1 - s_{k+1}/s_k."""
+    """How one matrix was factored: how many components, by what means, largest ‖Aᵀu - s v‖ / s, and 1 - s_{k+1}/s_k."""
 
     task: int
-    known: int
+    components: int
     means: Means
     residual: float
     gap: float
@@ -53,7 +53,7 @@ class TaskMatrices:
         self.full = min(stack.shape[-2:]) if full is None else full
         self.svd = svd
         self._tall = stack.shape[-2] >= stack.shape[-1]
-        self._known = {task: self._from_factors(one) for task, one in enumerate(given or ())}
+        self._factored = {task: self._from_factors(factors) for task, factors in enumerate(given or ())}
         self._values: list[Tensor] | None = None
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class TaskMatrices:
 
     def top(self, rank: Rank | int) -> list[Factors]:
         """Per task the leading triplets; fewer than asked where min(p, q) or the numerical rank is smaller."""
-        return [self._factors(found) for found in self._leading(self._counts(rank))]
+        return [self._factors(triplets) for triplets in self._leading(self._counts(rank))]
 
     def singular_values(self) -> list[Tensor]:
         """Per task all min(p, q) singular values, descending."""
@@ -71,15 +71,15 @@ class TaskMatrices:
 
     def truncated_sum(self, rank: Rank | int, weights: Sequence[float]) -> Tensor:
         """Σ_t w_t SVD_k(A_t), [p, q]: one product of inner size Σ k_t."""
-        found = self._leading(self._counts(rank))
-        near = torch.cat([one.near for one in found])
-        far = torch.cat([one.far * weight for one, weight in zip(found, weights, strict=True)])
+        truncated = self._leading(self._counts(rank))
+        near = torch.cat([triplets.near for triplets in truncated])
+        far = torch.cat([triplets.far * weight for triplets, weight in zip(truncated, weights, strict=True)])
         return far.mT @ near if self._tall else near.mT @ far
 
     @property
     def solves(self) -> list[Solve]:
         """How each matrix that was needed so far has been factored."""
-        return [_solve(task, one) for task, one in sorted(self._known.items())]
+        return [_solve(task, triplets) for task, triplets in sorted(self._factored.items())]
 
     def _counts(self, rank: Rank | int) -> list[int]:
         """The number of components that a rank means for each matrix."""
@@ -93,22 +93,22 @@ class TaskMatrices:
         """The first `counts` triplets of each matrix: from what is known, else computed."""
         wanted = [min(count, *self.stack.shape[-2:]) for count in counts]
         self._compute([task for task, k in enumerate(wanted) if not self._answers(task, k)], wanted)
-        return [self._known[task].first(k) for task, k in enumerate(wanted)]
+        return [self._factored[task].first(k) for task, k in enumerate(wanted)]
 
     def _answers(self, task: int, k: int) -> bool:
-        return task in self._known and self._known[task].answers(k)
+        return task in self._factored and self._factored[task].answers(k)
 
     def _compute(self, tasks: Sequence[int], wanted: Sequence[int]) -> None:
         """Factors some matrices, each for its own count; what was known before stays known."""
-        sizes = {task: len(one.s) for task, one in self._known.items()}
+        sizes = {task: len(triplets.s) for task, triplets in self._factored.items()}
         counts = {task: max(wanted[task], sizes.get(task, 0)) for task in tasks}
         if self.svd == "randomized":
-            self._known.update({task: randomized(self.stack[task], counts[task]) for task in tasks})
+            self._factored.update({task: randomized(self.stack[task], counts[task]) for task in tasks})
         elif self.stack.is_cpu:
             self._one_by_one(tasks, counts, sizes)
         elif tasks:
-            found = leading_batched(self.stack[list(tasks)], max(counts.values()))
-            self._known.update(zip(tasks, found, strict=True))
+            batch = leading_batched(self.stack[list(tasks)], max(counts.values()))
+            self._factored.update(zip(tasks, batch, strict=True))
 
     def _one_by_one(self, tasks: Sequence[int], counts: Mapping[int, int], sizes: Mapping[int, int]) -> None:
         """`_compute` on the CPU. Goes to float64 at once where float32 has failed: for a smaller cut of the same
@@ -116,13 +116,13 @@ class TaskMatrices:
         steep = False
         for task in tasks:
             precise = steep or sizes.get(task) == counts[task]
-            self._known[task] = leading(self.stack[task], counts[task], precise=precise)
-            steep = self._known[task].steep
+            self._factored[task] = leading(self.stack[task], counts[task], precise=precise)
+            steep = self._factored[task].steep
 
-    def _factors(self, one: Leading) -> Factors:
+    def _factors(self, triplets: Leading) -> Factors:
         """Leading triplets as u, s, vt; s > 0 in all of them."""
-        far = one.far / one.s[:, None]
-        return Factors(far.mT, one.s, one.near) if self._tall else Factors(one.near.mT, one.s, far)
+        far = triplets.far / triplets.s[:, None]
+        return Factors(far.mT, triplets.s, triplets.near) if self._tall else Factors(triplets.near.mT, triplets.s, far)
 
     def _from_factors(self, given: Factors) -> Leading:
         """Triplets that came from elsewhere, to be used as far as they go."""
@@ -132,10 +132,11 @@ class TaskMatrices:
         return Leading(near, far * s[:, None], s, torch.zeros_like(s), 0.0, False, "given")
 
 
-def _solve(task: int, one: Leading) -> Solve:
-    if len(one.s) == 0:
-        return Solve(task, 0, one.means, 0.0, 1.0)
-    return Solve(task, len(one.s), one.means, float(one.residual.max()), 1 - one.beyond / float(one.s[-1]))
+def _solve(task: int, triplets: Leading) -> Solve:
+    s = triplets.s
+    if len(s) == 0:
+        return Solve(task, 0, triplets.means, 0.0, 1.0)
+    return Solve(task, len(s), triplets.means, float(triplets.residual.max()), 1 - triplets.beyond / float(s[-1]))
 
 
 def energy_rank(s: Tensor, share: float) -> int:
