@@ -2,7 +2,6 @@
 
 import fnmatch
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.dtypes import DTYPES, itemsize
+from taskmerge.numerics.device import cores
 
 SLICE = 1 << 16  # elements: both slices in float64 stay in the cache
 
@@ -96,7 +96,7 @@ def diff(
         first, second = (stack.enter_context(open_checkpoint(Path(one), allow_pickle=allow_pickle)) for one in (a, b))
         names = [[name for name in one.specs if _selected(name, include, exclude)] for one in (first, second)]
         common = [name for name in names[0] if name in second.specs]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cores()) as pool:
             sums = list(pool.map(lambda name: _sums(first, second, name), common))
     tensors = tuple(_difference(first, second, name, one) for name, one in zip(common, sums, strict=True))
     known = [one for one in sums if one is not None]

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from taskmerge.numerics.lapack import settle_thread
 from taskmerge.types import Inputs
 
 AT_ONCE = 8
@@ -59,7 +60,7 @@ def _mapped(device: torch.device, batches: int) -> Iterator[Map]:
         yield map
         return
     torch.set_num_threads(threads // workers)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="encode")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="encode", initializer=settle_thread)
     try:
         yield pool.map
     finally:
