@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from taskmerge.methods.contract import Method, accepted
+from taskmerge.methods.contract import Method
+from taskmerge.methods.kernel import accepted
 from taskmerge.methods.registry import find, methods
 from taskmerge.numerics.powers import times_power
 from taskmerge.numerics.spectral import TaskMatrices

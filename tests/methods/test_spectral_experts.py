@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from taskmerge.methods.contract import Kernel
 from taskmerge.methods.iso_c import iso_c
 from taskmerge.methods.iso_cts import iso_cts
+from taskmerge.methods.kernel import Kernel
 from taskmerge.methods.tsv_m import tsv_m
 from taskmerge.numerics.spectral import TaskMatrices
 
