@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from taskmerge.checkpoint import ahead
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.experts.sources import CheckpointSource, Tally
-from taskmerge.merging.merge import _known
+from taskmerge.merging.merge import _known_digests
 
 
 def written(path: Path) -> dict[str, torch.Tensor]:
@@ -47,10 +47,10 @@ def test_a_digest_of_another_version_of_the_file_is_not_used(tmp_path: Path) -> 
     written(path)
     found = all_of([path])
     with open_checkpoint(path) as checkpoint:
-        assert _known(CheckpointSource("x", checkpoint), found).keys() == {"a", "b", "empty"}
+        assert _known_digests(CheckpointSource("x", checkpoint), found).keys() == {"a", "b", "empty"}
     save_file({"a": torch.ones(3, 4)}, path)
     with open_checkpoint(path) as checkpoint:
-        assert _known(CheckpointSource("x", checkpoint), found) == {}
+        assert _known_digests(CheckpointSource("x", checkpoint), found) == {}
 
 
 def test_a_tally_with_known_digests_is_the_tally_of_the_bytes(tmp_path: Path) -> None:
