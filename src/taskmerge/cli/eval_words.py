@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from taskmerge.cli import options
-from taskmerge.cli.options import NAMES, Names, option
+from taskmerge.cli.options import ITEMS, NAMES, Names, option
 
 PANELS = {
     "suite": "What is evaluated",
@@ -34,7 +34,7 @@ class EvalWords:
     ] = None
     tasks: Annotated[Names, option("Only these tasks, such as mnist,digits."), NAMES] = None
     split: Annotated[str, option("Split of the data (default: test).")] = "test"
-    limit: Annotated[int | None, option("At most so many items of each task, drawn by --seed.")] = None
+    limit: Annotated[int | None, option("At most so many items of each task, drawn by --seed."), ITEMS] = None
     heads: Annotated[Path | None, option("Folder of TASK.safetensors in place of the suite's heads.")] = None
     cross: Annotated[bool, option("Every expert with every task's head.", "--cross")] = False
     compare: Annotated[str | None, option("experts: what a checkpoint loses and gains against them.")] = None
@@ -67,7 +67,7 @@ class EvalWords:
     baseline: Annotated[Path | None, option("Earlier report: exit 8 if a score is worse than there.")] = None
     tolerance: Annotated[float | None, option("How much worse than the baseline may be (default: 0).")] = None
 
-    batch_size: Annotated[int | None, option("Items encoded at once (default: 64).")] = None
+    batch_size: Annotated[int | None, option("Items encoded at once (default: 64)."), ITEMS] = None
     device: options.Device = None
     seed: Annotated[int, option("Of --limit and of intervals (default: 0).")] = 0
     cache: Annotated[Path | None, option("Folder that keeps decoded items.")] = None

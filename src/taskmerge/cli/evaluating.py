@@ -11,7 +11,7 @@ from taskmerge.cli import show, writing
 from taskmerge.cli.eval_words import EvalWords
 from taskmerge.cli.meter import Meter
 from taskmerge.cli.reads import Reads, reads
-from taskmerge.cli.words import given
+from taskmerge.cli.words import given_options
 from taskmerge.data.cache import default_cache
 from taskmerge.errors import BadOutput, TaskmergeError, UsageError
 from taskmerge.evaluation.baseline import against_baseline
@@ -65,7 +65,7 @@ def _report(suite: Suite, words: EvalWords, meter: Meter, told: list[str]) -> Re
         told.append(note)
         show.notices([note], (), words.quiet)
 
-    keywords: dict[str, Any] = {name: value for name, value in given(words).items() if name in KEYWORDS}
+    keywords: dict[str, Any] = {name: value for name, value in given_options(words).items() if name in KEYWORDS}
     keywords |= {"suite": suite, "cache": _cache(words), "progress": meter.update}
     if words.rank_by is None:
         return evaluate(words.checkpoints or [], **keywords)

@@ -8,7 +8,7 @@ from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.cli import show, tokens
 from taskmerge.cli.merge_words import MergeWords
 from taskmerge.cli.meter import Bar
-from taskmerge.cli.words import flags_of, given
+from taskmerge.cli.words import flags_of, given_options
 from taskmerge.errors import UsageError
 from taskmerge.merging.merge import carry_out
 from taskmerge.merging.options import KEYWORDS
@@ -78,7 +78,7 @@ def _finish(receipt: MergeReceipt, announced: Sequence[str], document: Mapping[s
 
 def _keywords(words: MergeWords) -> dict[str, Any]:
     """What was said, as keywords of `merge`; what was not said is absent."""
-    keywords = {name: value for name, value in given(words).items() if name in KEYWORDS}
+    keywords = {name: value for name, value in given_options(words).items() if name in KEYWORDS}
     if words.no_digest:
         keywords["digests"] = False
     weights = {**(load_weights(words.coefficients) if words.coefficients else {}), **(words.weight or {})}

@@ -9,7 +9,7 @@ import typer
 from taskmerge.cli import options, show
 from taskmerge.cli.meter import Bar
 from taskmerge.cli.options import NAMES, Names, option
-from taskmerge.cli.words import command, given
+from taskmerge.cli.words import command, given_options
 
 PANELS = {"centre": "What is written", "base": options.INPUT, "output": options.COST}
 PRINTING = ("json", "quiet", "debug")
@@ -62,7 +62,7 @@ def vectors(words: VectorsWords) -> None:
     """
     import taskmerge
 
-    keywords = {name: value for name, value in given(words).items() if name not in PRINTING}
+    keywords = {name: value for name, value in given_options(words).items() if name not in PRINTING}
     with Bar("subtracting", words.quiet) as bar:
         receipt = taskmerge.vectors(**keywords, progress=bar.update)
     show.notices(receipt.notes, receipt.warnings, words.quiet)

@@ -104,7 +104,7 @@ def _parameters(declarations: list[Declared], panels: Mapping[str, str]) -> list
     return parameters
 
 
-def given(words: Any) -> dict[str, Any]:
+def given_options(words: Any) -> dict[str, Any]:
     """What was said, by field: whatever is not the default. Lists become tuples."""
     return {
         field.name: tuple(value) if isinstance(value, list) else value
