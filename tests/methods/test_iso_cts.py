@@ -15,6 +15,7 @@ from spectral_cases import (
     conditioning,
     embedded,
     gap,
+    nearly_shared,
     polar_factor,
     whitening,
     with_spectrum,
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from taskmerge.methods.average import average
 from taskmerge.methods.iso_c import iso_c
-from taskmerge.methods.iso_cts import iso_cts, split
+from taskmerge.methods.iso_cts import flattened, iso_cts, split
 from taskmerge.methods.registry import find
+from taskmerge.numerics.polar import DROPPED_NOTE, SENSITIVE_NOTE
 from taskmerge.numerics.spectral import TaskMatrices
 
 NEGLIGIBLE = 1e-9
@@ -84,6 +86,30 @@ def test_iso_cts_is_its_definition(case: Case, fraction: float) -> None:
     result = iso_cts(case.matrices, common_fraction=fraction)
     assert torch.equal(case.stack, before)
     assert_near(result, pieces.result(case.full), 1e-11 / posed + 1e-9)
+
+
+@PROPERTY
+@given(nearly_shared(), st.sampled_from(EXACT))
+def test_nearly_shared_directions_are_kept_and_noted(case: tuple[Tensor, float], dtype: torch.dtype) -> None:
+    exact, share = case
+    stack = exact.to(dtype)
+    full = min(stack.shape[1:])
+    expected = Pieces([row.double().numpy() for row in stack], full, 0.0).result(
+        full
+    )  # the tasks' own directions alone
+    assert flattened(TaskMatrices(stack), 0.0).notes == (SENSITIVE_NOTE,)
+    rounding = 1e-15 / share**2 if dtype == torch.float64 else 5e-7 / share  # of the Gram matrix, of the vectors
+    assert_near(iso_cts(TaskMatrices(stack), common_fraction=0.0), expected, rounding + 1e-9)
+
+
+@PROPERTY
+@given(nearly_shared(shares=(-9.0, -6.5)))
+def test_shared_directions_are_dropped_and_noted(case: tuple[Tensor, float]) -> None:
+    stack, _ = case
+    full = min(stack.shape[1:])
+    expected = Pieces([row.numpy() for row in stack], full, 0.0).result(full)
+    assert flattened(TaskMatrices(stack), 0.0).notes == (DROPPED_NOTE,)
+    assert_near(iso_cts(TaskMatrices(stack), common_fraction=0.0), expected, 1e-7)
 
 
 @PROPERTY
