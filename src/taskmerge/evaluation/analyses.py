@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from taskmerge.evaluation.intervals import paired, wilson
 from taskmerge.evaluation.metrics import score
+from taskmerge.numerics import losses
 
 FEWEST = 3
 """Items below which a rank correlation says nothing."""
@@ -37,17 +38,12 @@ def correlations(outputs: Tensor, expert: Tensor, labels: Tensor, *, seed: int =
     """
     outputs = outputs.double()
     truth = cross_entropy(outputs, labels, reduction="none")
-    chosen = expert.argmax(1)
-    log_p = outputs.log_softmax(1)
-    losses = {
-        "entropy": -(log_p.exp() * log_p).sum(1),
-        "expert_label": cross_entropy(outputs, chosen, reduction="none"),
-    }
-    wrong = chosen != labels
+    of_items = {"entropy": losses.entropy(outputs), "expert_label": losses.self_label(outputs, expert)}
+    wrong = expert.argmax(1) != labels
     parts = {"all": torch.ones_like(wrong), "expert wrong": wrong}
     return [
         {"loss": name, "items": items, "n": int(mask.sum())} | _spearman(loss[mask], truth[mask], seed)
-        for name, loss in losses.items()
+        for name, loss in of_items.items()
         for items, mask in parts.items()
     ]
 

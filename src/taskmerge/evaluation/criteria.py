@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taskmerge.numerics import losses
 from taskmerge.specs.suite import TaskKind
 
 SMALLEST = 1e-12
@@ -63,8 +64,7 @@ def shared_probability(outputs: Tensor, expert: Tensor) -> float:
 
 def entropy(outputs: Tensor, expert: Tensor) -> float:
     """Mean entropy of the checkpoint's own predictions in nats (AdaMerging's loss); the expert is not looked at."""
-    log_p = outputs.double().log_softmax(1)
-    return _mean(-(log_p.exp() * log_p).sum(1))
+    return _mean(losses.entropy(outputs.double()))
 
 
 def correlation(outputs: Tensor, expert: Tensor) -> float:
