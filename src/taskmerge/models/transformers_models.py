@@ -138,7 +138,8 @@ def _hooked(model: Any, reading: Reading, pool: Pool) -> nn.Module:
     """The library's own module, which now takes inputs and returns features; its tensors keep their names."""
     model.register_forward_pre_hook(reading, with_kwargs=True)
     model.register_forward_hook(pool, with_kwargs=True)
-    return model  # type: ignore[no-any-return]
+    module: nn.Module = model
+    return module
 
 
 def _text(spec: BackboneSpec, resolve: Callable[[Location], Path], path: Path, model: Any) -> Backbone:
