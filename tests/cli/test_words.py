@@ -44,6 +44,7 @@ def test_every_word_of_merge_is_a_keyword_or_used_by_the_command() -> None:
 def test_every_word_of_vectors_is_a_keyword_or_about_printing() -> None:
     keywords = {*signature(taskmerge.vectors).parameters, *OPTIONS}
     assert names(VectorsWords) - set(PRINTING) <= keywords
+    assert not keywords & set(PRINTING)
 
 
 def test_every_word_of_eval_is_a_keyword_or_used_by_the_command() -> None:
