@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from vector_cases import COUNTER, TASKS, experts, load, record_of, write_models
 
 import taskmerge
 from taskmerge.checkpoint.checkpoint import open_checkpoint
@@ -18,6 +17,7 @@ from taskmerge.errors import BadFile, BadNumber, Mismatch, NotEnough, UsageError
 from taskmerge.merging.replay import replayed
 from taskmerge.methods.registry import methods
 from taskmerge.numerics.rank import Rank
+from vector_cases import COUNTER, TASKS, experts, load, record_of, write_models
 
 CODES = {"nan": 7, "missing": 3, "changed": 3}
 

@@ -91,8 +91,8 @@ class Shared(Protocol):
     - `matrices`: those that the kernel gets next.
     - other parameters, by name: options of the method, nothing else.
 
-    Gives a value that the kernel gets as `shared`. If it has `notes`, they are counted over matrices and shown after the
-    merge.
+    Gives a value that the kernel gets as `shared`. If it has `notes`, they are counted over matrices and shown after
+    the merge.
     """
 
     def __call__(self, matrices: TaskMatrices, /, *args: Any, **kwargs: Any) -> object: ...
