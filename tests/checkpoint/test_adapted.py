@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskmerge.checkpoint.adapted import OF_TASKS, PLACES, Manifest, Part, is_adapted, read_adapted, write_manifest
@@ -39,6 +39,7 @@ def saying(folder: Path, **changes: Any) -> Path:
     method=TEXTS, needs_task_index=st.booleans(), parts=st.lists(st.sampled_from(get_args(Part)), unique=True),
     protocol=st.none() | TEXTS,
 )  # fmt: skip
+@settings(deadline=None)
 def test_what_was_written_is_read(method: str, needs_task_index: bool, parts: list[Part], protocol: str | None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = with_parts(Path(name) / "adapted", tuple(parts))

@@ -75,6 +75,7 @@ def test_a_batch_that_the_task_cannot_give_is_refused(batch_size: int) -> None:
 
 
 @given(seed=st.integers(0, 99), update=st.integers(0, 99), tasks=st.lists(NAMES, unique=True, max_size=6))
+@settings(deadline=None)
 def test_the_order_of_two_tasks_does_not_depend_on_others(seed: int, update: int, tasks: list[str]) -> None:
     order = task_order(seed, update, tasks)
     assert sorted(order) == sorted(tasks)
