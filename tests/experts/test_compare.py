@@ -109,3 +109,32 @@ def test_heads_are_what_differs_in_shape_or_is_not_in_a_base_that_is_read() -> N
     assert agree(keep, base, [one, two], True).heads == ("dense", "head")
     assert agree(keep, base, [one, two], False).heads == ("head",)
     assert agree(keep, None, [one, two], False).names == ("a", "dense")
+
+
+def differing(odd: list[str], same: list[str]) -> str:
+    """What is said of two experts whose tensors `odd` differ in shape."""
+    first = source("first", {name: ("F32", (2, 3)) for name in (*odd, *same)})
+    second = source("second", {**dict.fromkeys(odd, ("F32", (2, 4))), **dict.fromkeys(same, ("F32", (2, 3)))})
+    with pytest.raises(Mismatch) as raised:
+        agree(MergeSpec(), None, [first, second], False)
+    return raised.value.message
+
+
+def test_few_tensors_are_left_out_by_name() -> None:
+    assert "--exclude 'a' --exclude 'b'" in differing(["b", "a"], [f"c{n}" for n in range(9)])
+
+
+def test_many_tensors_are_left_out_by_globs_that_match_no_other() -> None:
+    odd = [f"layers.{n}.router.weight" for n in range(40)]
+    same = [f"layers.{n}.{part}.weight" for n in range(40) for part in ("q", "k", "v")]
+    assert "--exclude 'layers.*.router.weight'" in differing(odd, same)
+    assert differing(odd, same).count("--exclude") == 1
+    beside = [*same, "layers.40.router.weight"]  # the glob would take it too
+    assert "leave these 40 tensors out with `--exclude GLOB`" in differing(odd, beside)
+
+
+@pytest.mark.parametrize("count", [100, 5000])
+def test_models_of_different_width_are_no_list_of_names(count: int) -> None:
+    message = differing([f"layers.{n}.fc.weight" for n in range(count)], ["norm"])
+    assert f"{count:,} of {count + 1:,} tensors differ: are these fine-tunings of one model?" in message
+    assert len(message) < 3000
