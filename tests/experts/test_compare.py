@@ -113,7 +113,7 @@ def test_heads_are_what_differs_in_shape_or_is_not_in_a_base_that_is_read() -> N
 
 def differing(odd: list[str], same: list[str]) -> str:
     """What is said of two experts whose tensors `odd` differ in shape."""
-    first = source("first", {name: ("F32", (2, 3)) for name in (*odd, *same)})
+    first = source("first", dict.fromkeys((*odd, *same), ("F32", (2, 3))))
     second = source("second", {**dict.fromkeys(odd, ("F32", (2, 4))), **dict.fromkeys(same, ("F32", (2, 3)))})
     with pytest.raises(Mismatch) as raised:
         agree(MergeSpec(), None, [first, second], False)
