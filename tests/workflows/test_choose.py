@@ -18,6 +18,7 @@ from taskmerge.errors import BadOutput, UsageError
 from taskmerge.evaluation import label_free
 from taskmerge.evaluation.label_free import Judged, judge
 from taskmerge.evaluation.results import schema
+from taskmerge.merging.request import requested
 from taskmerge.models.backbones import build
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import load_suite
@@ -105,7 +106,7 @@ def test_a_suite_without_a_task_to_judge_is_not_worked_on(suite: Suite, tmp_path
     assert notes == ["judged on tasks of classification and regression only: not on rooms"]
     judging = chosen_merge.Judging(by="agreement", suite=dense)
     with pytest.raises(UsageError, match="no task of this suite can be judged by agreement"):
-        chosen_merge.carry_out_choice([], None, None, None, judging)  # type: ignore[arg-type]
+        chosen_merge.carry_out_choice(requested([], {"rank": (1, 2)}), judging)
 
 
 def test_memory_that_runs_out_halves_the_batch(
