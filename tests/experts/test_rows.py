@@ -1,6 +1,8 @@
 """Rows of any tensor without a plan: each space, against the subtraction by hand in float64."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -37,8 +39,8 @@ def opened(folder: Path, paths: list[Path]) -> Inputs:
     return resolve(paths, InputOptions(base=folder / "base.safetensors"))
 
 
-def rows_of(inputs: Inputs, space: Space, **more: object) -> Rows:
-    return Rows(inputs.base, inputs.experts, space, even(inputs.experts), torch.float64, **more)  # type: ignore[arg-type]
+def rows_of(inputs: Inputs, space: Space, tallies: Mapping[int, Tally] = MappingProxyType({})) -> Rows:
+    return Rows(inputs.base, inputs.experts, space, even(inputs.experts), torch.float64, tallies=tallies)
 
 
 def by_hand(models: dict[str, dict[str, Tensor]], unit: Unit, space: Space) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.experts.classes import classify
 from taskmerge.experts.tensors import matrix_shape, role_of, unit_of, units
+from taskmerge.specs.merge import Qkv
 
 LAYER = "model.layers.3.mlp."
 
@@ -60,7 +61,7 @@ def test_an_empty_stack_is_one_empty_portion() -> None:
 
 
 @given(st.sampled_from(["as-is", "split", "fused"]), st.integers(1, 4), st.integers(1, 5), st.booleans())
-def test_cutting_and_joining_give_the_rows_again(qkv: str, m: int, n: int, transposed: bool) -> None:
+def test_cutting_and_joining_give_the_rows_again(qkv: Qkv, m: int, n: int, transposed: bool) -> None:
     """Whatever the layout of q, k and v."""
     block = "h.0.attn."
     stored = {
@@ -68,7 +69,7 @@ def test_cutting_and_joining_give_the_rows_again(qkv: str, m: int, n: int, trans
         **{f"{block}{part}_proj.weight": (m, n) for part in "qkv"},
         f"{block}in_proj_bias": (3 * m,),
     }
-    found = units({name: spec(name, shape) for name, shape in stored.items()}, qkv)  # type: ignore[arg-type]
+    found = units({name: spec(name, shape) for name, shape in stored.items()}, qkv)
     assert sorted(part.name for unit in found for part in unit.parts) == sorted(stored)
     for unit in found:
         rows = torch.randn(2, unit.numel)

@@ -1,6 +1,7 @@
 """One mixture of experts in two layouts, a tensor an expert or stacks of them: the same model, merged the same."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +45,8 @@ def experts_of(path: Path) -> Tensor:
     return torch.stack([state[f"{PLACE}{n}.down_proj.weight"] for n in range(COUNT)])
 
 
-def merged(paths: list[Path], output: Path, **options: object) -> Tensor:
-    taskmerge.merge(paths, output=output, overwrite=True, **options)  # type: ignore[arg-type]
+def merged(paths: list[Path], output: Path, **options: Any) -> Tensor:
+    taskmerge.merge(paths, output=output, overwrite=True, **options)
     return experts_of(output)
 
 
