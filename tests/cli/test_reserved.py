@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import typer.main
 
-from taskmerge.cli import commands  # noqa: F401  registers the commands
-from taskmerge.cli.app import app
+from taskmerge.cli.commands import load
+from taskmerge.cli.program import app
 from taskmerge.experts.inputs import InputOptions
 from taskmerge.merging.options import RunOptions
 from taskmerge.methods.options import RESERVED
@@ -15,6 +15,7 @@ from taskmerge.specs.merge import MergeSpec
 
 
 def merge_command() -> typer.core.TyperCommand:
+    load()
     return typer.main.get_command(app).commands["merge"]
 
 

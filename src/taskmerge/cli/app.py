@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 import typer
 
-from taskmerge.cli.commands import app
+from taskmerge.cli.commands import load
+from taskmerge.cli.program import app
 from taskmerge.cli.show import plain
 from taskmerge.errors import BadFile, BadOutput, TaskmergeError
 
@@ -48,6 +49,7 @@ def _nowhere() -> TextIO:
 
 def _complete() -> None:
     """Answers a shell that completes a line, or asks for its script: `_TASKMERGE_COMPLETE=source_bash taskmerge`."""
+    load()
     import_module("typer.completion").completion_init()  # registers the shells
     app(prog_name="taskmerge")  # ends the process
 
@@ -55,6 +57,7 @@ def _complete() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; every error becomes one message on stderr and an exit code."""
     debug = "--debug" in arguments
+    load(arguments)
     try:
         outcome = app(args=list(arguments), prog_name="taskmerge", standalone_mode=False)
         sys.stdout.flush()

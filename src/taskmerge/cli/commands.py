@@ -1,6 +1,13 @@
-"""The program with all its commands: they register with it when they are imported."""
+"""The program's commands: each registers with it when its module is imported."""
 
-from taskmerge.cli import diff, eval, inspect, merge, methods, schema, suites, vectors, verify
-from taskmerge.cli.program import app
+from collections.abc import Sequence
+from importlib import import_module
 
-__all__ = ["app", "diff", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify"]
+NAMES = ("diff", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify")
+
+
+def load(arguments: Sequence[str] = ()) -> None:
+    """Imports the command that a line names, or all: one alone is a tenth of the time that its --help takes."""
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    for name in (named,) if named in NAMES else NAMES:
+        import_module(f"taskmerge.cli.{name}")

@@ -20,7 +20,7 @@ PANELS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class MergeWords:
     """What was said on the command line, option by option; what was not is its default."""
 

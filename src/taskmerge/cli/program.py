@@ -18,6 +18,9 @@ class Commands(TyperGroup):
             option.default = False
         return option
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx))  # in whatever order they were imported
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = super().get_command(ctx, cmd_name)
         if command is not None and command.help:  # Typer keeps the line breaks of all paragraphs but the first

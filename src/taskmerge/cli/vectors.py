@@ -15,7 +15,7 @@ PANELS = {"centre": "What is written", "base": options.INPUT, "output": options.
 PRINTING = ("json", "quiet", "debug")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class VectorsWords:
     """What was said on the command line, option by option; what was not is its default."""
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from taskmerge.merging.verify import Verification
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class VerifyWords:
     """What was said on the command line, option by option; what was not is its default."""
 

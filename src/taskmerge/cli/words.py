@@ -16,7 +16,7 @@ from taskmerge.cli.program import app
 W = TypeVar("W")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reads:
     """Stands behind the option in a field's annotation where the field holds something else than what Typer parses:
     that is a `given`, of which `parse(given, flag)` makes the field's value."""
@@ -25,7 +25,7 @@ class Reads:
     given: Any = str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Declared:
     """A field of a command's words: the type that Typer parses, what it says of it, and how the value is read."""
 
