@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -261,9 +262,9 @@ def split_of(case: str, root: Path, **more: str) -> Split:
     return Split("torchvision", root, (), "label", case.split()[0], CASES[case][1], place="suite.yaml:4:1", **more)
 
 
-def by_value(items: object) -> list[tuple[int, int]]:
+def by_value(items: Any) -> list[tuple[int, int]]:
     """(value of a picture, label), in order of value: JPEG moves values a little, folders their order."""
-    pixels, found = items.items.inputs["pixels"], items.labels  # type: ignore[attr-defined]
+    pixels, found = items.items.inputs["pixels"], items.labels
     means = pixels.float().mean((1, 2, 3)).div(10).round().mul(10).int().tolist()
     return sorted(zip(means, found.tolist(), strict=True))
 

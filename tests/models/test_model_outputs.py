@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,14 +35,14 @@ class Scale(nn.Module):
         return inputs["pixels"] * self.weight
 
 
-def forward_of(module: Scale, batch_size: int = 4, **options: object) -> Forward:
+def forward_of(module: Scale, batch_size: int = 4, **options: Any) -> Forward:
     class Prepare:
         key = "as they are"
 
         def __call__(self, raw: object) -> Inputs:
             raise AssertionError("nothing is prepared here")
 
-    return Forward(Backbone(module, Prepare(), 2, normalised=False), CPU, batch_size, **options)  # type: ignore[arg-type]
+    return Forward(Backbone(module, Prepare(), 2, normalised=False), CPU, batch_size, **options)
 
 
 def task(name: str, kind: TaskKind = "classification") -> Task:
@@ -87,7 +88,8 @@ def test_outputs_are_ordinary_tensors() -> None:
     (part,) = forward_of(Scale()).outputs(PIXELS, [(task("plain"), double)])
     weight = torch.ones(2, requires_grad=True)
     (part.values * weight).sum().backward()
-    assert torch.equal(weight.grad, part.values.sum(0))  # type: ignore[arg-type]
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, part.values.sum(0))
 
 
 def test_memory_that_runs_out_halves_the_batch_which_then_stays() -> None:

@@ -67,6 +67,7 @@ def _stored_plainly(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             methods = {entry.compress_type for entry in archive.infolist()}
+    # the last is what zipfile raises for archives of a version that it cannot read
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         what = f"is a damaged zip archive: {error}"
         raise BadFile(what, where=str(file), hint="download or copy it again") from error
