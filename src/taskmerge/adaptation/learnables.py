@@ -1,0 +1,138 @@
+"""What shapes merged weights, as values that an optimiser moves: coefficients, masks on components, one relaxed mask.
+
+Each turns its raw values into effective ones, differentiably and without a step through the weights themselves.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from taskmerge.adaptation.components import Composed, Effective, Factored
+from taskmerge.methods.adaptive import Coefficients, Masks, Parts, Relaxed, usual_start
+from taskmerge.methods.composed import Learned
+from taskmerge.numerics.rank import Rank
+from taskmerge.numerics.spectral import energy_rank
+from taskmerge.seeds import uniform_at
+
+COEFFICIENTS, MASKS, RELAXED = "coefficients", "masks/", "relaxed/"
+OPEN = 0.1
+"""Where the logit of a component that is on starts (AdaRank); -0.1 where it is off."""
+
+
+@dataclass(frozen=True)
+class OnWeights:
+    """The learnables that shape merged weights: raw values by name, and how they become effective ones.
+
+    `values` holds `coefficients` [L, T] (or [T], one a task), `masks/NAME` [K] and `relaxed/NAME` [n]; those that are
+    not learnt have no gradient.
+    """
+
+    parts: Parts
+    composed: Sequence[Composed]
+    values: Mapping[str, nn.Parameter]
+    seed: int = 0
+
+    def effective(self, update: int) -> Effective:
+        """Coefficients and gates of one update, as functions of the raw values."""
+        raw = self.values[COEFFICIENTS]
+        learnt = self.parts.of(Coefficients)
+        clamped = raw.clamp(0, 1) if isinstance(learnt, Coefficients) and learnt.clamped else raw
+        coefficients = clamped if clamped.dim() > 1 else clamped.expand(len(self.composed), -1)
+        return Effective(coefficients, {**self._masks(), **self._relaxed(update)})
+
+    def push(self, effective: Effective, grads: Effective) -> None:
+        """Adds the gradients of effective values to those of the raw ones."""
+        pairs = [(effective.coefficients, grads.coefficients)]
+        pairs += [(gates, grads.gates[name]) for name, gates in effective.gates.items()]
+        alive = [(value, grad.to(value)) for value, grad in pairs if value.requires_grad]
+        torch.autograd.backward([value for value, _ in alive], [grad for _, grad in alive])
+
+    def learned(self, tasks: tuple[str, ...]) -> Learned:
+        """What the merge engine needs to form the same weights: effective coefficients, and bits where there are any."""
+        with torch.no_grad():
+            effective = self.effective(update=0)
+        coefficients = {
+            one.name: effective.coefficients[place].float().cpu().clone() for place, one in enumerate(self.composed)
+        }
+        masks = {
+            one.name: one.component.bits(effective.gates[one.name], len(tasks))
+            for one in self.composed
+            if isinstance(one.component, Factored) and one.name in effective.gates
+        }
+        return Learned(tasks, coefficients, masks)
+
+    def _masks(self) -> dict[str, Tensor]:
+        """b = 1[β > 0] forward, σ(β / temperature) backward."""
+        learnt = self.parts.of(Masks)
+        temperature = learnt.temperature if isinstance(learnt, Masks) else 1.0
+        gates = {}
+        for name, raw in self.values.items():
+            if name.startswith(MASKS):
+                hard = (raw > 0).to(raw.dtype)
+                soft = (raw / temperature).sigmoid()
+                gates[name.removeprefix(MASKS)] = hard + (soft - soft.detach()) if raw.requires_grad else hard
+        return gates
+
+    def _relaxed(self, update: int) -> dict[str, Tensor]:
+        """m = σ((logit + noise) / τ), divided by its mean; noise is a function of seed, tensor and update."""
+        learnt = self.parts.of(Relaxed)
+        if not isinstance(learnt, Relaxed):
+            return {}
+        gates = {}
+        for name, raw in self.values.items():
+            if name.startswith(RELAXED):
+                uniform = uniform_at(self.seed, name, f"update {update}", 0, raw.numel()).to(raw).clamp(1e-6, 1 - 1e-6)
+                mask = ((raw + uniform.logit()) / learnt.temperature).sigmoid()
+                gates[name.removeprefix(RELAXED)] = mask / mask.mean()
+        return gates
+
+
+def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, start: Tensor | None = None) -> OnWeights:
+    """The raw values at the start: usual coefficients (or `start` [L, T]), masks on their first components."""
+    dtype = composed[0].origin.dtype if composed else torch.float32
+    device = composed[0].origin.device if composed else torch.device("cpu")
+    learnt = parts.of(Coefficients)
+    coefficients = start
+    if coefficients is None:
+        per_task = isinstance(learnt, Coefficients) and learnt.layout == "task"
+        shape = (tasks,) if per_task else (len(composed), tasks)
+        coefficients = torch.full(shape, usual_start(parts, tasks))
+    values = {COEFFICIENTS: _parameter(coefficients.to(device, dtype), learnt is not None)}
+    values |= _fresh_masks(parts, composed)
+    relaxed = parts.of(Relaxed)
+    if isinstance(relaxed, Relaxed):
+        values |= {
+            RELAXED + one.name: _parameter(torch.full_like(one.origin, relaxed.start), learnt=True)
+            for one in composed if one.component.stored
+        }  # fmt: skip
+    return OnWeights(parts, composed, values, seed)
+
+
+def _fresh_masks(parts: Parts, composed: Sequence[Composed]) -> dict[str, nn.Parameter]:
+    """Logits at +0.1 of the components that are on, at -0.1 of the others."""
+    masks = parts.of(Masks)
+    if not isinstance(masks, Masks):
+        return {}
+    return {
+        MASKS + one.name: _parameter(torch.where(_kept(one.component, masks.kept), OPEN, -OPEN).to(one.origin), True)
+        for one in composed if isinstance(one.component, Factored)
+    }  # fmt: skip
+
+
+def _kept(component: Factored, rank: Rank) -> Tensor:
+    """bool [K]: the components that are on at the start."""
+    counts = []
+    for triplets in component.matrices:
+        full = min(component.unit.matrix)
+        tasks = int(triplets.tasks.max()) + 1 if len(triplets.tasks) else 0
+        if rank.kind == "energy":
+            counts.append([energy_rank(triplets.values[triplets.tasks == task], rank.value) for task in range(tasks)])
+        else:
+            counts.append([rank.resolve(full)] * tasks)
+    return component.starts(counts)
+
+
+def _parameter(value: Tensor, learnt: bool) -> nn.Parameter:
+    return nn.Parameter(value.clone(), requires_grad=learnt)

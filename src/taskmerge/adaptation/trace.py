@@ -1,0 +1,76 @@
+"""What happened at each update: one line of trace.jsonl, and warnings that need no label."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One task's batch: `items` of it, the share that the filter kept, the mean loss of what was kept, the share with
+    the expert's class (None of values), the mean entropy of predictions in nats, and the largest share of one class."""
+
+    items: int
+    kept: float
+    loss: float | None
+    agreement: float | None
+    entropy: float | None
+    largest_class: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One update. `skipped` says why nothing moved; `coefficients` are mean, smallest, largest and the share of zeros;
+    `flips` how many mask bits changed."""
+
+    update: int
+    iteration: int
+    tasks: Mapping[str, TaskRecord]
+    coefficients: Mapping[str, float] = field(default_factory=dict)
+    flips: int = 0
+    kept_components: float | None = None
+    skipped: str | None = None
+    seconds: float = 0.0
+
+    def line(self) -> str:
+        """One line of trace.jsonl."""
+        return json.dumps(asdict(self), sort_keys=True) + "\n"
+
+
+WINDOW = 10
+"""Updates of a task on which each end of a run is judged."""
+FALL = 0.02
+COLLAPSED = 0.9
+
+
+def warnings(records: Sequence[StepRecord], classes: Mapping[str, int]) -> list[str]:
+    """What labels are not needed to see: entropy that falls while agreement with the experts falls, and predictions
+    that fall into few classes. `classes` is how many each task has."""
+    found = []
+    for task, count in classes.items():
+        own = [record.tasks[task] for record in records if task in record.tasks]
+        if len(own) < 2 * WINDOW:
+            continue
+        first, last = own[:WINDOW], own[-WINDOW:]
+        agreement = _change(first, last, "agreement")
+        entropy = _change(first, last, "entropy")
+        if agreement is not None and entropy is not None and entropy < 0 and agreement < -FALL:
+            found.append(
+                f"`{task}`: entropy falls ({entropy:+.2f} nats) while agreement with the expert falls "
+                f"({100 * agreement:+.1f} points): entropy is no guide here, --objective self may be"
+            )
+        share = _mean(last, "largest_class")
+        before = _mean(first, "largest_class")
+        if share is not None and before is not None and count > 1 and share > max(COLLAPSED, 2 * before):
+            found.append(f"`{task}`: {100 * share:.0f} percent of the last items are predicted to be of one class")
+    return found
+
+
+def _mean(records: Sequence[TaskRecord], name: str) -> float | None:
+    values = [value for record in records if (value := getattr(record, name)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _change(first: Sequence[TaskRecord], last: Sequence[TaskRecord], name: str) -> float | None:
+    before, after = _mean(first, name), _mean(last, name)
+    return None if before is None or after is None else after - before

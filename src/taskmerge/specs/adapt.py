@@ -1,0 +1,228 @@
+"""What an adaptation is asked to do: a method, what of its parts is replaced, horizon and rates; frozen and checked."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, get_args
+
+from taskmerge.errors import UsageError, unknown_name
+from taskmerge.methods.adaptive import (
+    OBJECTIVES, Adaptive, Block, Coefficients, Filter, Heads, HeadsStart, Learnable, Masks, Objective, On, Parts, Updates,
+    mask_rate,
+)  # fmt: skip
+from taskmerge.methods.adaptive_registry import RECOMMENDED, find_adaptive
+from taskmerge.methods.options import Value, bind
+from taskmerge.specs.merge import plain_value
+
+LAYERS = ("head", "first", "middle", "last", "early", "late", "all")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "origin": ("base", "mean"),
+    "objective": OBJECTIVES,
+    "on": get_args(On),
+    "filter": get_args(Filter),
+    "updates": get_args(Updates),
+    "heads_start": get_args(HeadsStart),
+    "stop": ("agreement",),
+    "amp": ("bf16",),
+}
+POSITIVE = ("batch_size", "every", "watch", "limit")
+RATES = ("lr", "head_lr", "mask_lr")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptSpec:
+    """Everything that shapes an adapted model besides its inputs; None where the method's own choice counts.
+
+    `iterations` visit every task once. `init` is a training-free method's name, a checkpoint, a folder of `adapt`, or
+    a file of coefficients. `stop` follows a measure without labels on `held_out` of the items, every `every` updates.
+    `head_pull` is the pull of fitted heads towards the original ones.
+    """
+
+    method: str = RECOMMENDED
+    options: Mapping[str, Value] = field(default_factory=dict)
+    with_: str | None = None
+    origin: Literal["base", "mean"] | None = None
+    train: tuple[str, ...] = ()
+    objective: Objective | None = None
+    on: On | None = None
+    filter: Filter | None = None
+    updates: Updates | None = None
+    layer: str | None = None
+    iterations: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    head_lr: float | None = None
+    mask_lr: float | None = None
+    project: bool = False
+    parity: bool = False
+    init: str | None = None
+    init_options: Mapping[str, Value] = field(default_factory=dict)
+    heads_start: HeadsStart | None = None
+    refit_heads: bool = False
+    head_pull: float = 1e-3
+    head_temperature: float = 1.0
+    teacher_scale: float = 1.0
+    stop: Literal["agreement"] | None = None
+    held_out: float = 0.2
+    every: int | None = None
+    watch: int | None = None
+    amp: Literal["bf16"] | None = None
+    seed: int = 0
+    adapt_split: str = "adapt"
+    tasks: tuple[str, ...] = ()
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        """Brings names into their one spelling and refuses values that mean nothing."""
+        object.__setattr__(self, "method", find_adaptive(self.method).name)
+        object.__setattr__(self, "options", bind_given(self.declared, self.options))
+        if self.with_ is not None:
+            object.__setattr__(self, "with_", find_adaptive(self.with_, where="--with").name)
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in choices:
+                raise unknown_name(name.replace("_", " "), str(value), choices, where=_flag(name))
+        for name in POSITIVE:
+            _check_number(name, getattr(self, name), least=1)
+        _check_number("iterations", self.iterations, least=0)
+        for name in (*RATES, "head_pull", "head_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{value} is out of range", where=_flag(name), hint="give a number above 0")
+        _check_layer(self.layer)
+        if not 0 < self.held_out < 1:
+            raise UsageError(f"{self.held_out} is no share", where="--held-out", hint="such as 0.2")
+        if not math.isfinite(self.teacher_scale):
+            raise UsageError(f"{self.teacher_scale} is no factor", where="--teacher-scale", hint="such as 0.8")
+
+    @property
+    def declared(self) -> Adaptive:
+        """The method's declaration."""
+        return find_adaptive(self.method)
+
+    def parts(self) -> Parts:
+        """The method's parts with everything replaced that these options replace."""
+        parts = self._with(self._bound())
+        parts = self._published(parts) if self.parity else parts
+        if self.layer is not None and self.layer != "head":
+            parts = _with_block(parts, self.layer)
+        if self.train:
+            parts = parts.trained(self.train)
+        if self.heads_start is not None:
+            parts = _with_heads(parts, self.heads_start)
+        names = ("origin", "objective", "on", "filter", "updates", "iterations", "batch_size")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if parts.origin == "init" and "origin" in given:
+            hint = "give --init METHOD, or choose a method that combines task vectors"
+            raise UsageError(f"`{self.method}` leaves the encoder as it is", where="--origin", hint=hint)
+        return replace(parts, **given)
+
+    def rates(self, parts: Parts, updates: int) -> dict[str, float]:
+        """Adam's learning rate by learnable."""
+        usual = {name: parts.rates.get(name) for name in parts.learns}
+        given = {"heads": self.head_lr, "masks": self.mask_lr}
+        rates: dict[str, float] = {}
+        for name, own in usual.items():
+            said = given[name] if name in given else self.lr
+            rates[name] = said if said is not None else own if own is not None else mask_rate(updates)
+        return rates
+
+    def recipe(self) -> dict[str, object]:
+        """What differs from the defaults, as plain values; options of the method in full."""
+        plain = AdaptSpec()
+        given: dict[str, object] = {"method": self.method}
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if own.name not in ("method", "options", "init_options") and value != getattr(plain, own.name):
+                given[own.name.rstrip("_")] = list(value) if isinstance(value, tuple) else value
+        given["options"] = {name: plain_value(value) for name, value in sorted(self.options.items())}
+        if self.init_options:
+            given["init_options"] = {name: plain_value(value) for name, value in sorted(self.init_options.items())}
+        return given
+
+    def _bound(self) -> Parts:
+        """The method's own parts; an origin that is its option is given to it as one."""
+        options = dict(self.options)
+        if self.origin is not None and "origin" in self.declared.settings:
+            options["origin"] = self.origin
+        return self.declared.bound(options)
+
+    def _with(self, parts: Parts) -> Parts:
+        """Also what another method learns, by that method's objective."""
+        if self.with_ is None:
+            return parts
+        other = find_adaptive(self.with_, where="--with")
+        more = other.bound(bind(other, {}))
+        learns: dict[str, Learnable] = {**{k: v for k, v in more.learns.items() if k not in parts.learns}, **parts.learns}
+        rates = {**more.rates, **{name: parts.rates.get(name) for name in parts.learns}}
+        return replace(
+            parts, learns=learns, objective=more.objective, on=more.on, filter=more.filter, updates=more.updates,
+            batch_size=more.batch_size, rates=rates,
+        )  # fmt: skip
+
+    def _published(self, parts: Parts) -> Parts:
+        """The reference codes' own choices."""
+        published = dict(self.declared.parity)
+        learns = dict(parts.learns)
+        coefficients = learns.get("coefficients")
+        if isinstance(coefficients, Coefficients):
+            learns["coefficients"] = replace(coefficients, clamped=bool(published.pop("clamped", False)))
+        rates = {**parts.rates, **{name: published.pop(name) for name in tuple(published) if name in parts.rates}}
+        return replace(parts, learns=learns, rates=rates, **published)
+
+
+def bind_given(declared: Adaptive, given: Mapping[str, object]) -> dict[str, Value]:
+    """All options of a method, checked; texts are read as on the command line."""
+    read = {}
+    for name, value in given.items():
+        key = name.replace("-", "_")
+        if key not in declared.settings:
+            raise unknown_name(f"option of {declared.name}", key, declared.settings, where=_flag(key))
+        setting = declared.settings[key]
+        values = setting.read(value) if isinstance(value, str) else (setting.check(value),)
+        if len(values) > 1:
+            raise UsageError("an adaptation takes one value", where=_flag(key), hint="run it once for each")
+        read[key] = values[0]
+    return bind(declared, read)
+
+
+def _with_block(parts: Parts, layer: str) -> Parts:
+    """A block of every task's own in place of its head."""
+    learns: dict[str, Learnable] = {name: one for name, one in parts.learns.items() if not isinstance(one, Heads)}
+    rates = {**parts.rates, "block": parts.rates.get("block")}
+    return replace(parts, learns={**learns, "block": Block(layer=layer)}, rates=rates)
+
+
+def _with_heads(parts: Parts, start: HeadsStart) -> Parts:
+    if parts.of(Heads) is None:
+        hint = "`--with tint` adds heads to a method, `--refit-heads` fits them at the end"
+        raise UsageError("this method learns no heads", where="--heads-start", hint=hint)
+    return replace(parts, learns={**parts.learns, "heads": Heads(start=start)})
+
+
+def _check_layer(layer: str | None) -> None:
+    if layer is None or layer in LAYERS or layer.isdecimal():
+        return
+    raise unknown_name("layer", layer, LAYERS, where="--layer")
+
+
+def _check_number(name: str, value: int | None, *, least: int) -> None:
+    if value is not None and value < least:
+        raise UsageError(f"{value} is out of range", where=_flag(name), hint=f"give {least} or more")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.rstrip('_').replace('_', '-')}"
+
+
+def short_of_flips(spec: AdaptSpec, parts: Parts, updates: int) -> str | None:
+    """A warning where no mask bit can flip within the horizon: Adam moves a logit by about its rate an update."""
+    if parts.of(Masks) is None:
+        return None
+    rate = spec.rates(parts, updates)["masks"]
+    if updates * rate >= 0.1:
+        return None
+    return (
+        f"{updates} updates at a rate of masks of {rate:g} move no logit from ±0.1 across 0: no bit can flip "
+        f"(--mask-lr {mask_rate(updates):g} or more --iterations)"
+    )
