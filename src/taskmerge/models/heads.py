@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from taskmerge.errors import BadFile, Mismatch, UsageError, located
+from taskmerge.checkpoint.provenance import provenance_of
+from taskmerge.errors import BadFile, Mismatch, UsageError, listed, located
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.fill import Tensors
-from taskmerge.specs.heads import CLASSIFIERS, Classifier
+from taskmerge.specs.heads import CLASSIFIERS, Activation, Classifier
 from taskmerge.specs.suite import DENSE, Location, Task
 
 DAMAGED = "is the file damaged? download or copy it again"
+HIDDEN = ("hidden.weight", "hidden.bias", "output.weight")
+"""The tensors of a file whose head has a hidden layer, besides `output.bias`."""
 
 
 class LinearHead(nn.Module):
@@ -40,12 +44,13 @@ class LinearHead(nn.Module):
 class HiddenHead(nn.Module):
     """A classifier with a hidden layer: `hidden` [H, D], an activation, and the linear head `output` [C, H]."""
 
-    def __init__(self, hidden: nn.Linear, activation: Callable[[Tensor], Tensor], output: LinearHead) -> None:
+    def __init__(self, hidden: nn.Linear, activation: Activation, output: LinearHead) -> None:
         super().__init__()
         self.hidden, self.activation, self.output, self.outputs = hidden, activation, output, output.outputs
 
     def forward(self, features: Tensor) -> Tensor:
-        outputs: Tensor = self.output(self.activation(self.hidden(features)))
+        activation: Callable[[Tensor], Tensor] = getattr(functional, self.activation)
+        outputs: Tensor = self.output(activation(self.hidden(features)))
         return outputs
 
 
@@ -69,18 +74,21 @@ def load_head(
     else:
         with open_checkpoint(resolve(task.head)) as file:
             head = file_head(task, backbone, file)
+            file.check_unchanged()
     _check_finite(head, task)
     return head.eval()
 
 
 def file_head(task: Task, backbone: Backbone, file: Checkpoint) -> nn.Module:
-    """A head file: `weight` [C, D] and `bias` [C], or for dense tasks the tensors of a DeepLab head."""
+    """A head file, as `head_files.write_head` writes it: `weight` [C, D] and perhaps `bias` [C]; with a hidden layer
+    `hidden.…`, `output.…`, and the activation in the metadata; for dense tasks the tensors of a DeepLab head.
+    """
     if task.kind in DENSE:
         return _dense(task, backbone, file, ("", f"decoders.{task.name}.", "classifier."))
-    unexpected = sorted(set(file.specs) - {"weight", "bias"})
-    if unexpected or "weight" not in file.specs:
-        what = f"a head has `weight` and perhaps `bias`; this file has {', '.join(list(file.specs)[:10]) or 'nothing'}"
-        raise Mismatch(what, where=str(file.path), hint=f"is it the head of task {task.name}?")
+    if HIDDEN[0] in file.specs:
+        _check_names(task, file, HIDDEN, "output.bias")
+        return _hidden(task, backbone, file, "hidden.", "output.", _activation(file))
+    _check_names(task, file, ("weight",), "bias")
     return _linear(task, backbone.width, file, "", normalise=backbone.normalised)
 
 
@@ -130,16 +138,38 @@ def expert_head(task: Task, backbone: Backbone, expert: Checkpoint | None) -> nn
 
 
 def _classifier(task: Task, backbone: Backbone, expert: Checkpoint, wrapper: str, parts: Classifier) -> nn.Module:
+    output = f"{wrapper}{parts.output}."
     if parts.hidden is None:
-        return _linear(task, backbone.width, expert, f"{wrapper}{parts.output}.", normalise=backbone.normalised)
-    weight, bias = (_tensor(expert, f"{wrapper}{parts.hidden}.{part}") for part in ("weight", "bias"))
-    _check_width(expert, f"{wrapper}{parts.hidden}.weight", backbone.width)
+        return _linear(task, backbone.width, expert, output, normalise=backbone.normalised)
+    return _hidden(task, backbone, expert, f"{wrapper}{parts.hidden}.", output, parts.activation)
+
+
+def _hidden(
+    task: Task, backbone: Backbone, file: Checkpoint, inner: str, outer: str, activation: Activation
+) -> HiddenHead:
+    """The hidden layer under the prefix `inner` and the linear layer under `outer`, after checking their shapes."""
+    weight, bias = _tensor(file, f"{inner}weight"), _tensor(file, f"{inner}bias")
+    _check_width(file, f"{inner}weight", backbone.width)
+    _check_bias(file, inner, weight, bias)
     hidden = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         hidden.weight.copy_(weight)
         hidden.bias.copy_(bias)
-    output = _linear(task, hidden.out_features, expert, f"{wrapper}{parts.output}.", normalise=False)
-    return HiddenHead(hidden.requires_grad_(False), getattr(functional, parts.activation), output)
+    output = _linear(task, hidden.out_features, file, outer, normalise=False)
+    return HiddenHead(hidden.requires_grad_(False), activation, output)
+
+
+def _activation(file: Checkpoint) -> Activation:
+    """The activation that a head file's metadata names. Raises BadFile."""
+    said = (provenance_of(file) or {}).get("activation")
+    found: Activation | None = next((name for name in get_args(Activation) if name == said), None)
+    if found is None:
+        what = (
+            f"is a head with a hidden layer, whose metadata names {'no' if said is None else 'an unknown'} activation"
+        )
+        hint = f"its entry `taskmerge` has a key `activation`: {' or '.join(get_args(Activation))}"
+        raise BadFile(what, where=str(file.path), hint=hint)
+    return found
 
 
 def _linear(task: Task, width: int, file: Checkpoint, prefix: str, *, normalise: bool) -> LinearHead:
@@ -147,9 +177,8 @@ def _linear(task: Task, width: int, file: Checkpoint, prefix: str, *, normalise:
     weight = _tensor(file, f"{prefix}weight")
     bias = _tensor(file, f"{prefix}bias") if f"{prefix}bias" in file.specs else None
     _check_width(file, f"{prefix}weight", width)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        what = f"bias {list(bias.shape)} for a weight {list(weight.shape)}"
-        raise Mismatch(what, where=f"{file.path}: `{prefix}bias`", hint="is the head damaged?")
+    if bias is not None:
+        _check_bias(file, prefix, weight, bias)
     _check_outputs(task, len(weight), str(file.path))
     return LinearHead(weight, bias, normalise=normalise, regression=task.kind == "regression")
 
@@ -185,6 +214,20 @@ def _check_finite(head: nn.Module, task: Task) -> None:
             where = f"{task.place}: `{task.head}`" if isinstance(task.head, str) else str(task.head)
             hint = sources.get(str(task.head), "") + DAMAGED
             raise BadFile(f"the head's `{name}` holds NaN or infinity", where=where, hint=hint)
+
+
+def _check_names(task: Task, file: Checkpoint, needed: tuple[str, ...], optional: str) -> None:
+    """Raises Mismatch for a file that has other tensors than such a head."""
+    if not set(needed) <= set(file.specs) <= {*needed, optional}:
+        has = listed(file.specs, 10, plain=True) or "nothing"
+        what = f"a head has {listed(needed)} and perhaps `{optional}`; this file has {has}"
+        raise Mismatch(what, where=str(file.path), hint=f"is it the head of task {task.name}?")
+
+
+def _check_bias(file: Checkpoint, prefix: str, weight: Tensor, bias: Tensor) -> None:
+    if bias.shape != weight.shape[:1]:
+        what = f"bias {list(bias.shape)} for a weight {list(weight.shape)}"
+        raise Mismatch(what, where=f"{file.path}: `{prefix}bias`", hint="is the head damaged?")
 
 
 def _check_width(file: Checkpoint, name: str, width: int) -> None:

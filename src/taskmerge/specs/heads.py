@@ -6,16 +6,19 @@ from typing import Literal
 
 from taskmerge.specs.suite import Pooling
 
+Activation = Literal["tanh", "relu", "gelu"]
+"""A function of torch.nn.functional."""
+
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
     """Where a family of transformers' models keeps its classifier, and which token it reads: the linear layer `output`,
-    and before it a layer `hidden` with an activation (the name of a function of torch.nn.functional)."""
+    and before it a layer `hidden` with an activation."""
 
     output: str
     pooling: Pooling
     hidden: str | None = None
-    activation: Literal["tanh", "relu", "gelu"] = "tanh"
+    activation: Activation = "tanh"
 
 
 _ROBERTA = Classifier("classifier.out_proj", "cls", "classifier.dense")
