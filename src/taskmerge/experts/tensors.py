@@ -85,6 +85,10 @@ class Unit:
         """Which expert's matrix of a stack an element belongs to; 0 in other tensors."""
         return start // max(1, math.prod(self.portion)) if self.kind == "stack" else 0
 
+    def matrix_at(self, start: int, piece: int = 0) -> int:
+        """Which of its matrices a piece is of the portion that an element belongs to."""
+        return self.expert_at(start) * self.pieces + piece
+
     def portions(self) -> Iterator[tuple[int, int]]:
         """(start, count) of every portion; an empty tensor is one empty portion."""
         count = math.prod(self.portion)

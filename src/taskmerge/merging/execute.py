@@ -6,15 +6,16 @@ from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.errors import Mismatch, located
 from taskmerge.experts.buffers import common_buffer
 from taskmerge.experts.low_rank import subspaces
-from taskmerge.merging.kernels import BoundPoint
-from taskmerge.merging.plan import TensorJob
+from taskmerge.experts.matrices import given_factors, task_matrices
+from taskmerge.merging.kernels import BoundPoint, Handed
+from taskmerge.merging.plan import TensorJob, Treatment
 from taskmerge.merging.run import Run
 from taskmerge.merging.scan import scan_of
 from taskmerge.merging.write import check_numbers, write
 from taskmerge.numerics.centre import centre_
 from taskmerge.numerics.lapack import single_threaded
 from taskmerge.numerics.memory import return_large_blocks
-from taskmerge.numerics.spectral import Factors, TaskMatrices
+from taskmerge.numerics.spectral import TaskMatrices
 
 
 def execute(run: Run) -> None:
@@ -65,14 +66,18 @@ def _portion(run: Run, job: TensorJob, start: int, count: int) -> None:
     origin, rows = run.rows.of(job.unit, start, count)
     pieces = job.unit.cut(rows)
     solved = [_factorable(run, job, piece, start) for piece in pieces]
-    for earlier in run.before:
-        for piece, ready in zip(pieces, solved, strict=True):
-            _merge_piece(run, job, earlier, piece, ready, start)
-    for point, sink in zip(run.points, run.sinks, strict=True):
-        merged = [
-            _merge_piece(run, job, point, piece, ready, start) for piece, ready in zip(pieces, solved, strict=True)
+
+    def merged(point: BoundPoint) -> list[Tensor]:
+        both = enumerate(zip(pieces, solved, strict=True))
+        return [
+            _merge_piece(run, point, piece, ready, run.handed(job, start, tuple(piece.shape[1:]), index), job.treatment)
+            for index, (piece, ready) in both
         ]
-        write(job, sink, _added(run, origin, job.unit.join(merged)), start)
+
+    for earlier in run.before:
+        merged(earlier)
+    for point, sink in zip(run.points, run.sinks, strict=True):
+        write(job, sink, _added(run, origin, job.unit.join(merged(point))), start)
 
 
 def _added(run: Run, origin: Tensor, merged: Tensor) -> Tensor:
@@ -84,25 +89,15 @@ def _factorable(run: Run, job: TensorJob, piece: Tensor, start: int) -> TaskMatr
     """The task matrices of a piece, where they are factored."""
     if not job.factored:
         return None
-    return TaskMatrices(piece.reshape(len(piece), *job.unit.matrix), svd=run.spec.svd, given=_given(run, job, start))
-
-
-def _given(run: Run, job: TensorJob, start: int) -> list[Factors] | None:
-    """The triplets that factor files hold, when the method factors those very matrices."""
-    if run.rows.recentred or job.unit.pieces > 1 or len(job.outputs) > 1 or len(run.points[0].chain) > 1:
-        return None
-    triplets = [expert.factors(job.name, job.unit.expert_at(start)) for expert in run.rows.experts]
-    given = [factors for factors in triplets if factors is not None]
-    return given if len(given) == len(triplets) else None
+    return task_matrices(run.rows, job.unit, piece, start, svd=run.spec.svd, chained=len(run.points[0].chain) > 1)
 
 
 def _merge_piece(
-    run: Run, job: TensorJob, point: BoundPoint, piece: Tensor, ready: TaskMatrices | None, start: int
+    run: Run, point: BoundPoint, piece: Tensor, ready: TaskMatrices | None, handed: Handed, treatment: Treatment
 ) -> Tensor:
     """One piece of a portion, merged at one point of the grid."""
-    handed = run.handed(job, start, tuple(piece.shape[1:]))
     if ready is None:
-        return point.merge_stack(piece, handed, job.treatment)
+        return point.merge_stack(piece, handed, treatment)
     if len(point.chain) > 1:
         ready = TaskMatrices(point.transform(ready.stack, handed), svd=run.spec.svd)
     return point.merge_matrices(ready, handed).reshape(piece.shape[1:])
@@ -114,9 +109,9 @@ def _merge_piece(
 def _low_rank(run: Run, job: TensorJob, start: int, count: int) -> bool:
     """The merge inside the common low-rank subspace, if every expert has exact factors that leave it small."""
     rows = run.rows
-    if rows.base is None or rows.space == "weight" or len(run.points[0].chain) > 1:
-        return False
-    if _given(run, job, start) is not None:
+    if rows.base is None or rows.space == "weight" or len(run.points[0].chain) > 1 or run.spec.learned is not None:
+        return False  # what was learnt was learnt of the whole matrices' components
+    if given_factors(rows, job.unit, start) is not None:
         return False
     spaces = subspaces(rows.experts, job.unit, start, rows.dtype)
     if spaces is None:

@@ -124,18 +124,22 @@ class BoundPoint:
         return merged if self.factor is None else merged * self.factor(handed["position"], tasks)
 
 
-def handed(rows: Rows, seed: int, unit: Unit, start: int, shape: tuple[int, ...]) -> Handed:
-    """What kernels are handed by name, of a unit's elements from `start` on; `uniform_of` draws one task's row."""
+def handed(rows: Rows, spec: MergeSpec, unit: Unit, start: int, shape: tuple[int, ...], piece: int = 0) -> Handed:
+    """What kernels are handed by name, of a unit's elements from `start` on, or of a piece of the portion that begins
+    there; `uniform_of` draws one task's row."""
     count = math.prod(shape)
 
     def uniform_of(task: int) -> Tensor:
-        drawn = uniform_at(seed, rows.experts[task].task, unit.name, start, count)
+        drawn = uniform_at(spec.seed, rows.experts[task].task, unit.name, start, count)
         return rows.placed(drawn.view(1, *shape))
 
     def uniform() -> Tensor:
         return torch.cat([uniform_of(task) for task in range(len(rows.experts))])
 
-    return {"weights": rows.weights, "uniform": uniform, "uniform_of": uniform_of, "position": unit.position}
+    given = {"weights": rows.weights, "uniform": uniform, "uniform_of": uniform_of, "position": unit.position}
+    if spec.learned is None:
+        return given
+    return {**given, "learned": spec.learned.of(unit.name).only(unit.matrix_at(start, piece))}
 
 
 def _call(method: Method, kernel: Kernel, data: Any, handed: Handed, like: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from taskmerge.merging.card import companions_of, sidecars
 from taskmerge.merging.costs import Budget, budget, costed
 from taskmerge.merging.heads import head_files, heads_folder
 from taskmerge.merging.kernels import BoundPoint, bind_points
+from taskmerge.merging.learned import check_asked, check_fits
 from taskmerge.merging.options import Arguments, RunOptions
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, TensorJob, Treatment
@@ -64,6 +65,7 @@ class Prepared:
 
 def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: RunOptions) -> Prepared:
     """Opens headers, compares them, plans, and checks memory, disk and output paths. Reads and writes no weights."""
+    check_asked(spec)
     points = bind_points(spec)
     if len(points) > MOST_POINTS:
         raise UsageError(
@@ -75,7 +77,7 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory))
     check_disk(plan.costs.bytes_written, paths)
     companions = stamps_of(companions_of(resolved).values() if any(map(is_folder, paths)) else ())
-    device = _device(running.device, spec)
+    device = named_device(running.device, accelerate=granularity(points) == "matrix")
     prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device, companions)
     check_outputs(prepared, running)
     return prepared
@@ -108,12 +110,6 @@ def layout_options(prepared: Prepared, point: BoundPoint, path: Path, running: R
     }  # fmt: skip
 
 
-def _device(name: str, spec: MergeSpec) -> torch.device:
-    """The device of the arithmetic; `auto` takes a GPU only for methods that factorise."""
-    last = spec.chain()[-1]
-    return named_device(name, accelerate=last.granularity(last.defaults()) == "matrix")
-
-
 # --- the plan --------------------------------------------------------------------------------------------------
 
 
@@ -129,8 +125,11 @@ def make_plan(spec: MergeSpec, inputs: Inputs, points: Sequence[BoundPoint], all
         )  # fmt: skip
     needs_base = needy is not None or any(expert.kind != "weight" for expert in experts)
     agreed = agree(spec, base, experts, needs_base)
-    jobs = _jobs(spec, chain, base, experts, agreed, points)
-    _refuse_nothing(jobs, chain[-1])
+    reads = granularity(points)
+    jobs = _jobs(spec, chain, base, experts, agreed, reads)
+    _refuse_nothing(jobs, chain[-1], reads)
+    if spec.learned is not None:
+        check_fits(spec.learned, [expert.task for expert in experts], jobs)
     notes = (*agreed.notes, *_notes(spec, chain, experts, agreed, jobs, points))
     read = [*experts, *([base] if base is not None and (needs_base or agreed.copied) else [])]
     item = 8 if spec.compute_dtype == "float64" else 4
@@ -168,10 +167,9 @@ def _check_tasks(spec: MergeSpec, chain: Sequence[Method], experts: Sequence[Sou
 
 def _jobs(
     spec: MergeSpec, chain: Sequence[Method], base: Source | None, experts: Sequence[Source], agreed: Agreed,
-    points: Sequence[BoundPoint],
+    reads: Reads,
 ) -> tuple[TensorJob, ...]:  # fmt: skip
     """One job a tensor (or attention trio), in canonical order."""
-    reads = _granularity(points)
     specs = specs_of(agreed.names, experts)
     jobs = [
         _job(spec, chain[-1], unit, tuple(_output(spec, part.name, part.shape, experts) for part in unit.parts), reads)
@@ -188,7 +186,7 @@ def _copied(spec: MergeSpec, name: str, stored: TensorSpec) -> TensorJob:
     )
 
 
-def _granularity(points: Sequence[BoundPoint]) -> Reads:
+def granularity(points: Sequence[BoundPoint]) -> Reads:
     """What the chain reads at a time: the coarsest of its members at any point of the grid."""
     order: tuple[Reads, ...] = ("elements", "tensor", "matrix")
     granularities = {
@@ -217,18 +215,18 @@ def _job(spec: MergeSpec, last: Method, unit: Unit, outputs: tuple[OutputSpec, .
     """The job of one unit: what merges it, and how much of it at a time."""
     if unit.kind == "buffer":
         return TensorJob(unit, outputs, "buffer")
-    if last.granularity(last.defaults()) == "matrix" and not unit.truncated(spec.also):
+    if last.on_matrices and (reads != "matrix" or not unit.truncated(spec.also)):
         whole = replace(unit, pieces=1, axis=0)
         treatment: Treatment = "elsewhere" if last.elsewhere else "origin"
         return TensorJob(whole, outputs, "merge", treatment, "elements")
     return TensorJob(unit, outputs, "merge", "method", reads)
 
 
-def _refuse_nothing(jobs: Sequence[TensorJob], last: Method) -> None:
+def _refuse_nothing(jobs: Sequence[TensorJob], last: Method, reads: Reads) -> None:
     """A merge needs tensors, and a spectral method a matrix to truncate: never silently the average."""
     if not jobs:
         raise Mismatch("there is no tensor to merge", hint="check --include and --exclude")
-    spectral = last.granularity(last.defaults()) == "matrix"
+    spectral = last.on_matrices and reads == "matrix"
     if not spectral or any(job.treatment == "method" and job.action == "merge" for job in jobs):
         return
     there = sorted({job.unit.kind for job in jobs if job.unit.truncated(WIDENING)})
@@ -262,7 +260,7 @@ def _little(jobs: Sequence[TensorJob], last: Method) -> list[str]:
     merged = [job for job in jobs if job.action == "merge"]
     total, own = sum(job.numel for job in merged), sum(job.numel for job in merged if job.treatment == "method")
     rest = {job.unit.kind for job in merged if job.treatment != "method" and job.unit.truncated(WIDENING)}
-    if own >= LITTLE * total or not rest:
+    if own == 0 or own >= LITTLE * total or not rest:
         return []
     return [f"`{last.name}` treats {own / total:.0%} of the parameters (`--also {','.join(sorted(rest))}` widens it)"]
 

@@ -33,6 +33,7 @@ class Run:
         costs = self.plan.costs
         return parallel(jobs, work, workers=costs.workers, in_flight=costs.in_flight, stop=self.rows.stop)
 
-    def handed(self, job: TensorJob, start: int, shape: tuple[int, ...]) -> Handed:
-        """What kernels may ask for beside the rows, of the elements of a job from `start` on, seen in `shape`."""
-        return handed(self.rows, self.spec.seed, job.unit, start, shape)
+    def handed(self, job: TensorJob, start: int, shape: tuple[int, ...], piece: int = 0) -> Handed:
+        """What kernels may ask for beside the rows, of the elements of a job from `start` on (of one piece of them),
+        seen in `shape`."""
+        return handed(self.rows, self.spec, job.unit, start, shape, piece)

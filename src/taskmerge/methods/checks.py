@@ -54,7 +54,7 @@ def _check_reads(method: "Method") -> None:
         raise BadDeclaration(method.name, f"`reads` fails on the defaults: {error!r}") from error
     if reads not in GRANULARITIES:
         raise BadDeclaration(method.name, f"`reads` is one of {', '.join(GRANULARITIES)}, not `{reads}`")
-    if reads != "matrix" and (method.elsewhere or method.shared):
+    if reads != "matrix" and not _sometimes_on_matrices(method) and (method.elsewhere or method.shared):
         raise BadDeclaration(method.name, '`elsewhere` and `shared` are for methods with `reads="matrix"`')
     if method.gives not in ("merged", "task_vectors"):
         raise BadDeclaration(method.name, f"`gives` is merged or task_vectors, not `{method.gives}`")
@@ -64,9 +64,15 @@ def _check_reads(method: "Method") -> None:
         raise BadDeclaration(method.name, '`factor` scales task vectors: it needs `space="delta"`')
 
 
+def _sometimes_on_matrices(method: "Method") -> bool:
+    """Whether some options make it read matrices, and other options leave every tensor to `elsewhere`."""
+    return callable(method.reads) and method.on_matrices and method.elsewhere is not None
+
+
 def _check_kernel(method: "Method") -> None:
     """Somebody hands in every parameter, and everything that is made for the kernel is taken."""
-    first = "matrices" if method.granularity(method.defaults()) == "matrix" else "stack"
+    by_default = method.granularity(method.defaults()) == "matrix"
+    first = "matrices" if by_default or _sometimes_on_matrices(method) else "stack"
     names = list(inspect.signature(method.kernel).parameters)
     if names[:1] != [first]:
         problem = f"with `reads={method.granularity(method.defaults())!r}` the first parameter is `{first}`"
@@ -74,8 +80,8 @@ def _check_kernel(method: "Method") -> None:
     for name in HANDED_IN & method.settings.keys():
         raise BadDeclaration(method.name, "it is handed in, and cannot be an option", name)
     _check_parameters(method, method.kernel, 1, {*HANDED_IN, *method.settings}, strict=True)
-    for name in ("statistic", "shared"):
-        if takes(method.kernel, name) != (getattr(method, name) is not None):
+    for name, takers in (("statistic", (method.kernel, method.elsewhere)), ("shared", (method.kernel,))):
+        if any(takes(taker, name) for taker in takers if taker) != (getattr(method, name) is not None):
             raise BadDeclaration(method.name, f"it goes with `{name}=` in the declaration, and only with it", name)
     if method.gives == "task_vectors" and method.weighted:
         raise BadDeclaration(method.name, "weights act where task vectors are merged, not before", "weights")

@@ -1,27 +1,30 @@
-"""θ = origin + Σ_t λ_t D_t, D_t dense or U_t diag(b_t ∘ s_t) V_tᵀ, and its adjoint: adaptation and `merge --from` alike.
+"""θ = origin + Σ_t λ_t D_t, D_t dense or U_t diag(b_t ∘ s_t) V_tᵀ, and its adjoint: for `adapt` and `merge --from`.
 
 Everything here is a function on tensors. With G = ∂L/∂θ at the formed weights, `pull` gives ∂L/∂λ_t = ⟨G, D_t⟩ and
 ∂L/∂b_ti = λ_t s_ti u_tiᵀ G v_ti: what automatic differentiation of the formula gives, without a graph over T copies.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from taskmerge.numerics.spectral import Factors
+from taskmerge.errors import Mismatch
+from taskmerge.numerics.rank import Rank
+from taskmerge.numerics.spectral import Factors, TaskMatrices
 
 Gates = Tensor
 """[K]: what each of a tensor's stored components is multiplied by, those of the first task first; 0 or 1 if hard."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Learned:
     """What adaptation has learnt of the merged weights: `coefficients` [T] of every tensor, and where components were
     chosen `masks` bool [M, T, k] of its M matrices. Tasks are in canonical order; names are those of units.
 
-    A tensor without an entry has none: it stays at the origin.
+    A tensor without an entry has none: it stays at the origin. Two are equal if their contents are.
     """
 
     tasks: tuple[str, ...]
@@ -33,6 +36,22 @@ class Learned:
         zeros = torch.zeros(len(self.tasks))
         return LearnedTensor(self.coefficients.get(name, zeros), self.masks.get(name))
 
+    @property
+    def digest(self) -> str:
+        """`sha256:` and the SHA-256 over the tasks, and names, types, shapes and bytes of everything learnt."""
+        digest = hashlib.sha256("\0".join(self.tasks).encode())
+        for kind, tensors in (("coefficients", self.coefficients), ("masks", self.masks)):
+            for name, tensor in sorted(tensors.items()):
+                digest.update(f"\n{kind}\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+                digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Learned) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
 
 @dataclass(frozen=True, slots=True)
 class LearnedTensor:
@@ -40,6 +59,10 @@ class LearnedTensor:
 
     coefficients: Tensor
     masks: Tensor | None = None
+
+    def only(self, matrix: int) -> "LearnedTensor":
+        """The same of one of its matrices: masks [1, T, k]."""
+        return LearnedTensor(self.coefficients, None if self.masks is None else self.masks[matrix : matrix + 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +88,23 @@ class Triplets:
             torch.repeat_interleave(torch.arange(len(factors), device=counts.device), counts),
         )
 
+    def gates(self, mask: Tensor) -> Gates:
+        """A matrix's mask bool [T, k] as gates bool [K]. Components beyond the k-th are off.
+
+        Raises `Mismatch` where the mask switches on a component that a task does not have.
+        """
+        counts = torch.bincount(self.tasks, minlength=len(mask)).tolist()
+        for task, count in enumerate(counts):
+            if bool(mask[task, count:].any()):
+                raise Mismatch(
+                    f"its mask keeps component {int(mask[task].nonzero().max()) + 1} of task {task + 1}, "
+                    f"which has {count}",
+                    hint="the mask was learnt of other experts, or of other options: merge with those",
+                )
+        padded = torch.zeros(len(mask), max(*counts, mask.shape[1]), dtype=torch.bool)
+        padded[:, : mask.shape[1]] = mask
+        return torch.cat([row[:count] for row, count in zip(padded, counts, strict=True)]).to(self.tasks.device)
+
     def form(self, coefficients: Tensor, gates: Gates | None = None) -> Tensor:
         """Σ_t λ_t D_t, [m, n]: one product over the components whose gate is not zero."""
         scales = coefficients.to(self.values)[self.tasks] * self.values
@@ -82,6 +122,13 @@ class Triplets:
         owned = reached if gates is None else reached * gates
         of_tasks = torch.zeros(len(coefficients), dtype=reached.dtype, device=reached.device)
         return of_tasks.index_add_(0, self.tasks, owned), coefficients.to(reached)[self.tasks] * reached
+
+
+def form_matrix(matrices: TaskMatrices, rank: Rank, learned: LearnedTensor) -> Tensor:
+    """Σ_t λ_t D_t of one matrix, [m, n]: of its leading components, those that its mask (the first) keeps."""
+    triplets = Triplets.of(matrices.top(rank))
+    gates = None if learned.masks is None else triplets.gates(learned.masks[0])
+    return triplets.form(learned.coefficients, gates)
 
 
 def form_dense(rows: Tensor, coefficients: Tensor) -> Tensor:

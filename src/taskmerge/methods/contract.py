@@ -70,6 +70,7 @@ class Method:
     note_for: Mapping[int, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     laws: Laws = Laws()
+    internal: bool = False
 
     @property
     def summary(self) -> str:
@@ -92,6 +93,16 @@ class Method:
     @property
     def needs_base(self) -> bool:
         return self.space == "delta"
+
+    @property
+    def learned(self) -> bool:
+        """Whether it runs what adaptation has learnt, and nothing else."""
+        return any(takes(kernel, "learned") for kernel in (self.kernel, self.elsewhere) if kernel)
+
+    @property
+    def on_matrices(self) -> bool:
+        """Whether its kernel is handed matrices. Under options that read none, `elsewhere` takes every tensor."""
+        return next(iter(inspect.signature(self.kernel).parameters), "") == "matrices"
 
     def granularity(self, options: Options) -> Reads:
         """What the kernel reads at a time under these options."""
@@ -118,6 +129,7 @@ def method(
     note_for: Mapping[int, str] | None = None,
     aliases: tuple[str, ...] = (),
     laws: Laws | None = None,
+    internal: bool = False,
 ) -> Callable[[K], K]:
     """Declares a function as the method of its name; the function itself comes back, with its declaration attached.
 
@@ -127,7 +139,7 @@ def method(
       θ_t - θ̄, and the result is added to the weighted mean θ̄.
     - `reads`: what the kernel sees at a time. `elements`: any slice of a tensor; `tensor`: a whole tensor, in its own
       shape; `matrix`: the matrices of tensors of class `linear`, and of what `--also` adds. Or a function from the
-      options to one of them.
+      options to one of them; where a kernel on matrices reads `elements`, `elsewhere` takes every tensor.
     - `title`, `formula` (one line of Unicode, `θ = …`) and `paper` (`arXiv:…` or `doi:…`): what the docs show. The
       first line of the function's docstring is its summary.
     - `gives="task_vectors"`: the kernel gives a new stack (DARE, Breadcrumbs) that `--then METHOD` merges.
@@ -140,6 +152,7 @@ def method(
     - `note_for`: a number of experts, and what a merge of just so many should be told.
     - `aliases`: what other tools call it. Asking for one of them names this method.
     - `laws`: what the shared tests may expect of it.
+    - `internal`: no list shows it; other commands' files name it in their recipes.
     """
 
     def describe(kernel: K) -> K:
@@ -148,6 +161,7 @@ def method(
             name=name, kernel=kernel, settings=declared_settings(kernel, name), space=space, reads=reads, title=title,
             formula=formula, paper=paper, gives=gives, elsewhere=elsewhere, statistic=statistic, shared=shared,
             factor=factor, tasks=tasks, notes=notes, note_for=note_for or {}, aliases=aliases, laws=laws or Laws(),
+            internal=internal,
         )  # fmt: skip
         check_declaration(declared)
         setattr(kernel, "declaration", declared)  # noqa: B010  mypy knows no attributes of functions

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypedDict
 
 from torch import Tensor
 
+from taskmerge.methods.composed import LearnedTensor
 from taskmerge.numerics.selection import Scan
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Stack, Weights
@@ -37,6 +38,9 @@ class HandedIn(TypedDict, total=False):
 
     position: Position | None
     """The block that the tensor lies in; None outside blocks."""
+
+    learned: LearnedTensor
+    """What adaptation has learnt of this tensor; its masks are those of this matrix alone, [1, T, k]."""
 
 
 HANDED_IN = frozenset(HandedIn.__annotations__)

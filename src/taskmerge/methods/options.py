@@ -26,10 +26,10 @@ PREFIXES = ("then_", "lines_")  # of an option of the second method of a chain, 
 RESERVED = frozenset({
     "adapt_split", "allow_merged", "allow_pickle", "also", "base", "base_rule", "choose", "coefficients",
     "compute_dtype", "debug", "device", "digests", "dry_run", "dtype", "earlier", "exclude", "experts", "grid",
-    "heads", "help", "include", "inputs", "json", "keep_base", "limit", "lines", "max_memory", "method", "no_digest",
-    "on_buffer", "on_missing", "options", "output", "outputs", "overwrite", "progress", "qkv", "quiet", "recipe",
-    "seed", "set", "shard_size", "skip_input", "strip_prefix", "suite", "svd", "taskmerge", "then", "threads", "told",
-    "weight", "weights",
+    "heads", "help", "include", "inputs", "json", "keep_base", "learned", "limit", "lines", "max_memory", "method",
+    "no_digest", "on_buffer", "on_missing", "options", "output", "outputs", "overwrite", "progress", "qkv", "quiet",
+    "recipe", "seed", "set", "shard_size", "skip_input", "strip_prefix", "suite", "svd", "taskmerge", "then",
+    "threads", "told", "weight", "weights",
 })  # fmt: skip
 
 

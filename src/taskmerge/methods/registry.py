@@ -32,9 +32,10 @@ class Broken:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """All methods by name, sorted, and the plug-ins that could not be loaded."""
+    """Methods by name, sorted, those that no list shows, and the plug-ins that could not be loaded."""
 
     methods: Mapping[str, Method]
+    internal: Mapping[str, Method]
     broken: tuple[Broken, ...]
 
 
@@ -61,7 +62,11 @@ def _registry() -> Registry:
         except Exception as error:  # whatever somebody else's module does when it is imported
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             broken.append(Broken(point.name, _package(point), reason))
-    return Registry(MappingProxyType(dict(sorted(methods.items()))), tuple(broken))
+    public, internal = (
+        MappingProxyType({name: method for name, method in sorted(methods.items()) if method.internal is hidden})
+        for hidden in (False, True)
+    )
+    return Registry(public, internal, tuple(broken))
 
 
 def _of_plug_in(point: EntryPoint, taken: Mapping[str, Method]) -> dict[str, Method]:
@@ -80,7 +85,7 @@ def _package(point: EntryPoint) -> str:
 
 
 def methods() -> Mapping[str, Method]:
-    """All methods by name, sorted."""
+    """All methods by name, sorted, but for internal ones."""
     return _registry().methods
 
 
@@ -90,8 +95,8 @@ def problems() -> tuple[str, ...]:
 
 
 def find(name: str, *, where: str = "--method") -> Method:
-    """A method by name (`-` and `_` alike, any case); `where` is what named it."""
-    key, every = _plain(name), methods()
+    """A method by name (`-` and `_` alike, any case), internal or not; `where` is what named it."""
+    key, every = _plain(name), {**_registry().internal, **methods()}
     if key not in every:
         raise _unknown(name, key, where)
     return every[key]

@@ -85,6 +85,14 @@ def elected_mean(stack: Stack, weights: Weights, trim: Trim) -> Merged:
     return torch.where(up, positive, negative).div_(agreeing(counts, up).clamp_(min=1))
 
 
+def elected_rows(stack: Stack, trim: Trim) -> Stack:
+    """Every task's τ̂_t where it agrees with the elected sign, else 0: what `elected_sum` adds up at equal weights."""
+    ones = torch.ones(len(stack), dtype=torch.float64)
+    up = elect(*split(trimmed(stack, trim.thresholds, ones)), trim.mostly_up)
+    kept = trimmed(stack, trim.thresholds, ones)
+    return torch.stack([torch.where(up, row.clamp(min=0), row.clamp(max=0)) for row in kept])
+
+
 @method(
     space="delta",
     reads=lambda options: "tensor" if options["scope"] == "tensor" else "elements",

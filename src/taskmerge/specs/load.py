@@ -15,10 +15,12 @@ from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
 
 FORMAT = 1
 TEXTS = ("method", "then", "strip_prefix")
+LEARNED = "learned"  # the digest of what adaptation has learnt, which lies beside the recipe
 LISTS = ("include", "exclude", "also")
 PATHS = ("base", "output")
 MAPPINGS = ("options", "weights", "experts", "grid")
-KEYS = frozenset({"taskmerge", "dtype", "seed", "lines", *CHOICES, *TEXTS, *LISTS, *PATHS, *MAPPINGS})
+KEYS = frozenset({"taskmerge", "dtype", "seed", "lines", LEARNED, *CHOICES, *TEXTS, *LISTS, *PATHS, *MAPPINGS})
+SETTABLE = KEYS - {"taskmerge", LEARNED, *MAPPINGS}  # by --set
 RUNNING = frozenset({
     "device", "threads", "max_memory", "overwrite", "shard_size", "dry_run", "json", "quiet", "debug", "allow_pickle",
     "allow_merged", "keep_base", "skip_input", "recipe",
@@ -92,11 +94,11 @@ def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
             found[name] = text
         elif name in PATHS:
             found[name] = Path(text)
-        elif name in KEYS - {"taskmerge", *MAPPINGS}:
+        elif name in SETTABLE:
             value = text.split(",") if name in LISTS else text if name in TEXTS else yaml.safe_load(text)
             found[name] = _checked(name, value, where)
         else:
-            raise unknown_name("recipe key or option", name, declared | KEYS - {"taskmerge", *MAPPINGS}, where=where)
+            raise unknown_name("recipe key or option", name, declared | SETTABLE, where=where)
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from taskmerge.errors import UsageError, unknown_name
+from taskmerge.methods.composed import Learned
 from taskmerge.methods.contract import Method
 from taskmerge.methods.options import Setting, Value
 from taskmerge.methods.registry import DEFAULT, find
@@ -51,7 +52,8 @@ SHORT = {
 class MergeSpec:
     """Everything that shapes a merged checkpoint besides its inputs. `options` hold grids: a tuple of values each.
 
-    `grid` is the grid that a replayed point was part of: what was factored for one point served the next.
+    `grid` is the grid that a replayed point was part of: what was factored for one point served the next. `learned` is
+    what adaptation has learnt; a recipe has its digest.
     """
 
     method: str = DEFAULT
@@ -72,6 +74,7 @@ class MergeSpec:
     heads: Literal["refuse", "keep"] = "refuse"
     strip_prefix: str = ""
     grid: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
+    learned: Learned | None = None
 
     def __post_init__(self) -> None:
         """Brings names into their one spelling and refuses values that mean nothing."""
@@ -159,12 +162,14 @@ class MergeSpec:
         plain = MergeSpec()
         for own in fields(self):
             value = getattr(self, own.name)
-            if own.name not in (*recipe, "options", "weights", "grid") and value != getattr(plain, own.name):
+            if own.name not in (*recipe, "options", "weights", "grid", "learned") and value != getattr(plain, own.name):
                 recipe[own.name] = list(value) if isinstance(value, tuple) else value
         values = {name: point.get(name, setting.default) for name, (_, setting) in self.settings().items()}
         recipe["options"] = {name: plain_value(value) for name, value in sorted(values.items())}
         if self.weights:
             recipe["weights"] = dict(sorted(self.weights.items()))
+        if self.learned is not None:
+            recipe["learned"] = self.learned.digest
         if self.factored():
             factored = self.factored().items()
             recipe["grid"] = {name: [plain_value(value) for value in values] for name, values in factored}

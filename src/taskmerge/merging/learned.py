@@ -1,0 +1,57 @@
+"""Whether what adaptation has learnt is there where a method runs it, and fits the experts and their tensors."""
+
+from collections.abc import Sequence
+
+from taskmerge.errors import Mismatch, UsageError, listed
+from taskmerge.merging.plan import TensorJob
+from taskmerge.methods.composed import Learned
+from taskmerge.specs.merge import MergeSpec
+
+OTHER = "it was learnt of other experts, or of other options: merge with those"
+
+
+def check_asked(spec: MergeSpec) -> None:
+    """Refuses a method that runs what adaptation has learnt without it, and any other method with it."""
+    last = spec.chain()[-1]
+    if last.learned and spec.learned is None:
+        raise UsageError(
+            f"`{last.name}` runs what adaptation has learnt, and cannot be used by hand", where="--method",
+            hint="`taskmerge adapt` makes such a merge, and `taskmerge merge --from FOLDER` makes it again",
+        )  # fmt: skip
+    if spec.learned is not None and not last.learned:
+        raise UsageError(
+            f"`{last.name}` does not run what adaptation has learnt", where="--method",
+            hint="leave out `learned`, or leave the method to the recipe that has it",
+        )  # fmt: skip
+
+
+def check_fits(learned: Learned, tasks: Sequence[str], jobs: Sequence[TensorJob]) -> None:
+    """Raises `Mismatch` unless it is of these tasks, and of tensors (and matrices) that are merged."""
+    if list(learned.tasks) != list(tasks):
+        raise Mismatch(
+            f"coefficients were learnt of {listed(learned.tasks, plain=True)}; "
+            f"these experts are {listed(tasks, plain=True)}", hint=OTHER,
+        )  # fmt: skip
+    merged = {job.name: job for job in jobs if job.action == "merge"}
+    strangers = sorted({*learned.coefficients, *learned.masks} - merged.keys())
+    if strangers:
+        raise Mismatch(f"coefficients or masks were learnt of {listed(strangers)}, not merged here", hint=OTHER)
+    for name, coefficients in learned.coefficients.items():
+        if coefficients.shape != (len(tasks),):
+            raise Mismatch(f"{list(coefficients.shape)} coefficients, not one a task", where=f"`{name}`", hint=OTHER)
+    for name, masks in learned.masks.items():
+        _check_masks(merged[name], tuple(masks.shape), len(tasks))
+
+
+def _check_masks(job: TensorJob, shape: tuple[int, ...], tasks: int) -> None:
+    """Masks [M, T, k] are of a tensor that is factored, and of no more components than it can have."""
+    where = f"`{job.name}`"
+    if not job.factored:
+        raise Mismatch("masks were learnt of its components, and it is not factored here", where=where, hint=OTHER)
+    unit = job.unit
+    if shape[:-1] != (unit.matrices, tasks):
+        what = f"masks of shape {list(shape)} are not of its {unit.matrices} matrices and {tasks} tasks"
+        raise Mismatch(what, where=where, hint=OTHER)
+    if shape[-1] > min(unit.matrix):
+        what = f"masks are of {shape[-1]} components, its matrices have {min(unit.matrix)}"
+        raise Mismatch(what, where=where, hint=OTHER)
