@@ -94,8 +94,7 @@ class Factored:
 
     def form(self, coefficients: Tensor, gates: Gates | None) -> Tensor:
         formed = [
-            triplets.form(coefficients, own)
-            for triplets, own in zip(self.matrices, self._split(gates), strict=True)
+            triplets.form(coefficients, own) for triplets, own in zip(self.matrices, self._split(gates), strict=True)
         ]
         return self._joined(formed)
 
@@ -121,7 +120,7 @@ class Factored:
     def _split(self, gates: Gates | None) -> list[Gates | None]:
         if gates is None:
             return [None] * len(self.matrices)
-        return list(gates.split([len(triplets.values) for triplets in self.matrices]))
+        return list(torch.split(gates, [len(triplets.values) for triplets in self.matrices]))
 
     def _portions(self) -> int:
         return self.unit.matrices // self.unit.pieces if self.unit.kind == "stack" else 1
@@ -129,9 +128,7 @@ class Factored:
     def _cut(self, grad: Tensor) -> list[Tensor]:
         """The gradient's matrices, in order."""
         portions = grad.view(self._portions(), -1)
-        return [
-            piece[0].reshape(self.unit.matrix) for portion in portions for piece in self.unit.cut(portion[None])
-        ]
+        return [piece[0].reshape(self.unit.matrix) for portion in portions for piece in self.unit.cut(portion[None])]
 
     def _joined(self, matrices: Sequence[Tensor]) -> Tensor:
         """The tensor [n] that these matrices make up."""

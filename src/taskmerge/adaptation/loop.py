@@ -76,6 +76,10 @@ class Adaptation:
             self.update += 1
             yield self._record(iteration, told, flips, skipped, time.perf_counter() - started)
 
+    def start(self) -> StepRecord:
+        """What stands before the first update."""
+        return self._record(0, {}, 0, None, 0.0)
+
     def form(self) -> Effective:
         """Forms the merged weights, where they may have changed, and says of what."""
         effective = self.on_weights.effective(self.update)
@@ -132,9 +136,7 @@ class Adaptation:
 
 def detached(effective: Effective) -> Effective:
     """The same values without their graphs."""
-    return Effective(
-        effective.coefficients.detach(), {name: gates.detach() for name, gates in effective.gates.items()}
-    )
+    return Effective(effective.coefficients.detach(), {name: gates.detach() for name, gates in effective.gates.items()})
 
 
 def _statistics(values: Tensor) -> dict[str, float]:

@@ -64,7 +64,9 @@ def forward(setting: Setting, side: TaskSide, places: Tensor, update: int) -> Sh
     """One shard through encoder, adapter and head, to the loss of each of its items."""
     device = setting.device
     with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=setting.amp):
-        features, outputs = side.outputs(raw := side.features(places, device), _noise(setting, side, places, raw, update))
+        features, outputs = side.outputs(
+            raw := side.features(places, device), _noise(setting, side, places, raw, update)
+        )
         expert = side.expert(places, device)
         kept = side.objective.kept(outputs, expert)
         loss = side.objective.loss(features.float() if setting.amp else features, _whole(outputs, setting), expert)
@@ -92,7 +94,8 @@ def passes(
 
     So many tasks at once as keep the workers busy. A task whose filter keeps nothing adds nothing.
     """
-    gradients, records = Gradients({}, {}), {}
+    gradients = Gradients({}, {})
+    records: dict[str, TaskRecord] = {}
     for group in _groups(setting, batches):
         jobs = [(side, places) for side, batch in group for places in side.shards(batch)]
         shards = list(_mapped(setting, lambda job: forward(setting, *job, update), jobs))

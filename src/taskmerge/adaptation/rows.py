@@ -16,10 +16,10 @@ from taskmerge.experts.rows import Rows
 from taskmerge.experts.tensors import Unit
 from taskmerge.methods.adaptive import Components, Trimmed, Truncated
 from taskmerge.methods.composed import Triplets
-from taskmerge.methods.ties import Trim, measure
-from taskmerge.methods.trimming import agreeing_rows
+from taskmerge.methods.ties import Trim, elected_rows, measure
 from taskmerge.numerics.lapack import single_threaded
 from taskmerge.numerics.selection import part_of
+from taskmerge.specs.merge import Svd
 
 R = TypeVar("R")
 HALF = (torch.float16, torch.bfloat16)
@@ -44,7 +44,7 @@ class Plan:
     factored: Collection[str]
     components: Components
     shared_mask: bool = False
-    svd: str = "exact"
+    svd: Svd = "exact"
 
 
 def composed(
@@ -90,7 +90,7 @@ def _dense(plan: Plan, rows: Rows, unit: Unit, trim: Trim | None) -> tuple[Tenso
     origin, read = rows.of(unit)
     origin = origin.clone()
     if trim is not None:
-        return origin, Dense(agreeing_rows(read, rows.weights, trim))
+        return origin, Dense(elected_rows(read, trim) if read.numel() else read.clone())
     if plan.shared_mask:
         return origin, Masked(read.clone())
     half = _half(rows, unit)
@@ -135,4 +135,4 @@ def _trim(plan: Plan, rows: Rows) -> Trim:
     def scan(f: Callable[[Tensor], R], share: int = 1) -> Iterator[R]:
         return (f(part_of(rows.of(unit, tallied=False)[1], share)) for unit in plan.units if unit.numel)
 
-    return measure(scan, density, "next", rows.weights)
+    return measure(scan, density, "next")

@@ -51,9 +51,7 @@ class Optimised:
 
     def finite(self) -> bool:
         """Whether all gradients are finite."""
-        return all(
-            bool(torch.isfinite(value.grad).all()) for value in self.values.values() if value.grad is not None
-        )
+        return all(bool(torch.isfinite(value.grad).all()) for value in self.values.values() if value.grad is not None)
 
     def step(self) -> None:
         """One step of Adam on everything that has a gradient."""
@@ -110,11 +108,9 @@ def load_state(folder: Path) -> tuple[AdaptState, dict[str, object]]:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["taskmerge"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
-        state = AdaptState(
-            int(record["update"]),
-            *(_of(tensors, prefix) for prefix in (VALUE, MEAN, SQUARE, STEPS)),
-            counts={str(name): int(count) for name, count in record["counts"].items()},
-        )
+        values, means, squares, steps = (_of(tensors, prefix) for prefix in (VALUE, MEAN, SQUARE, STEPS))
+        counts = {str(name): int(count) for name, count in record["counts"].items()}
+        state = AdaptState(int(record["update"]), values, means, squares, steps, counts)
         return state, dict(record["about"])
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         hint = "start again with --overwrite"

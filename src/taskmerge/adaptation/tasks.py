@@ -55,7 +55,7 @@ class TaskSide:
 
     def shards(self, batch: Tensor) -> Iterator[Tensor]:
         """The batch in pieces of `SHARD`, all at once where there is no encoder to run."""
-        yield from batch.split(len(batch) if self.frozen is not None else SHARD)
+        yield from torch.split(batch, len(batch) if self.frozen is not None else SHARD)
 
     def features(self, places: Tensor, device: torch.device) -> Tensor:
         """Features of some items, with a graph where the encoder learns."""
@@ -67,7 +67,9 @@ class TaskSide:
     def outputs(self, features: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(features as the head sees them, outputs)."""
         if self.adapter is not None:
-            features = self.adapter(features, noise) if isinstance(self.adapter, ProbAdapter) else self.adapter(features)
+            features = (
+                self.adapter(features, noise) if isinstance(self.adapter, ProbAdapter) else self.adapter(features)
+            )
         outputs: Tensor = self.head(features)
         return features, outputs
 

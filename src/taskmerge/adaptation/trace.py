@@ -3,6 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taskmerge.errors import BadFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,35 @@ class StepRecord:
     kept_components: float | None = None
     skipped: str | None = None
     seconds: float = 0.0
+    held_out: Mapping[str, float] | None = None
+    watched: Mapping[str, Any] | None = None
+
+    @property
+    def agreement(self) -> float | None:
+        """The mean agreement on held-out items, if it was measured."""
+        return sum(self.held_out.values()) / len(self.held_out) if self.held_out else None
 
     def line(self) -> str:
         """One line of trace.jsonl."""
         return json.dumps(asdict(self), sort_keys=True) + "\n"
+
+
+def read_trace(path: Path, updates: int) -> list[StepRecord]:
+    """The lines of the start and the first so many updates. Raises BadFile for a trace that lacks some of them."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            records = [_record(json.loads(line)) for line, _ in zip(lines, range(updates + 1))]  # noqa: B905  the fewer
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadFile(f"is no trace: {error}", where=str(path), hint="start again with --overwrite") from None
+    if len(records) <= updates:
+        what = f"has {len(records)} lines where the saved state is of update {updates}"
+        raise BadFile(what, where=str(path), hint="start again with --overwrite")
+    return records
+
+
+def _record(values: Mapping[str, Any]) -> StepRecord:
+    tasks = {name: TaskRecord(**own) for name, own in values["tasks"].items()}
+    return StepRecord(**{**values, "tasks": tasks})
 
 
 WINDOW = 10

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from taskmerge.numerics import losses
+from taskmerge.numerics.agreement import SMALLEST, agreement, correlation
 from taskmerge.specs.suite import TaskKind
-
-SMALLEST = 1e-12
-"""Share below which an expected agreement leaves no room for chance to be taken out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +35,6 @@ class Criterion:
         return {"classification": self.classes, "regression": self.values}.get(kind)
 
 
-def agreement(outputs: Tensor, expert: Tensor) -> float:
-    """Share of items on which the checkpoint predicts the expert's class."""
-    return _mean((outputs.argmax(1) == expert.argmax(1)).double())
-
-
 def kappa(outputs: Tensor, expert: Tensor) -> float:
     """Agreement beyond chance (Cohen): (a - e) / (1 - e), e from how often each of the two predicts each class."""
     ours, theirs = outputs.argmax(1), expert.argmax(1)
@@ -65,13 +58,6 @@ def shared_probability(outputs: Tensor, expert: Tensor) -> float:
 def entropy(outputs: Tensor, expert: Tensor) -> float:
     """Mean entropy of the checkpoint's own predictions in nats (AdaMerging's loss); the expert is not looked at."""
     return _mean(losses.entropy(outputs.double()))
-
-
-def correlation(outputs: Tensor, expert: Tensor) -> float:
-    """Pearson's correlation of the checkpoint's values with the expert's; 0 where one of them is constant."""
-    ours, theirs = (values.double() - values.double().mean() for values in (outputs, expert))
-    length = float(ours.norm() * theirs.norm())
-    return float(ours @ theirs) / length if length > SMALLEST else 0.0
 
 
 def _mean(values: Tensor) -> float:

@@ -11,7 +11,9 @@ from taskmerge.methods.options import Option
     formula="θ = θ₀ + Σ_t λ_t τ̂_t, τ̂_t the entries of τ_t that TIES keeps",
     paper="arXiv:2310.02575",
     parity={"clamped": True, "iterations": 500, "batch_size": 32, "coefficients": 1e-3},
-    notes=("the kept entries are those above TIES' whole-model threshold that agree with the elected sign, not averaged",),
+    notes=(
+        "the kept entries are those above TIES' whole-model threshold that agree with the elected sign, not averaged",
+    ),
 )
 def adamerging_plus(
     *,

@@ -28,7 +28,8 @@ def adarank(
         Rank | None, Option("components that are on at the start", auto="all from the base, 0.08 from the mean")
     ] = None,
     coefficient: Annotated[
-        float | None, Option("where coefficients start", auto="0.3 from the base (0.1 from 14 tasks on), 1.0 from the mean")
+        float | None,
+        Option("where coefficients start", auto="0.3 from the base (0.1 from 14 tasks on), 1.0 from the mean"),
     ] = None,
     temperature: Annotated[float, Option("of the sigmoid in the masks' gradient", low=1e-3)] = 10.0,
 ) -> Parts:

@@ -18,14 +18,16 @@ Map = Callable[[Callable[[int], Tensor], range], Iterable[Tensor]]
 
 
 def encode(
-    module: nn.Module, inputs: Inputs, *, batch_size: int, device: torch.device, progress: Step | None = None
-) -> Tensor:
+    module: nn.Module, inputs: Inputs, *, batch_size: int, device: torch.device, progress: Step | None = None,
+    workers: int | None = None,
+) -> Tensor:  # fmt: skip
     """Features of N items on `device`, [N, D] or maps [N, D, h, w], in the items' order; float32, or float64 if the
     module is.
 
     Pictures go to the device as they are stored (uint8). Texts are encoded by length, each batch cut to its longest,
     so padding costs next to nothing. The same on every run: no autotuning, no TF32. No gradient is recorded, yet the
-    features are ordinary tensors: a head that learns from them may save them for its own gradient.
+    features are ordinary tensors: a head that learns from them may save them for its own gradient. A CPU encodes
+    `workers` batches at once, by default as many as it has threads.
     """
     inputs, order, lengths = _by_length(inputs)
     count = len(next(iter(inputs.values())))
@@ -38,7 +40,7 @@ def encode(
             return features.to(torch.promote_types(features.dtype, torch.float32))
 
     parts, starts = [], range(0, count, batch_size)
-    with torch.no_grad(), _exact(device), _mapped(device, len(starts)) as mapped:
+    with torch.no_grad(), _exact(device), _mapped(device, len(starts), workers) as mapped:
         for features in mapped(forward, starts):
             parts.append(features)
             if progress is not None:
@@ -48,18 +50,18 @@ def encode(
 
 
 @contextmanager
-def _mapped(device: torch.device, batches: int) -> Iterator[Map]:
+def _mapped(device: torch.device, batches: int, wanted: int | None) -> Iterator[Map]:
     """A `map` for so many batches: on a CPU several at once, each on its share of torch's threads.
 
     That is faster than all threads inside one batch, whose small operations wait for each other, and far faster where
     other programs use the cores too. On a GPU they follow each other.
     """
     threads = torch.get_num_threads()
-    workers = min(AT_ONCE, threads, batches)
+    workers = min(AT_ONCE, wanted or threads, batches)
     if device.type != "cpu" or workers < 2:
         yield map
         return
-    torch.set_num_threads(threads // workers)
+    torch.set_num_threads(max(1, threads // workers))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="encode", initializer=settle_thread)
     try:
         yield pool.map

@@ -7,7 +7,19 @@ from typing import Literal, get_args
 
 from taskmerge.errors import UsageError, unknown_name
 from taskmerge.methods.adaptive import (
-    OBJECTIVES, Adaptive, Block, Coefficients, Filter, Heads, HeadsStart, Learnable, Masks, Objective, On, Parts, Updates,
+    OBJECTIVES,
+    Adaptive,
+    Block,
+    Coefficients,
+    Filter,
+    Heads,
+    HeadsStart,
+    Learnable,
+    Masks,
+    Objective,
+    On,
+    Parts,
+    Updates,
     mask_rate,
 )  # fmt: skip
 from taskmerge.methods.adaptive_registry import RECOMMENDED, find_adaptive
@@ -153,7 +165,10 @@ class AdaptSpec:
             return parts
         other = find_adaptive(self.with_, where="--with")
         more = other.bound(bind(other, {}))
-        learns: dict[str, Learnable] = {**{k: v for k, v in more.learns.items() if k not in parts.learns}, **parts.learns}
+        learns: dict[str, Learnable] = {
+            **{k: v for k, v in more.learns.items() if k not in parts.learns},
+            **parts.learns,
+        }
         rates = {**more.rates, **{name: parts.rates.get(name) for name in parts.learns}}
         return replace(
             parts, learns=learns, objective=more.objective, on=more.on, filter=more.filter, updates=more.updates,

@@ -1,0 +1,104 @@
+"""Puts a run together: the merged encoder at its start, every task's side of it, the learnables and their optimiser."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from taskmerge.adaptation.components import Composed
+from taskmerge.adaptation.learnables import OnWeights, fresh
+from taskmerge.adaptation.loop import Adaptation, Horizon, detached
+from taskmerge.adaptation.opening import Opened, Place
+from taskmerge.adaptation.passes import Setting
+from taskmerge.adaptation.sides import ADAPTER, BLOCK, HEAD, block_names, side_of
+from taskmerge.adaptation.state import Optimised
+from taskmerge.adaptation.tasks import TaskSide
+from taskmerge.adaptation.teachers import Teacher
+from taskmerge.adaptation.weights import Weights, live_tensors
+from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.errors import UsageError
+from taskmerge.methods.adaptive import Block, Parts
+from taskmerge.models.fill import fill
+from taskmerge.numerics.device import cores
+from taskmerge.numerics.lapack import settle_thread, single_threaded
+from taskmerge.specs.adapt import AdaptSpec
+
+GROUPS: Mapping[str, str] = {HEAD: "heads", ADAPTER: "adapter", BLOCK: "block"}
+"""Whose learning rate the parameters of a task's own parts have."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Threads that shards and tensors are spread over, each computing on one core; none on a GPU."""
+
+    pool: ThreadPoolExecutor | None
+    count: int
+
+
+@contextmanager
+def workers(device: torch.device, threads: int | None) -> Iterator[Workers]:
+    """The workers of a run. Inside, arithmetic is single-threaded: results are the same for any number of them."""
+    if device.type != "cpu":
+        yield Workers(None, 1)
+        return
+    count = threads or cores()
+    with single_threaded(factoring=False), ThreadPoolExecutor(count, "adapt", settle_thread) as pool:
+        yield Workers(pool, count)
+
+
+def built(
+    opened: Opened, teachers: Mapping[str, Teacher], composed: Sequence[Composed], parts: Parts, spec: AdaptSpec,
+    place: Place, workers: Workers, *, experts: int, init: Checkpoint | None = None, start: Tensor | None = None,
+) -> Adaptation:  # fmt: skip
+    """The run before its first update. `init` fills the encoder where nothing is composed; `start` [L, T] are
+    coefficients to start from; `experts` is how many are merged, whether heard or not.
+
+    Raises UsageError for a batch larger than a task has items.
+    """
+    fill(place.backbone, init or opened.complete, opened.base)
+    on_weights = fresh(parts, composed, experts, spec.seed, start)
+    block = parts.of(Block)
+    names = block_names(place.module, block.layer) if isinstance(block, Block) else ()
+    weights = Weights(place.module, composed, live_tensors(place.module), workers.pool)
+    if composed:
+        weights.form(detached(on_weights.effective(0)))
+    sides = tuple(side_of(task, teachers[task.task.name], parts, spec, place, names) for task in opened.tasks)
+    shared = _shared(place.module, composed, names) if parts.shapes_weights else {}
+    for parameter in shared.values():
+        parameter.requires_grad_(True)
+    horizon = Horizon(iterations=parts.iterations, batch_size=parts.batch_size, updates=parts.updates, seed=spec.seed)
+    _check_batches(sides, horizon)
+    rates = spec.rates(parts, horizon.total(len(sides)))
+    setting = Setting(place.device, spec.amp == "bf16", workers.pool, workers.count, shared, spec.seed)
+    return Adaptation(
+        sides, weights, on_weights, Optimised(_groups(on_weights, sides), rates), horizon, setting, spec.project
+    )
+
+
+def _shared(module: nn.Module, composed: Sequence[Composed], own: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The encoder's parameters whose gradients lead to what is learnt: merged ones that no task has for itself."""
+    merged = {name for one in composed for name, _ in one.spots}
+    return {name: parameter for name, parameter in module.named_parameters() if name in merged and name not in set(own)}
+
+
+def _groups(on_weights: OnWeights, sides: Sequence[TaskSide]) -> dict[str, dict[str, nn.Parameter]]:
+    """The learnables by the rate that they have."""
+    groups: dict[str, dict[str, nn.Parameter]] = {kind: {} for kind in ("coefficients", "masks", "relaxed")}
+    for name, value in on_weights.values.items():
+        groups[name.partition("/")[0]][name] = value
+    for side in sides:
+        for name, value in side.own.items():
+            kind = next(kind for prefix, kind in GROUPS.items() if name.startswith(prefix))
+            groups.setdefault(kind, {})[f"tasks/{side.name}/{name}"] = value
+    return groups
+
+
+def _check_batches(sides: Sequence[TaskSide], horizon: Horizon) -> None:
+    """Refuses batches that some task cannot fill, before anything is learnt."""
+    for side in sides:
+        if horizon.iterations and horizon.batch_size > len(side.places):
+            what = f"a batch of {horizon.batch_size} is more than the {len(side.places)} items of `{side.name}`"
+            raise UsageError(what, where="--batch-size", hint=f"give 1 to {len(side.places)}")

@@ -1,0 +1,66 @@
+"""Heads solved for on frozen features by the experts' soft labels: a convex problem a head (methods/heads.py)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taskmerge.models.heads import HiddenHead, LinearHead
+from taskmerge.numerics.solved_heads import Solved, fit_logits, fit_maps, fit_values, soft_targets
+from taskmerge.specs.adapt import AdaptSpec
+from taskmerge.specs.suite import TaskKind
+
+
+def fit_head(
+    head: nn.Module,
+    features: Tensor,
+    expert: Tensor,
+    kind: TaskKind,
+    spec: AdaptSpec,
+    original: nn.Module | None = None,
+) -> Solved:
+    """Puts into a head what fits the expert's outputs [N, …] best on features [N, …] that do not change.
+
+    The pull is towards `original`, or the head as it comes. Of a head with hidden layers the last one is solved for,
+    on what the others make of the features; of a map's, its last 1x1 convolution at the features' own resolution.
+    """
+    with torch.no_grad():
+        layer, seen = _seen(head, features)
+        anchor, _ = _seen(original, features) if original is not None else (layer, seen)
+        weight, bias = anchor.weight.detach(), None if anchor.bias is None else anchor.bias.detach()
+        solved = _solved(seen, expert, kind, weight, bias, spec)
+        layer.weight.copy_(solved.weight.view_as(layer.weight))
+        if layer.bias is not None and solved.bias is not None:
+            layer.bias.copy_(solved.bias)
+    return solved
+
+
+def _seen(head: nn.Module, features: Tensor) -> tuple[nn.Linear | LinearHead | nn.Conv2d, Tensor]:
+    """(the last layer, what it sees of the features), whatever comes before it."""
+    if isinstance(head, LinearHead):
+        return head, functional.normalize(features, dim=-1) if head.normalise else features
+    if isinstance(head, HiddenHead):
+        return _seen(head.output, getattr(functional, head.activation)(head.hidden(features)))
+    layers = getattr(head, "layers", None)
+    if isinstance(layers, nn.Sequential) and isinstance(layers[-1], nn.Conv2d):
+        return layers[-1], layers[:-1](features)
+    raise TypeError(f"{type(head).__name__} is no head of a suite")
+
+
+def _solved(
+    seen: Tensor, expert: Tensor, kind: TaskKind, weight: Tensor, bias: Tensor | None, spec: AdaptSpec
+) -> Solved:
+    """The solution for one kind of task: classes by soft labels, values by ridge, maps place by place."""
+    expert = expert.to(seen.device, seen.dtype)
+    if kind == "classification":
+        return fit_logits(seen, soft_targets(expert, spec.head_temperature), weight, bias, pull=spec.head_pull)
+    if kind == "regression":
+        return fit_values(seen, expert, weight, bias, pull=spec.head_pull)
+    coarse = functional.interpolate(
+        expert if expert.dim() == 4 else expert.unsqueeze(1), seen.shape[-2:], mode="bilinear", align_corners=True
+    )
+    flat = weight.view(weight.shape[0], -1)
+    if kind == "segmentation":
+        return fit_maps(
+            seen, soft_targets(coarse, spec.head_temperature), flat, bias, pull=spec.head_pull, classes=True
+        )
+    return fit_maps(seen, coarse, flat, bias, pull=spec.head_pull, classes=False)

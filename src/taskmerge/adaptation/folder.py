@@ -1,0 +1,117 @@
+"""The folder that an adaptation writes: where it may go, what is kept while it runs, its parts, the manifest last."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskmerge.adaptation.running import STATE, TRACE
+from taskmerge.adaptation.sides import BLOCK
+from taskmerge.adaptation.tasks import TaskSide
+from taskmerge.checkpoint.adapted import MANIFEST, MODEL, PLACES, Manifest, Part, is_adapted, write_manifest
+from taskmerge.checkpoint.learned import write_learned
+from taskmerge.checkpoint.tensors import write_tensors
+from taskmerge.errors import BadFile, BadOutput
+from taskmerge.methods.composed import Learned
+from taskmerge.models.adapters import ProbAdapter, SurgeryAdapter, write_adapter
+from taskmerge.models.head_files import write_head
+
+OWN = frozenset({MANIFEST, MODEL, STATE, *PLACES.values()})
+"""What a folder of an adaptation holds, and nothing else does."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`path` is where the run works: the folder that was asked for, or, while a finished one is to be replaced, a
+    hidden one beside it that takes its `place` in the end."""
+
+    path: Path
+    place: Path
+    resumes: bool
+
+    def finish(self, manifest: Manifest, *, keep_state: bool) -> None:
+        """The manifest, last; then the state goes, and a finished folder that was here before."""
+        if not keep_state:
+            shutil.rmtree(self.path / STATE, ignore_errors=True)
+        write_manifest(self.path, manifest)
+        if self.path == self.place:
+            return
+        aside = self.place.with_name(f".{self.place.name}.replaced")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(self.place, aside)
+        os.rename(self.path, self.place)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
+    """Where a run works, made if it isn't there. Raises BadOutput for what is in the way, BadFile for nothing to resume.
+
+    A finished folder is replaced only by a finished one: the run that replaces it works beside it.
+    """
+    if place.exists() and not place.is_dir():
+        raise BadOutput("is a file: an adaptation writes a folder", where=str(place), hint="choose another with -o")
+    beside = place.with_name(f".{place.name}.unfinished")
+    path = beside if is_adapted(place) else place
+    if is_adapted(place) and not overwrite:
+        raise BadOutput("exists already", where=str(place), hint="--overwrite replaces it, -o names another")
+    strangers = sorted(set(os.listdir(place)) - OWN) if place.is_dir() and not is_adapted(place) else []
+    if strangers:
+        what = f"holds something else ({strangers[0]})"
+        raise BadOutput(what, where=str(place), hint="name an empty or a new folder with -o")
+    unfinished = (path / STATE).is_dir()
+    if resume and not unfinished:
+        what = "there is no unfinished run to resume"
+        raise BadFile(what, where=str(place), hint="leave --resume out, or name the folder of that run with -o")
+    if not resume and unfinished and not overwrite:
+        hint = "--resume continues it, --overwrite starts again"
+        raise BadOutput("holds an unfinished run", where=str(place), hint=hint)
+    if not resume and path.is_dir():
+        shutil.rmtree(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadOutput(f"cannot be made: {error.strerror}", where=str(place), hint="choose another with -o") from error
+    return Folder(path, place, resume)
+
+
+def write_parts(
+    folder: Path, sides: Sequence[TaskSide], learned: Learned | None, names: Mapping[str, str], *, heads: bool
+) -> list[Part]:  # fmt: skip
+    """Writes what was learnt, and says which parts that makes; `names` are the model's names of the encoder's tensors."""
+    parts: list[Part] = []
+    if heads:
+        parts.append("heads")
+    if any(name.startswith(BLOCK) for side in sides for name in side.own):
+        parts.append("blocks")
+    if any(side.adapter is not None for side in sides):
+        parts.append("adapters")
+    for part in parts:
+        (folder / PLACES[part]).mkdir(exist_ok=True)
+    for side in sides:
+        _write_side(folder, side, names, heads=heads)
+    if learned is not None:
+        write_learned(folder, learned)
+        parts.append("coefficients")
+        if learned.masks:
+            parts.append("masks")
+    return [*parts, "trace"] if (folder / TRACE).exists() else parts
+
+
+def _write_side(folder: Path, side: TaskSide, names: Mapping[str, str], *, heads: bool) -> None:
+    """One task's own parts."""
+    file = f"{side.name}.safetensors"
+    if heads:
+        write_head(folder / PLACES["heads"] / file, side.head, overwrite=True)
+    if isinstance(side.adapter, SurgeryAdapter | ProbAdapter):
+        write_adapter(folder / PLACES["adapters"] / file, side.adapter, overwrite=True)
+    block = {name.removeprefix(BLOCK): value.detach() for name, value in side.own.items() if name.startswith(BLOCK)}
+    if block:
+        tensors = {_model_name(names, name): value for name, value in block.items()}
+        write_tensors(folder / PLACES["blocks"] / file, tensors, {"kind": "block"}, overwrite=True)
+
+
+def _model_name(names: Mapping[str, str], name: str) -> str:
+    if name not in names:
+        raise BadFile(f"the merged model has no tensor for `{name}` of the block", hint="give --layer another block")
+    return names[name]

@@ -1,0 +1,244 @@
+"""What adaptation works with, before anything is learnt: items without labels, heads, and the experts' word on items."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from taskmerge.adaptation.objectives import INSTEAD, TaskObjective, objective_of
+from taskmerge.adaptation.teachers import Teacher, TeacherCache
+from taskmerge.adaptation.weights import live_tensors
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
+from taskmerge.checkpoint.hub import resolve
+from taskmerge.data.items import Items
+from taskmerge.data.loading import LoadOptions
+from taskmerge.data.streams import load_unlabelled
+from taskmerge.errors import Mismatch, UsageError, listed
+from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.rows import Rows
+from taskmerge.experts.sources import Source
+from taskmerge.experts.tensors import Unit
+from taskmerge.methods.adaptive import Parts
+from taskmerge.models.contract import Backbone
+from taskmerge.models.encode import encode
+from taskmerge.models.fill import fill
+from taskmerge.models.heads import load_head
+from taskmerge.specs.adapt import AdaptSpec
+from taskmerge.specs.suite import Suite, Task
+from taskmerge.types import Note, Space, unheard
+
+ENCODED = 64
+"""Items that encoders without gradients take at a time."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where adaptation runs: the backbone on its device, so many threads, and what hears notes."""
+
+    backbone: Backbone
+    device: torch.device
+    workers: int = 1
+    note: Note = unheard
+
+    @property
+    def module(self) -> nn.Module:
+        return self.backbone.module
+
+
+@dataclass(frozen=True)
+class OpenedTask:
+    """One task with what it is taught by: its unlabelled items, its original head, its objective."""
+
+    task: Task
+    items: Items
+    head: nn.Module
+    objective: TaskObjective
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The tasks that take part, the suite's base, and those tasks whose experts are merged but not heard.
+
+    `complete` is the checkpoint that fills what of the backbone no expert has.
+    """
+
+    tasks: tuple[OpenedTask, ...]
+    left_out: tuple[str, ...]
+    base: Checkpoint | None
+    complete: Checkpoint
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts as they are merged: sources by task, the tensors of an encoder, and where these stand in it;
+    with the digests of the files."""
+
+    rows: Rows
+    units: Sequence[Unit]
+    spots: Mapping[str, str]
+    digests: Mapping[str, str]
+    base_digest: str = ""
+
+    def source(self, task: str) -> Source:
+        return next(expert for expert in self.rows.experts if expert.task == task)
+
+
+def open_tasks(
+    suite: Suite, tasks: Sequence[Task], parts: Parts, spec: AdaptSpec, place: Place, stack: ExitStack,
+    cache: Path | None,
+) -> Opened:  # fmt: skip
+    """Loads items and heads of the tasks. Raises a TaskmergeError that names what is missing or doesn't fit."""
+    base = None if suite.base is None else stack.enter_context(open_plain(resolve(suite.base)))
+    loading = LoadOptions(resolve=resolve, limit=spec.limit, seed=spec.seed, cache=cache, note=place.note)
+    opened, left_out = [], []
+    experts: dict[str, Checkpoint | None] = {}
+    for task in tasks:
+        experts[task.name] = expert = _plain(task, suite, stack)
+        objective = objective_of(task.kind, parts.objective, parts.on, parts.filter)
+        if objective is None:
+            left_out.append(task.name)
+            continue
+        _check_split(task, spec.adapt_split, suite)
+        head = load_head(task, place.backbone, resolve=resolve, base=base, expert=expert)
+        if not isinstance(head, nn.Module):
+            raise TypeError("a suite's heads are modules")
+        _check_entropy(task, head, objective)
+        items = load_unlabelled(task, spec.adapt_split, place.backbone.prepare, loading)
+        opened.append(OpenedTask(task, items, head.to(place.device), objective))
+    if left_out:
+        place.note(
+            f"entropy says nothing about {listed(left_out)}: left to the other tasks (--objective self takes "
+            f"{'it' if len(left_out) == 1 else 'them'} in)"
+        )
+    if not opened:
+        kinds = ", ".join(sorted({task.kind for task in tasks} & INSTEAD.keys()))
+        raise UsageError(
+            f"`{parts.objective}` says nothing about any task of this suite ({kinds})", where="--objective",
+            hint="--objective self compares with the experts' own outputs",
+        )  # fmt: skip
+    complete = next((own for own in experts.values() if own is not None), base)
+    if complete is None:
+        raise UsageError("no expert is a whole checkpoint and there is no base", where=suite.where, hint="add `base:`")
+    return Opened(tuple(opened), tuple(left_out), base, complete)
+
+
+def _plain(task: Task, suite: Suite, stack: ExitStack) -> Checkpoint | None:
+    """A task's expert as a checkpoint, None for an adapter or task vectors."""
+    if task.expert is None:
+        hint = "give it a line `expert: FILE`, or leave it out with --tasks"
+        raise UsageError(f"task `{task.name}` has no expert", where=task.place or suite.where, hint=hint)
+    path = resolve(task.expert)
+    if is_adapter(path) or path.name.endswith((".vector.safetensors", ".factors.safetensors")):
+        return None
+    return stack.enter_context(open_plain(path))
+
+
+def _check_split(task: Task, split: str, suite: Suite) -> None:
+    if split not in task.splits:
+        hint = f"it has {', '.join(task.splits)}: --adapt-split NAME"
+        raise UsageError(f"task `{task.name}` has no split `{split}`", where=task.place or suite.where, hint=hint)
+
+
+def _check_entropy(task: Task, head: nn.Module, objective: TaskObjective) -> None:
+    """Refuses losses between class scores where there is one score: they are constant."""
+    if task.kind == "classification" and getattr(head, "outputs", 2) < 2 and objective.on == "outputs":
+        what = f"the head of `{task.name}` has one output: `{objective.name}` is the same whatever it says"
+        raise Mismatch(what, where=task.place or None, hint="say `kind: regression` if it is a value")
+
+
+# --- the experts' word -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How experts are asked: on what places of their items, with their features or without, scaled towards the base."""
+
+    scale: float = 1.0
+    features: bool = False
+    cache: TeacherCache = field(default_factory=lambda: TeacherCache(None))
+    backbone: str = ""
+
+
+def taught(opened: OpenedTask, experts: Experts, filled: Opened, place: Place, teaching: Teaching) -> Teacher:
+    """What a task's expert makes of all of its items, by its own encoder and the original head.
+
+    The backbone holds that expert afterwards.
+    """
+    source = experts.source(opened.task.name)
+    head_digest = _tensors_digest(opened.head)
+
+    def compute() -> Teacher:
+        fill_expert(experts, source, filled, place, teaching.scale)
+        features = features_of(place, opened.items)
+        return Teacher(
+            head_outputs(opened.head, features, place.device), features.cpu() if teaching.features else _none()
+        )
+
+    key = {
+        "expert": experts.digests[source.task], "head": head_digest, "scale": teaching.scale, "features": teaching.features,
+        "backbone": teaching.backbone, "device": place.device.type, "torch": torch.__version__,
+        "dtype": str(next(place.module.parameters()).dtype),
+        "base": "" if source.kind == "weight" and teaching.scale == 1 else experts.base_digest,
+    }  # fmt: skip
+    return teaching.cache.teacher(key, opened.items, compute)
+
+
+def fill_expert(experts: Experts, source: Source, filled: Opened, place: Place, scale: float = 1.0) -> None:
+    """Puts θ₀ + scale τ_t (the expert itself at 1) into the backbone, whatever kind of file holds it."""
+    fill(place.backbone, filled.complete, filled.base)
+    slots = live_tensors(place.module)
+    space: Space = "weight" if scale == 1 else "delta"
+    rows = replace(experts.rows, experts=[source], weights=torch.ones(1, dtype=torch.float64), space=space)
+    for unit in experts.units:
+        origin, (row,) = rows.of(unit, tallied=False)
+        values = row if scale == 1 else origin + scale * row
+        offset = 0
+        for part in unit.parts:
+            if part.name in experts.spots:
+                target = slots[experts.spots[part.name]]
+                target.copy_(values[offset : offset + part.numel].view(target.shape))
+            offset += part.numel
+
+
+def features_of(place: Place, items: Items, places: Tensor | None = None, module: nn.Module | None = None) -> Tensor:
+    """Features of items (some of them) under the encoder as it is, without gradients, on the device."""
+    inputs = items.inputs if places is None else {name: whole[places] for name, whole in items.inputs.items()}
+    return encode(module or place.module, inputs, batch_size=ENCODED, device=place.device, workers=place.workers)
+
+
+def head_outputs(head: nn.Module, features: Tensor, device: torch.device) -> Tensor:
+    """A head's outputs on features, without gradients, in the host's memory."""
+    with torch.no_grad():
+        return torch.cat([head(part.to(device)).cpu() for part in torch.split(features, ENCODED)])
+
+
+def spots_of(backbone: Backbone, units: Sequence[Unit]) -> dict[str, str]:
+    """Tensor's name in the merge -> its name in the backbone's module, for those that it has."""
+    names = [part.name for unit in units for part in unit.parts]
+    found = backbone.naming.found(live_tensors(backbone.module), names)
+    return {own: name for name, own in found.items()}
+
+
+def files_digest(source: Source) -> str:
+    """SHA-256 over the content of a source's files."""
+    digest = hashlib.sha256()
+    for path in source.files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _tensors_digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _none() -> Tensor:
+    return torch.empty(0)

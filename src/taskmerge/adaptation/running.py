@@ -1,0 +1,137 @@
+"""A run from its state to its end: trace, saved states, the best state by agreement, and what diagnostics look at."""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+from torch import Tensor
+
+from taskmerge.adaptation.held_out import agreements
+from taskmerge.adaptation.loop import Adaptation
+from taskmerge.adaptation.state import AdaptState, load_state, save_state
+from taskmerge.adaptation.trace import StepRecord, read_trace
+from taskmerge.errors import BadOutput, UsageError, listed
+
+TRACE, STATE, BEST = "trace.jsonl", "state", "best"
+SAVED_EVERY = 20.0
+"""Seconds between two saved states: what a kill loses at most."""
+Heard = Callable[[StepRecord, int], None]
+"""Called after every update with its record and the number of updates in all."""
+Watch = Callable[[int], Mapping[str, Any]]
+"""Looks at the model after so many updates, with labels, and says what it found: for curves, never for a choice."""
+
+
+@dataclass(frozen=True)
+class Following:
+    """Agreement on held-out items, measured every so many updates on these places by task; the best state is kept."""
+
+    every: int
+    held: Mapping[str, Tensor]
+
+
+@dataclass
+class Running:
+    """One adaptation in its folder. `about` is what it belongs to: a state of another one is refused."""
+
+    adaptation: Adaptation
+    folder: Path
+    about: Mapping[str, object]
+    following: Following | None = None
+    watch: Watch | None = None
+    watch_every: int = 0
+    heard: Heard | None = None
+    records: list[StepRecord] = field(default_factory=list)
+    best: AdaptState | None = None
+
+    def carry_out(self, *, resume: bool) -> None:
+        """Makes all updates that are left, and leaves the model as the state that counts forms it.
+
+        Raises BadOutput where the trace or a state cannot be written: what was saved before is still there.
+        """
+        if resume:
+            self._resume()
+        with _writable(self.folder / TRACE), self._trace() as trace:
+            if not resume:
+                self._tell(trace, self._looked(self.adaptation.start()))
+                self._save(trace)
+            saved = time.monotonic()
+            for record in self.adaptation.updates():
+                self._tell(trace, self._looked(record))
+                if time.monotonic() - saved > SAVED_EVERY:
+                    self._save(trace)
+                    saved = time.monotonic()
+            self._save(trace)
+        if self.best is not None:
+            self.adaptation.restore(self.best)
+        self.adaptation.form()
+
+    @property
+    def chosen(self) -> StepRecord | None:
+        """The update whose state is kept, where agreement was followed; the first of equals."""
+        measured = [record for record in self.records if record.agreement is not None]
+        return max(measured, key=lambda record: record.agreement or 0.0) if measured else None
+
+    def _trace(self) -> IO[str]:
+        """The trace, cut behind what the saved state has seen."""
+        (self.folder / TRACE).write_text("".join(record.line() for record in self.records), encoding="utf-8")
+        return (self.folder / TRACE).open("a", encoding="utf-8")
+
+    def _tell(self, trace: IO[str], record: StepRecord) -> None:
+        trace.write(record.line())
+        self.records.append(record)
+        if self.heard is not None:
+            self.heard(record, self.adaptation.total)
+
+    def _looked(self, record: StepRecord) -> StepRecord:
+        """The record with what is measured beside it, where that is due: agreement, diagnostics."""
+        update, last = record.update, record.update == self.adaptation.total
+        following = self.following
+        if following is not None and (update % following.every == 0 or last):
+            self.adaptation.form()
+            setting = self.adaptation.setting
+            measured = agreements(self.adaptation.sides, following.held, setting.device, setting.workers)
+            before = max((own.agreement or 0.0 for own in self.records if own.held_out), default=-1.0)
+            record = replace(record, held_out=measured)
+            if (record.agreement or 0.0) > before:
+                self.best = self.adaptation.snapshot()
+        if self.watch is not None and (update % self.watch_every == 0 or last):
+            self.adaptation.form()
+            record = replace(record, watched=self.watch(update))
+        return record
+
+    def _save(self, trace: IO[str]) -> None:
+        """The state, and the best one, behind the trace that led there."""
+        trace.flush()
+        os.fsync(trace.fileno())
+        if self.best is not None:
+            save_state(self.best, self.folder / STATE / BEST, self.about)
+        save_state(self.adaptation.snapshot(), self.folder / STATE, self.about)
+
+    def _resume(self) -> None:
+        """Continues from the saved state, if it is of this very run."""
+        state, about = load_state(self.folder / STATE)
+        other = sorted(name for name in {*about, *self.about} if about.get(name) != self.about.get(name))
+        if other:
+            what = f"the unfinished run there is another one: {listed(other)} differ"
+            hint = "resume it with the options it was started with, or start again with --overwrite"
+            raise UsageError(what, where=str(self.folder), hint=hint)
+        self.records = read_trace(self.folder / TRACE, state.update)
+        if any(record.held_out for record in self.records):
+            self.best, _ = load_state(self.folder / STATE / BEST)
+        self.adaptation.restore(state)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """A full disk, or what else keeps a file from being written, as BadOutput."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free space, then add --resume" if full else "choose another output with -o"
+        raise BadOutput(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error

@@ -1,0 +1,176 @@
+"""What `adapt` is asked for, sorted: what shapes the result, what is merged, how the run goes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from taskmerge.checkpoint.adapted import is_adapted, read_adapted
+from taskmerge.checkpoint.learned import read_learned
+from taskmerge.errors import BadFile, UsageError, nearest
+from taskmerge.merging.options import Arguments
+from taskmerge.merging.prepare import Prepared, prepare
+from taskmerge.merging.request import Request, requested
+from taskmerge.methods.adaptive import Adaptive, Parts, Trimmed, Truncated
+from taskmerge.methods.adaptive_registry import RECOMMENDED, adaptive_methods, find_adaptive
+from taskmerge.methods.composed import Learned
+from taskmerge.methods.registry import find, methods
+from taskmerge.specs.adapt import AdaptSpec
+from taskmerge.specs.suite import Suite
+
+INIT = "average"
+"""What methods that leave the encoder as it is start from where nobody says."""
+SHAPE = frozenset(field.name for field in fields(AdaptSpec)) - {"options", "init_options"}
+MERGING = ("base", "qkv", "include", "exclude", "also", "dtype", "compute_dtype", "svd", "strip_prefix", "on_missing",
+           "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory", "shard_size")  # fmt: skip
+"""Keywords of `merge` that `adapt` takes for the encoder that it merges."""
+
+
+@dataclass(frozen=True)
+class AdaptRequest:
+    """An adaptation as it is asked for: its spec, its parts, the suite, and keywords of the merge that it is about."""
+
+    spec: AdaptSpec
+    parts: Parts
+    suite: Suite
+    inputs: Arguments
+    merging: Mapping[str, Any]
+
+
+def adapt_requested(suite: Suite, inputs: Arguments, keywords: Mapping[str, Any]) -> AdaptRequest:
+    """Sorts keywords; what belongs to nobody is a UsageError with the nearest name."""
+    given = {name: value for name, value in keywords.items() if value is not None}
+    given["with_"] = given.pop("with", given.pop("with_", None))
+    shape = {name: given.pop(name) for name in tuple(given) if name in SHAPE}
+    merging = {name: given.pop(name) for name in tuple(given) if name in MERGING}
+    if "compute_dtype" in merging and merging["compute_dtype"] not in ("float32", "float64"):
+        raise UsageError(f"`{merging['compute_dtype']}`", where="--compute-dtype", hint="float32 or float64")
+    shape = {name: tuple(value) if isinstance(value, list) else value for name, value in shape.items()}
+    declared = find_adaptive(str(shape.get("method", RECOMMENDED)))
+    own = {name: given.pop(name) for name in tuple(given) if name.replace("-", "_") in declared.settings}
+    init = _init_options(shape.get("init"), given, declared)
+    spec = AdaptSpec(**{**shape, "options": own, "init_options": init})
+    if spec.init is not None and spec.parts().origin != "init" and _static(spec.init):
+        raise UsageError(
+            f"`{spec.method}` starts from its own coefficients", where="--init",
+            hint="name a file of coefficients or a folder of adapt (a merge as it is serves heads and surgery)",
+        )  # fmt: skip
+    return AdaptRequest(spec, spec.parts(), suite, inputs, merging)
+
+
+def _static(init: str) -> bool:
+    """Whether `--init` names a training-free method, and no file."""
+    return not Path(init).exists() and init.replace("-", "_").lower() in methods()
+
+
+def _init_options(init: object, given: dict[str, Any], declared: Adaptive) -> dict[str, Any]:
+    """Options of the method that `--init` names; anything else that is left is a mistake."""
+    found: dict[str, Any] = {}
+    settings = find(str(init)).settings if init is not None and _static(str(init)) else {}
+    for name, value in given.items():
+        key = name.replace("-", "_")
+        if key not in settings:
+            raise _stranger(key, declared, list(settings))
+        found[key] = value
+    return found
+
+
+def _stranger(name: str, declared: Adaptive, more: Sequence[str]) -> UsageError:
+    """The complaint about an option that nobody has."""
+    flag = _flag(name)
+    owners = [other.name for other in adaptive_methods().values() if name in other.settings]
+    flags = [setting.flag for setting in declared.settings.values()] + [_flag(one) for one in more]
+    has = f"{declared.name} has {', '.join(flags)}" if flags else f"{declared.name} has no options of its own"
+    if owners:
+        hint = f"{flag} belongs to {', '.join(owners)}; {has}"
+        return UsageError(f"`{declared.name}` has no option `{flag}`", where=flag, hint=hint)
+    close = nearest(flag, [*flags, *(_flag(own) for own in (*SHAPE, *MERGING))])
+    return UsageError(f"unknown option `{flag}`", where=flag, hint=f"did you mean `{close}`?" if close else has)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.rstrip('_').replace('_', '-')}"
+
+
+# --- what is merged --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The merge that an adaptation is about: the request that writes the final model (without what is to be learnt),
+    and the experts' headers, opened. `start` are coefficients and masks to start from."""
+
+    request: Request
+    experts: Prepared
+    start: Learned | None = None
+
+    def final(self, learned: Learned | None, output: Path) -> Request:
+        """The request that writes the model, with what was learnt."""
+        spec = replace(self.request.spec, learned=learned) if learned is not None else self.request.spec
+        running = replace(self.request.running, output=output, overwrite=True)
+        return replace(self.request, spec=spec, running=running)
+
+
+def encoder_of(asked: AdaptRequest, output: Path) -> Encoder:
+    """Opens the experts' headers and lays the merge out. Raises what `merge` raises for the same inputs."""
+    common = {**asked.merging, "output": output, "overwrite": True}
+    if asked.parts.origin == "init":
+        return _fixed(asked, common)
+    request = requested(asked.inputs, {**common, **_composed(asked)}, suite=asked.suite)
+    request, prepared = _without_heads(request)
+    return Encoder(request, prepared, _start(asked.spec))
+
+
+def _composed(asked: AdaptRequest) -> dict[str, Any]:
+    """Keywords of `merge` for the composed form."""
+    components = asked.parts.components
+    tasks = tuple(sorted(task.name for task in asked.suite.tasks if task.expert is not None))
+    options: dict[str, Any] = {}
+    if isinstance(components, Truncated):
+        options["rank"] = components.rank
+    if isinstance(components, Trimmed):
+        options["density"] = components.density
+    method = "composed_base" if asked.parts.origin == "base" else "composed_mean"
+    if method == "composed_mean" and isinstance(components, Trimmed):
+        raise UsageError("trimmed task vectors start from the base", where="--origin", hint="leave --origin out")
+    return {"method": method, **options, "learned": Learned(tasks, {})}
+
+
+def _fixed(asked: AdaptRequest, common: Mapping[str, Any]) -> Encoder:
+    """The merge of a method that leaves the encoder as it is: a training-free method, or a checkpoint."""
+    init = asked.spec.init or INIT
+    if _static(init):
+        keywords = {**common, "method": init, **asked.spec.init_options}
+        return Encoder(*_without_heads(requested(asked.inputs, keywords, suite=asked.suite)))
+    path = Path(init)
+    if not path.exists():
+        known = ", ".join(name for name, method in methods().items() if method.gives == "merged")
+        raise UsageError(f"`{init}` is no file, folder or method", where="--init", hint=f"methods: {known}")
+    model = read_adapted(path).model if is_adapted(path) else path
+    experts = {name: value for name, value in common.items() if name != "allow_merged"}
+    _, prepared = _without_heads(requested(asked.inputs, {**experts, "method": "average"}, suite=asked.suite))
+    given = {name: common[name] for name in ("output", "overwrite", "dtype") if name in common}
+    request = requested({"init": model}, {**given, "method": "average", "allow_merged": True})
+    return Encoder(request, prepared)
+
+
+def _without_heads(request: Request) -> tuple[Request, Prepared]:
+    """The request with task heads left out of the merge: they stay each task's own."""
+    prepared = prepare(request.inputs, request.spec, request.opening, request.running)
+    if not prepared.plan.heads:
+        return request, prepared
+    prepared.inputs.close()
+    spec = replace(request.spec, heads="refuse", exclude=(*request.spec.exclude, *prepared.plan.heads))
+    request = replace(request, spec=spec)
+    return request, prepare(request.inputs, request.spec, request.opening, request.running)
+
+
+def _start(spec: AdaptSpec) -> Learned | None:
+    """Coefficients to start from: a folder of `adapt`, or its `coefficients.safetensors`."""
+    if spec.init is None:
+        return None
+    path = Path(spec.init)
+    folder = path if path.is_dir() else path.parent
+    if not path.exists():
+        raise BadFile("there is no such file", where=str(path), hint="--init names a file of coefficients, or a folder")
+    return read_learned(folder)
