@@ -15,7 +15,7 @@ Gates = Tensor
 
 
 class Component(Protocol):
-    """What the tasks add to one tensor's origin: Σ_t λ_t D_t, flat [n], and the gradients of its coefficients and gates.
+    """What the tasks add to one tensor's origin: Σ_t λ_t D_t, flat [n], and the gradients of coefficients and gates.
 
     `stored` is the number K of components that gates may switch, 0 where there are none.
     """

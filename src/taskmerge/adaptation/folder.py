@@ -45,7 +45,7 @@ class Folder:
 
 
 def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
-    """Where a run works, made if it isn't there. Raises BadOutput for what is in the way, BadFile for nothing to resume.
+    """Where a run works, made if it isn't there. BadOutput for what is in the way, BadFile for nothing to resume.
 
     A finished folder is replaced only by a finished one: the run that replaces it works beside it.
     """
@@ -78,7 +78,7 @@ def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
 def write_parts(
     folder: Path, sides: Sequence[TaskSide], learned: Learned | None, names: Mapping[str, str], *, heads: bool
 ) -> list[Part]:  # fmt: skip
-    """Writes what was learnt, and says which parts that makes; `names` are the model's names of the encoder's tensors."""
+    """Writes what was learnt, and says which parts that makes; `names` are the model's of the encoder's tensors."""
     parts: list[Part] = []
     if heads:
         parts.append("heads")

@@ -50,7 +50,7 @@ class OnWeights:
         torch.autograd.backward([value for value, _ in alive], [grad for _, grad in alive])
 
     def learned(self, tasks: tuple[str, ...]) -> Learned:
-        """What the merge engine needs to form the same weights: effective coefficients, and bits where there are any."""
+        """What the merge engine needs to form the same weights: coefficients, and bits where there are any."""
         with torch.no_grad():
             effective = self.effective(update=0)
         coefficients = {

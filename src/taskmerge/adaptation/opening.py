@@ -1,4 +1,4 @@
-"""What adaptation works with, before anything is learnt: items without labels, heads, and the experts' word on items."""
+"""What adaptation works with before anything is learnt: items without labels, heads, the experts' word on items."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -179,7 +179,8 @@ def taught(opened: OpenedTask, experts: Experts, filled: Opened, place: Place, t
         )
 
     key = {
-        "expert": experts.digests[source.task], "head": head_digest, "scale": teaching.scale, "features": teaching.features,
+        "expert": experts.digests[source.task], "head": head_digest, "scale": teaching.scale,
+        "features": teaching.features,
         "backbone": teaching.backbone, "device": place.device.type, "torch": torch.__version__,
         "dtype": str(next(place.module.parameters()).dtype),
         "base": "" if source.kind == "weight" and teaching.scale == 1 else experts.base_digest,

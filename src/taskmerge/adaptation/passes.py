@@ -99,14 +99,16 @@ def passes(
     for group in _groups(setting, batches):
         jobs = [(side, places) for side, batch in group for places in side.shards(batch)]
         shards = list(_mapped(setting, lambda job: forward(setting, *job, update), jobs))
-        kept = {side.name: sum(int(own.kept.sum()) for own in shards if own.side is side) for side, _ in group}
-        records |= {side.name: _record([own for own in shards if own.side is side]) for side, _ in group}
-        alive = [own for own in shards if kept[own.side.name] and bool(own.kept.any())]
+        counted: list[tuple[Shard, int]] = []
+        for side, _ in group:
+            own = [shard for shard in shards if shard.side is side]
+            records[side.name] = _record(own)
+            kept = sum(int(shard.kept.sum()) for shard in own)
+            counted += [(shard, kept) for shard in own if bool(shard.kept.any())]
         shards.clear()
-        for own, (shared, of_task) in zip(
-            alive, _mapped(setting, lambda own: backward(setting, own, kept[own.side.name]), alive), strict=True
-        ):
-            gradients.add(own.side.name, shared, of_task)
+        pulled = _mapped(setting, lambda job: backward(setting, *job), counted)
+        for (shard, _), (shared, of_task) in zip(counted, pulled, strict=True):
+            gradients.add(shard.side.name, shared, of_task)
     return gradients, records
 
 

@@ -13,12 +13,11 @@ from taskmerge.specs.adapt import AdaptSpec
 def refit(
     sides: Sequence[TaskSide], opened: Sequence[OpenedTask], place: Place, spec: AdaptSpec
 ) -> Mapping[str, Solved]:  # fmt: skip
-    """Every task's head solved for by its expert's soft labels, pulled towards its original one. By task, how it went."""
+    """Every task's head solved for by its expert's soft labels, pulled towards its original one."""
     originals = {task.task.name: task.head for task in opened}
-    return {
-        side.name: fit_head(
-            side.head, adapted_features(side, side.places, place.device, place.workers), side.teacher.outputs[side.places], side.task.kind,
-            spec, originals[side.name],
-        )
-        for side in sides
-    }  # fmt: skip
+    solved = {}
+    for side in sides:
+        features = adapted_features(side, side.places, place.device, place.workers)
+        expert = side.teacher.outputs[side.places]
+        solved[side.name] = fit_head(side.head, features, expert, side.task.kind, spec, originals[side.name])
+    return solved

@@ -51,7 +51,7 @@ def composed(
     plan: Plan, rows: Rows, spots: Mapping[str, str], *, workers: int, in_flight: int,
     progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[Composed, ...]:  # fmt: skip
-    """Every unit with its components, in the plan's order. `spots`: a tensor's name -> its name in the encoder's module.
+    """Every unit with its components, in the plan's order. `spots`: a tensor's name -> its name in the encoder.
 
     Reads each expert once, several units at a time within `in_flight` bytes; factors are those that merges use, taken
     from factor files where there are any. Raises what reading experts raises.

@@ -93,7 +93,7 @@ def live_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def with_own(module: nn.Module, own: Mapping[str, nn.Parameter]) -> nn.Module:
     """The same module with some parameters of its own: all others, and all buffers, are shared with it."""
-    names = {name: parameter for name, parameter in module.named_parameters()}
+    names = dict(module.named_parameters())
     shared: dict[int, object] = {id(parameter): own.get(name, parameter) for name, parameter in names.items()}
     shared |= {id(buffer): buffer for buffer in module.buffers()}
     return deepcopy(module, shared)

@@ -177,7 +177,7 @@ def usual_start(parts: Parts, tasks: int) -> float:
 
 
 def mask_rate(updates: int) -> float:
-    """The default learning rate of masks: Adam moves β by at most that much an update, and it starts 0.1 from a flip."""
+    """The default learning rate of masks: Adam moves β by about that much an update, from 0.1."""
     return max(1e-3, 1 / max(updates, 1))
 
 

@@ -8,7 +8,7 @@ from taskmerge.methods.tint import START, tinted
 
 @adaptive(
     title="Model Tinting++: tinting on filtered items",
-    formula="θ = θ₀ + Σ_t λ_t τ_t, H_t: min Σ_t CE(H_t(θ(x)), expert's label of x) over the items that the filter keeps",
+    formula="θ = θ₀ + Σ_t λ_t τ_t, H_t: min Σ_t CE(H_t(θ(x)), expert's label of x) over filtered items",
     paper="arXiv:2412.19098",
     parity={"clamped": True, "iterations": 500, "batch_size": 32, "coefficients": 1e-2, "heads": 1e-2},
     notes=(

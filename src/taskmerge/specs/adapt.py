@@ -135,7 +135,7 @@ class AdaptSpec:
         given = {"heads": self.head_lr, "masks": self.mask_lr}
         rates: dict[str, float] = {}
         for name, own in usual.items():
-            said = given[name] if name in given else self.lr
+            said = given.get(name, self.lr)
             rates[name] = said if said is not None else own if own is not None else mask_rate(updates)
         return rates
 
