@@ -178,6 +178,22 @@ def test_each_task_sees_its_own_encoder_and_the_shared_one_is_left(tmp_path: Pat
     torch.testing.assert_close(part.values, wanted["a"][: len(part.values)])
 
 
+def test_what_was_left_off_in_the_middle_leaves_nothing_behind(tmp_path: Path, clip: Backbone) -> None:
+    model, inputs = opened(tmp_path / "model.safetensors", visual(0)), clip.prepare(pictures(7))
+    blocks = {"b": opened(tmp_path / "b.safetensors", visual(1, LAYER))}
+    forward, heads = Forward(clip, CPU, 4), [(named(name, "depth"), lambda features: features) for name in "ab"]
+    wanted = {}
+    for seed in (0, 2):
+        for name, tensors in (("a", {}), ("b", visual(1, LAYER))):
+            fill(clip, opened(tmp_path / "whole.safetensors", {**visual(seed), **tensors}))
+            wanted[seed, name] = clip.module(inputs)[:4]
+    models = {0: model, 2: opened(tmp_path / "other.safetensors", visual(2))}
+    for seed in (0, 2, 0):
+        for name, head in (("b", heads[1:]), ("a", heads[:1]), ("b", heads[1:])):
+            forward.fill("mine", models[seed], blocks)
+            torch.testing.assert_close(next(forward.outputs(inputs, head)).values, wanted[seed, name])
+
+
 def test_a_damaged_block_is_to_blame_for_its_outputs(tmp_path: Path, clip: Backbone) -> None:
     model = opened(tmp_path / "model.safetensors", visual(0))
     block = opened(tmp_path / "block.safetensors", {LAYER + "mlp.c_fc.bias": torch.full((128,), float("nan"))})
