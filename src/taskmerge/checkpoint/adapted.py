@@ -110,9 +110,14 @@ def check_finished(path: Path) -> None:
         raise BadFile(what, where=str(path), hint=hint)
 
 
-def read_adapted(folder: Path) -> AdaptedFolder:
-    """The folder, if its manifest is one of this version and lists what is there. Raises BadFile otherwise."""
+def read_adapted(folder: Path, manifest: Manifest | None = None) -> AdaptedFolder:
+    """The folder, if its manifest is one of this version and lists what is there. Raises BadFile otherwise.
+
+    `manifest` is what it will say where that is not written yet.
+    """
     file = folder / MANIFEST
+    if manifest is not None:
+        return AdaptedFolder(folder, manifest, stamp(file))
     version = stamp(file)  # before it is read: a change from here on is seen
     document = _document(file)
     _check_version(document, file)

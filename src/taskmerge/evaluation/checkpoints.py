@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-from taskmerge.checkpoint.adapted import AdaptedFolder, check_finished, is_adapted, read_adapted
+from taskmerge.checkpoint.adapted import AdaptedFolder, Manifest, check_finished, is_adapted, read_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.provenance import provenance_of
@@ -22,6 +23,7 @@ Resolve = Callable[[Location], Path]
 EncoderKind = Literal["base", "expert", "checkpoint", "merge", "adapted"]
 Arguments = Sequence[str | Path] | Mapping[str, str | Path]
 BASE, EXPERTS = "base", "experts"
+NO_MANIFESTS: Mapping[Path, Manifest] = MappingProxyType({})
 DIFFERENCES = {"vector": "task vectors", "factors": "factored task vectors"}
 
 
@@ -77,6 +79,7 @@ def encoders(
     cross: bool = False,
     with_experts: bool = False,
     allow_pickle: bool = False,
+    manifests: Mapping[Path, Manifest] = NO_MANIFESTS,
 ) -> tuple[Encoder, ...]:
     """Opens what was asked for (headers only), in the order of the arguments.
 
@@ -84,7 +87,7 @@ def encoders(
     Raises UsageError for names given twice and for experts or a base that the suite does not have, BadFile for what
     cannot be read, Mismatch for what is no model.
     """
-    opener = _Opener(suite, resolve, stack, allow_pickle)
+    opener = _Opener(suite, resolve, stack, allow_pickle, manifests)
     items = named_arguments(arguments)
     if (cross or with_experts) and EXPERTS not in [name for name, path in items if path is None]:
         items.append((EXPERTS, None))
@@ -161,6 +164,7 @@ class _Opener:
     resolve: Resolve
     stack: ExitStack
     allow_pickle: bool
+    manifests: Mapping[Path, Manifest]
 
     def base(self) -> Encoder:
         checkpoint = self._open(self.resolve(base_of(self.suite)))
@@ -177,7 +181,7 @@ class _Opener:
 
     def given(self, name: str, path: Path) -> Encoder:
         """A file or a folder: a checkpoint, a result of `merge`, or a folder that `adapt` wrote."""
-        if is_adapted(path):
+        if is_adapted(path) or path in self.manifests:
             return self._adapted(name, path)
         check_finished(path)
         checkpoint = self._open(path)
@@ -192,7 +196,7 @@ class _Opener:
 
     def _adapted(self, name: str, path: Path) -> Encoder:
         """A folder of `adapt`: its encoder, and its blocks. A part that cannot be applied is refused, not ignored."""
-        folder = read_adapted(path)
+        folder = read_adapted(path, self.manifests.get(path))
         if "tasks" in folder.manifest.parts:
             raise Mismatch(
                 "has per-task parts (`tasks/`), which this version cannot apply", where=str(path),

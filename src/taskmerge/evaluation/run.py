@@ -1,7 +1,7 @@
 """`evaluate`: every checkpoint on every task, each encoder run once over each data set."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taskmerge.checkpoint.adapted import Manifest
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.corruptions import corruptions
 from taskmerge.data.loading import LoadOptions
@@ -57,6 +58,7 @@ def evaluate(
     cache: str | Path | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    manifests: Mapping[Path, Manifest] | None = None,
 ) -> Report:
     """Scores checkpoints on a suite's tasks, each task by its own head.
 
@@ -66,7 +68,8 @@ def evaluate(
     split, drawn with `seed`. `cross` scores every expert with every task's head on that task's data.
     `compare="experts"` counts what the expert gets right and a checkpoint wrong, and the other way round. `corrupt`
     adds every task with its pictures corrupted. `loss_correlation` compares label-free losses with the true one.
-    `heads` is a folder of TASK.safetensors that replaces the suite's heads.
+    `heads` is a folder of TASK.safetensors that replaces the suite's heads. `manifests` are what folders of `adapt`
+    will say of themselves, where that is not written yet.
 
     Raises a TaskmergeError: UsageError for wrong options or a wrong suite, BadFile for what cannot be read, Mismatch
     for checkpoints or heads that do not fit, NotEnough for too little memory, BadNumber for NaN in features.
@@ -85,6 +88,7 @@ def evaluate(
         opened = encoders(
             checkpoints, picked, resolve=resolve, stack=stack, cross=cross,
             with_experts=compare is not None or loss_correlation, allow_pickle=allow_pickle,
+            manifests=manifests or {},
         )  # fmt: skip
         place, backbone = device_for(device), build(picked.backbone, resolve=resolve)
         given = Heads(picked, backbone, place, stack, Path(heads) if heads else None, allow_pickle, notes.append)

@@ -17,7 +17,7 @@ from taskmerge.data.loading import LoadOptions
 from taskmerge.errors import UsageError
 from taskmerge.evaluation.metrics import contributions, score_of
 from taskmerge.specs.adapt import AdaptSpec
-from taskmerge.specs.suite import Suite, Task
+from taskmerge.specs.suite import Task
 
 CERTAIN = 50.0
 """The logit of the labelled class: its probability is 1 to rounding."""
@@ -44,12 +44,10 @@ def labels_as_teachers(
     return teachers
 
 
-def watcher(
-    adaptation: Adaptation, suite: Suite, split: str, place: Place, cache: Path | None
-) -> Callable[[int], Mapping[str, Any]]:
+def watcher(adaptation: Adaptation, split: str, place: Place, cache: Path | None) -> Callable[[int], Mapping[str, Any]]:
     """Scores the model as it is on a labelled split: for curves, marked as diagnostic, never used for a choice."""
     loading = LoadOptions(resolve=resolve, cache=cache)
-    labelled = {side.name: _labelled(side.task, split, suite, place, loading) for side in adaptation.sides}
+    labelled = {side.name: _labelled(side.task, split, place, loading) for side in adaptation.sides}
 
     def watch(update: int) -> Mapping[str, Any]:
         scores: dict[str, float] = {}
@@ -63,7 +61,7 @@ def watcher(
     return watch
 
 
-def _labelled(task: Task, split: str, suite: Suite, place: Place, loading: LoadOptions) -> Labelled:
+def _labelled(task: Task, split: str, place: Place, loading: LoadOptions) -> Labelled:
     if split not in task.splits or task.splits[split].y is None:
         what = f"split `{split}` of `{task.name}` has no labels"
         raise UsageError(what, where="--watch", hint="name a labelled split with --split")

@@ -84,7 +84,7 @@ def protocol(done: Done) -> str:
     """What the model has seen, in words: split, horizon, labels."""
     run, spec, parts = done.run.adaptation, done.asked.spec, done.asked.parts
     items = sum(len(side.places) for side in run.sides)
-    horizon = f"{parts.iterations} iterations ({run.total} updates of {parts.batch_size} items, {parts.updates})"
+    horizon = f"{run.horizon.iterations} iterations ({run.total} updates of {parts.batch_size} items, {parts.updates})"
     if not run.total:
         horizon = "no updates: heads are solved for"
     labels = "with labels" if parts.supervised else "without labels"
@@ -140,7 +140,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
         "recipe": spec.recipe(),
         "parts": {
             "origin": parts.origin, "components": _plain(parts.components), "objective": parts.objective,
-            "on": parts.on, "filter": parts.filter, "updates": parts.updates, "iterations": parts.iterations,
+            "on": parts.on, "filter": parts.filter, "updates": parts.updates, "iterations": run.horizon.iterations,
             "batch_size": parts.batch_size, "learns": {name: _plain(one) for name, one in parts.learns.items()},
             "rates": spec.rates(parts, run.total),
         },
@@ -194,6 +194,7 @@ def _stopped(done: Done) -> dict[str, Any] | None:
     curve = [(record.update, record.agreement) for record in done.run.records if record.agreement is not None]
     return {
         "update": chosen.update, "agreement": chosen.agreement, "at_horizon": curve[-1][1],
+        "final": sum(done.run.final.values()) / len(done.run.final), "tasks": dict(done.run.final),
         "curve": [list(point) for point in curve],
     }  # fmt: skip
 

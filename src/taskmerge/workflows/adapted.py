@@ -46,6 +46,7 @@ from taskmerge.specs.adapt import short_of_flips
 from taskmerge.specs.suite import Suite, Task
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Space, unheard
+from taskmerge.workflows.adapt_labels import labels_as_teachers, watcher
 from taskmerge.workflows.adapt_report import AdaptReceipt, Done, receipt_of
 from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of
 
@@ -172,9 +173,10 @@ class _Learning:
         )  # fmt: skip
         if warning := short_of_flips(spec, self.asked.parts, adaptation.total):
             self.note(warning)
-        run = self._run(adaptation, opened)
+        run = self._run(adaptation, opened, place)
         run.carry_out(resume=self.folder.resumes)
         solved = refit(adaptation.sides, opened.tasks, place, spec) if spec.refit_heads else {}
+        run.conclude()
         return run, solved, self._written(adaptation, experts)
 
     def _place(self) -> Place:
@@ -209,6 +211,8 @@ class _Learning:
             self.asked.spec.teacher_scale, features, TeacherCache(self.running.cache, self.note),
             repr(self.asked.suite.backbone),
         )  # fmt: skip
+        if self.asked.parts.supervised:
+            return labels_as_teachers(opened, spec=self.asked.spec, place=place, cache=self.running.cache)
         teachers = {}
         for task in opened.tasks:
             self.running.doing(f"asking the expert of {task.task.name}")
@@ -225,13 +229,17 @@ class _Learning:
             "torch": torch.__version__, "device": self.device.type,
         }  # fmt: skip
 
-    def _run(self, adaptation: Adaptation, opened: Opened) -> Running:
+    def _run(self, adaptation: Adaptation, opened: Opened, place: Place) -> Running:
         spec = self.asked.spec
         following = None
         if spec.stop is not None:
             held = {task.task.name: training_places(task, spec)[1] for task in opened.tasks}
             following = Following(spec.every or max(1, adaptation.total // 20), held)
-        return Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard)
+        run = Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard)
+        if spec.watch is not None:
+            run.watch = watcher(adaptation, self.running.split, place, self.running.cache)
+            run.watch_every = spec.watch
+        return run
 
     def _written(self, adaptation: Adaptation, experts: Experts) -> Learned | None:
         """Writes what was learnt and, from that, the model."""
