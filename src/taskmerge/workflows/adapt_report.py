@@ -19,6 +19,7 @@ from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
+from taskmerge.experts.inputs import named
 from taskmerge.methods.composed import Learned
 from taskmerge.numerics.memory import peak_memory
 from taskmerge.numerics.solved_heads import Solved
@@ -98,8 +99,7 @@ def recipe(done: Done, place: Path) -> str:
     inputs = done.encoder.experts.inputs
     values: dict[str, Any] = {**record["recipe"]}
     values["options"] = {name: value for name, value in values.get("options", {}).items() if value is not None}
-    if done.asked.parts.origin != "init" or done.encoder.request.spec.method != "average":
-        values["experts"] = {source.task: _relative(source.files[0], place) for source in inputs.experts}
+    values["experts"] = {task: _relative(path, place) for task, path in named(done.encoder.request.inputs)}
     if record.get("base") and inputs.base is not None:
         values["base"] = _relative(inputs.base.files[0], place)
     return yaml.safe_dump(values, sort_keys=True, allow_unicode=True)
@@ -157,7 +157,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
         ],
         "experts": done.about["experts"],
         "learned": {
-            "updates": run.update, "skipped": run.counts["skipped"], "flips": run.counts["flips"],
+            "updates": done.run.records[-1].update, "skipped": run.counts["skipped"], "flips": run.counts["flips"],
             "coefficients": dict(done.run.records[-1].coefficients),
             "kept_components": done.run.records[-1].kept_components,
         },
