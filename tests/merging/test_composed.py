@@ -281,7 +281,7 @@ def beyond_the_rank(what: Learned) -> Learned:
         (fused, r"masks of shape \[1, 3, 4\] are not of its 3 matrices"),
         (masked_vector, r"norm\.weight`: masks .* not factored"),
         (many_components, r"9 components, its matrices have 8"),
-        (few_coefficients, r"visual\.proj`: \[2\] coefficients"),
+        (few_coefficients, r"visual\.proj`: coefficients \[2\]"),
         (beyond_the_rank, r"keeps component 6 of task 1, which has 4"),
     ],
 )
