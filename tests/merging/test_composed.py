@@ -25,10 +25,15 @@ from composed_cases import (
     write_models,
 )
 from taskmerge.errors import Mismatch, UsageError
+from taskmerge.experts.inputs import InputOptions
+from taskmerge.merging.options import RunOptions
+from taskmerge.merging.prepare import prepare
 from taskmerge.methods import registry
 from taskmerge.methods.composed import Learned
 from taskmerge.methods.ties import elected_rows, elected_sum, measure
+from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.selection import slices
+from taskmerge.specs.merge import MergeSpec
 from vector_cases import agrees, record_of
 
 QKV: tuple[Qkv, ...] = ("as-is", "split", "fused")
@@ -220,6 +225,21 @@ def test_adapters_are_factored_as_whole_matrices(models: dict[str, Path], tmp_pa
     )  # fmt: skip
     plain = merged(models, tmp_path / "t.safetensors", "truncated_task_arithmetic", coefficient=0.3, rank=5)
     assert agrees(tmp_path / "m.safetensors", plain, 5e-6)
+
+
+def test_the_plan_counts_the_components_that_lie_side_by_side(models: dict[str, Path]) -> None:
+    memory = {}
+    for rank in ("1", "1.0"):
+        spec = MergeSpec(
+            method="composed_base",
+            learned=Learned(TASKS, learned().coefficients),
+            options={"rank": (Rank.parse(rank),)},
+        )
+        prepared = prepare(experts(models), spec, InputOptions(base=models["base"]), RunOptions())
+        prepared.inputs.close()
+        memory[rank] = {job.name: job.memory for job in prepared.plan.jobs if job.factored}
+    for name, less in memory["1"].items():
+        assert memory["1.0"][name] > less
 
 
 # --- what does not fit -----------------------------------------------------------------------------------------
