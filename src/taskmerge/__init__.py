@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.workflows.choose import rank as rank
     from taskmerge.workflows.chosen_merge import Chosen as Chosen
     from taskmerge.workflows.chosen_merge import choose as choose
+    from taskmerge.workflows.rebuild import rebuild as rebuild
 
 _HOMES = {
     "Chosen": "taskmerge.workflows.chosen_merge",
@@ -41,6 +42,7 @@ _HOMES = {
     "inspect": "taskmerge.experts.contents",
     "merge": "taskmerge.merging.merge",
     "rank": "taskmerge.workflows.choose",
+    "rebuild": "taskmerge.workflows.rebuild",
     "vectors": "taskmerge.task_vectors.vectors",
     "verify": "taskmerge.merging.verify",
 }
@@ -60,6 +62,7 @@ __all__ = [
     "inspect",
     "merge",
     "rank",
+    "rebuild",
     "vectors",
     "verify",
 ]

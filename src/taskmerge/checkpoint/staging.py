@@ -6,8 +6,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOCKED = (errno.EWOULDBLOCK, errno.EACCES)
@@ -34,6 +34,20 @@ def create_staging_folder(final: Path) -> tuple[Path, int]:
             if _lock(number) and _is_at(number, path):
                 return path, number
             os.close(number)
+
+
+@contextmanager
+def staging_folder(final: Path) -> Iterator[Path]:
+    """A hidden folder beside `final`: gone in the end unless it was renamed, and removed by the next run if this one
+    is killed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(final.parent, lambda name: name == final.name)
+    folder, lock = create_staging_folder(final)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+        os.close(lock)
 
 
 def remove_stale(folder: Path, finals: Callable[[str], object]) -> None:
