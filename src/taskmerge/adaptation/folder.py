@@ -11,6 +11,7 @@ from taskmerge.adaptation.sides import BLOCK
 from taskmerge.adaptation.tasks import TaskSide
 from taskmerge.checkpoint.adapted import MANIFEST, MODEL, PLACES, Manifest, Part, is_adapted, write_manifest
 from taskmerge.checkpoint.learned import write_learned
+from taskmerge.checkpoint.publish import publish_folder
 from taskmerge.checkpoint.tensors import write_tensors
 from taskmerge.errors import BadFile, BadOutput
 from taskmerge.methods.composed import Learned
@@ -37,11 +38,7 @@ class Folder:
         write_manifest(self.path, manifest)
         if self.path == self.place:
             return
-        aside = self.place.with_name(f".{self.place.name}.replaced")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(self.place, aside)
-        os.rename(self.path, self.place)
-        shutil.rmtree(aside, ignore_errors=True)
+        publish_folder(self.path, self.place)
 
 
 def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taskmerge.checkpoint.adapted import PLACES
+from taskmerge.checkpoint.adapted import PLACES, is_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
@@ -42,7 +42,7 @@ def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tu
         base = record.get("base")
         keywords = _keywords(record["recipe"], path)
         search = _Search(merged, keywords.get("strip_prefix", ""), allow_pickle)
-        candidates = _candidates(path, inputs, adapted=LEARNED in keywords)
+        candidates = _candidates(path, inputs, adapted=LEARNED in keywords or is_adapted(_home(path)))
         experts = search.find(wanted, candidates, search.of_expert)
         held = search.held(experts.values())
         origin = search.find({BASE: base} if base else {}, candidates, lambda file: search.of_base(file, held))

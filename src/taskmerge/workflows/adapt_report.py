@@ -1,14 +1,11 @@
 """The report of an adaptation: what was learnt on which items, how it went, and what the written model scores."""
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from taskmerge.adaptation.folder import Folder
 from taskmerge.adaptation.running import Running
@@ -23,6 +20,7 @@ from taskmerge.experts.inputs import named
 from taskmerge.methods.composed import Learned
 from taskmerge.numerics.memory import peak_memory
 from taskmerge.numerics.solved_heads import Solved
+from taskmerge.specs.recipe_file import recipe_text
 from taskmerge.version import __version__
 from taskmerge.workflows.adapt_request import AdaptRequest, Encoder
 
@@ -96,17 +94,9 @@ def recipe(done: Done, place: Path) -> str:
     """The merge that makes the model again, as a recipe whose paths are relative to the folder."""
     with open_checkpoint(done.run.folder / MODEL) as model:
         record: Mapping[str, Any] = provenance_of(model) or {}
-    inputs = done.encoder.experts.inputs
-    values: dict[str, Any] = {**record["recipe"]}
-    values["options"] = {name: value for name, value in values.get("options", {}).items() if value is not None}
-    values["experts"] = {task: _relative(path, place) for task, path in named(done.encoder.request.inputs)}
-    if record.get("base") and inputs.base is not None:
-        values["base"] = _relative(inputs.base.files[0], place)
-    return yaml.safe_dump(values, sort_keys=True, allow_unicode=True)
-
-
-def _relative(path: Path, place: Path) -> str:
-    return os.path.relpath(path.absolute(), place.absolute())
+    base = done.encoder.experts.inputs.base
+    experts = dict(named(done.encoder.request.inputs))
+    return recipe_text(record["recipe"], experts, base.files[0] if base and record.get("base") else None, place)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------
@@ -115,13 +105,12 @@ def _relative(path: Path, place: Path) -> str:
 def _scores(done: Done, folder: Folder, manifest: Manifest, running: "AdaptRunning") -> Report | None:
     """The written model on the suite's labelled split; None where nobody asks, or some task has no labels there."""
     suite = done.asked.suite
-    tasks = [task for task in suite.tasks if not done.asked.spec.tasks or task.name in done.asked.spec.tasks]
-    labelled = all(running.split in task.splits and task.splits[running.split].y is not None for task in tasks)
+    labelled = all(running.split in task.splits and task.splits[running.split].y is not None for task in suite.tasks)
     if not running.scores or not labelled:
         return None
     running.doing("evaluating")
     return evaluate(
-        {"adapted": folder.path}, suite=suite, split=running.split, tasks=[task.name for task in tasks],
+        {"adapted": folder.path}, suite=suite, split=running.split,
         device=running.device, cache=running.cache, manifests={folder.path: manifest},
     )  # fmt: skip
 

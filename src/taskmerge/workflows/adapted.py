@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from taskmerge.models.backbones import build
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.solved_heads import Solved
 from taskmerge.specs.adapt import short_of_flips
-from taskmerge.specs.suite import Suite, Task
+from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Space, unheard
 from taskmerge.workflows.adapt_labels import labels_as_teachers, watcher
@@ -112,7 +112,8 @@ def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
     """Carries an adaptation out."""
     started = time.perf_counter()
     place = running.output or Path(f"adapted-{asked.spec.method.replace('_', '-')}")
-    tasks = named_tasks(asked.suite, asked.spec.tasks or None)
+    suite = replace(asked.suite, tasks=named_tasks(asked.suite, asked.spec.tasks or None))
+    asked = replace(asked, suite=suite)
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -127,7 +128,7 @@ def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
             note(text)
         device = named_device(running.device, accelerate=True)
         crew = stack.enter_context(workers(device, running.threads))
-        learning = _Learning(asked, running, encoder, folder, crew, device, tasks, note)
+        learning = _Learning(asked, running, encoder, folder, crew, device, note)
         run, solved, learned = learning.carry_out(stack)
         encoder.experts.inputs.check_unchanged()
         done = Done(asked, encoder, run, solved, learned, learning.parts, learning.about, tuple(notes), started)
@@ -144,7 +145,6 @@ class _Learning:
     folder: Folder
     crew: Workers
     device: torch.device
-    tasks: Sequence[Task]
     note: Note
     parts: list[Part] = field(default_factory=list)
     about: dict[str, object] = field(default_factory=dict)
@@ -154,7 +154,7 @@ class _Learning:
         spec, doing = self.asked.spec, self.running.doing
         place = self._place()
         doing("reading items")
-        opened = open_tasks(self.asked.suite, self.tasks, self.asked.parts, spec, place, stack, self.running.cache)
+        opened = open_tasks(self.asked.suite, self.asked.parts, spec, place, stack, self.running.cache)
         experts = self._experts(place)
         doing("reading experts")
         pieces = self._composed(experts) if self.asked.parts.origin != "init" else ()

@@ -1,18 +1,17 @@
 """`adapt --method auto`: tries named candidates within a budget and keeps the one that agrees best with the experts."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from taskmerge.adaptation.folder import open_folder
+from taskmerge.checkpoint.publish import publish_folder
 from taskmerge.checkpoint.small_files import write_small
-from taskmerge.checkpoint.staging import create_staging_folder, remove, remove_stale
+from taskmerge.checkpoint.staging import staging_folder
 from taskmerge.errors import UsageError
 from taskmerge.evaluation.run import evaluate
 from taskmerge.merging.options import Arguments
@@ -63,7 +62,7 @@ def adapt_auto(
     shutil.rmtree(open_folder(place, overwrite=running.overwrite, resume=False).path)
     learning = [name for name, own in candidates.items() if own["method"] != "heads"]
     share = max(1, budget // max(1, len(learning)))
-    with _beside(place) as work:
+    with staging_folder(place) as work:
         receipts: dict[str, AdaptReceipt] = {}
         for name, own in candidates.items():
             running.doing(f"trying {name}")
@@ -111,9 +110,7 @@ def _kept(
     timing = {**receipt.report["timing"], "candidates": {one.name: one.seconds for one in tried}}
     report = {**receipt.report, "chosen": chosen, "timing": timing}
     write_small(folder / "report.json", json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    if place.exists():
-        shutil.rmtree(place)
-    os.rename(folder, place)
+    publish_folder(folder, place)
     notes = (*receipt.notes, f"agreement with the experts chooses {name}; no label was read")
     return replace(receipt, path=str(place), report=report, notes=notes)
 
@@ -122,16 +119,3 @@ def _regret(name: str, tried: Sequence[Tried]) -> float | None:
     """How far the choice is below the best by labels; None without labels."""
     scores = {one.name: one.score for one in tried if one.score is not None}
     return max(scores.values()) - scores[name] if name in scores else None
-
-
-@contextmanager
-def _beside(place: Path) -> Iterator[Path]:
-    """A hidden folder beside the output for the candidates; gone in the end, and by the next run if this is killed."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(place.parent, lambda name: name == place.name)
-    folder, lock = create_staging_folder(place)
-    try:
-        yield folder
-    finally:
-        remove(folder)
-        os.close(lock)
