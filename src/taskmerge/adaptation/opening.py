@@ -205,6 +205,24 @@ def fill_expert(experts: Experts, source: Source, filled: Opened, place: Place, 
             offset += part.numel
 
 
+def expert_tensors(experts: Experts, task: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """A task's expert's own values of some of the encoder's tensors, by their names in the module, flat."""
+    rows = replace(
+        experts.rows, experts=[experts.source(task)], weights=torch.ones(1, dtype=torch.float64), space="weight"
+    )
+    wanted, found = set(names), {}
+    for unit in experts.units:
+        if not any(experts.spots.get(part.name) in wanted for part in unit.parts):
+            continue
+        _, (row,) = rows.of(unit, tallied=False)
+        offset = 0
+        for part in unit.parts:
+            if (name := experts.spots.get(part.name)) in wanted and name is not None:
+                found[name] = row[offset : offset + part.numel].clone().view(part.shape)
+            offset += part.numel
+    return found
+
+
 def features_of(place: Place, items: Items, places: Tensor | None = None, module: nn.Module | None = None) -> Tensor:
     """Features of items (some of them) under the encoder as it is, without gradients, on the device."""
     inputs = items.inputs if places is None else {name: whole[places] for name, whole in items.inputs.items()}

@@ -19,6 +19,7 @@ Updates = Literal["joint", "sequential"]
 Filter = Literal["none", "code", "paper"]
 Layout = Literal["tensor", "task"]
 HeadsStart = Literal["given", "fitted", "random"]
+BlockStart = Literal["merged", "expert"]
 Objective = Literal["entropy", "self", "soft", "l1", "smooth_l1", "l2", "cosine", "kl", "js"]
 On = Literal["outputs", "features"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -94,10 +95,12 @@ class Heads:
 class Block:
     """One block of the encoder becomes every task's own: an index as in tensor names, or `first`, `middle`, `last`.
 
-    It starts at the merged weights; coefficients that are learnt beside it shape all other tensors only.
+    It starts at the merged weights, or at its expert's own; coefficients that are learnt beside it shape all other
+    tensors only.
     """
 
     layer: str = "last"
+    start: BlockStart = "merged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +127,7 @@ class Parts:
     merged checkpoint as it is. `rates` are Adam's learning rates by learnable (None: depends on the horizon).
 
     `on` says what objectives between model and expert compare. `iterations` None: one pass over the items of the
-    largest task. `supervised` methods need labels.
+    largest task. `refit` fits heads to convergence in the end. `supervised` methods need labels.
     """
 
     learns: Learns
@@ -137,6 +140,7 @@ class Parts:
     iterations: int | None = 500
     batch_size: int = 16
     rates: Mapping[str, float | None] = field(default_factory=lambda: dict(RATES))
+    refit: bool = False
     supervised: bool = False
 
     def of(self, kind: type[Learnable]) -> Learnable | None:
