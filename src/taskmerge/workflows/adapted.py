@@ -32,7 +32,6 @@ from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.evaluation.workload import named_tasks
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.options import Arguments
@@ -43,11 +42,11 @@ from taskmerge.models.backbones import build
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.solved_heads import Solved
 from taskmerge.specs.adapt import short_of_flips
-from taskmerge.specs.suite import Suite, Task
+from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Space, unheard
 from taskmerge.workflows.adapt_report import AdaptReceipt, Done, receipt_of
-from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of
+from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of, heard
 
 SPACES: Mapping[str, Space] = {"base": "delta", "mean": "centred", "init": "weight"}
 AT_ONCE = 2 * 10**9
@@ -107,35 +106,55 @@ def adapt(
     return adapt_asked(asked, running)
 
 
+def place_of(asked: AdaptRequest, running: AdaptRunning) -> Path:
+    """The folder that an adaptation writes."""
+    return running.output or Path(f"adapted-{asked.spec.method.replace('_', '-')}")
+
+
 def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
-    """Carries an adaptation out."""
+    """Carries an adaptation out. What stops it before anything was learnt leaves no folder behind."""
     started = time.perf_counter()
-    place = running.output or Path(f"adapted-{asked.spec.method.replace('_', '-')}")
-    tasks = named_tasks(asked.suite, asked.spec.tasks or None)
-    notes: list[str] = []
+    folder = open_folder(place_of(asked, running), overwrite=running.overwrite, resume=running.resume)
+    try:
+        with ExitStack() as stack:
+            learning = begin(asked, running, folder, stack)
+            run, solved, learned = learning.carry_out(stack)
+            learning.encoder.experts.inputs.check_unchanged()
+            notes = tuple(learning.notes)
+            done = Done(
+                learning.asked, learning.encoder, run, solved, learned, learning.parts, learning.about, notes, started
+            )
+        return receipt_of(done, folder, running)
+    except BaseException:
+        folder.abandon()
+        raise
 
-    def note(text: str) -> None:
-        notes.append(text)
-        running.note(text)
 
-    folder = open_folder(place, overwrite=running.overwrite, resume=running.resume)
-    with ExitStack() as stack:
-        encoder = encoder_of(asked, folder.path / MODEL)
-        stack.callback(encoder.experts.inputs.close)
-        for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
-            note(text)
-        device = named_device(running.device, accelerate=True)
-        crew = stack.enter_context(workers(device, running.threads))
-        learning = _Learning(asked, running, encoder, folder, crew, device, tasks, note)
-        run, solved, learned = learning.carry_out(stack)
-        encoder.experts.inputs.check_unchanged()
-        done = Done(asked, encoder, run, solved, learned, learning.parts, learning.about, tuple(notes), started)
-    return receipt_of(done, folder, running)
+def begin(asked: AdaptRequest, running: AdaptRunning, folder: Folder, stack: ExitStack) -> "Learning":
+    """Opens the headers of everything that is merged, and tells their notes; `stack` closes them."""
+    encoder = encoder_of(asked, folder.path / MODEL)
+    stack.callback(encoder.experts.inputs.close)
+    device = named_device(running.device, accelerate=True)
+    crew = stack.enter_context(workers(device, running.threads))
+    learning = Learning(heard(asked, encoder), running, encoder, folder, crew, device)
+    for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
+        learning.note(text)
+    return learning
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An adaptation before its first update: what it works with, and where."""
+
+    adaptation: Adaptation
+    opened: Opened
+    experts: Experts
+    place: Place
 
 
 @dataclass
-class _Learning:
-    """One adaptation from headers to written parts."""
+class Learning:
+    """One adaptation from headers to written parts; `notes` are those that were told."""
 
     asked: AdaptRequest
     running: AdaptRunning
@@ -143,39 +162,50 @@ class _Learning:
     folder: Folder
     crew: Workers
     device: torch.device
-    tasks: Sequence[Task]
-    note: Note
     parts: list[Part] = field(default_factory=list)
     about: dict[str, object] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Tells a note, and keeps it for the report."""
+        self.notes.append(text)
+        self.running.note(text)
 
     def carry_out(self, stack: ExitStack) -> tuple[Running, Mapping[str, Solved], Learned | None]:
         """Learns, and writes what was learnt and the model."""
-        spec, doing = self.asked.spec, self.running.doing
+        begun = self.prepared(stack)
+        adaptation, opened = begun.adaptation, begun.opened
+        if warning := short_of_flips(self.asked.spec, self.asked.parts, adaptation.total):
+            self.note(warning)
+        run = self._run(adaptation, opened)
+        run.carry_out(resume=self.folder.resumes)
+        spec = self.asked.spec
+        solved = refit(adaptation.sides, opened.tasks, begun.place, spec) if spec.refit_heads else {}
+        return run, solved, self._written(adaptation, begun.experts)
+
+    def prepared(self, stack: ExitStack, cut: Callable[[Opened], Opened] = lambda opened: opened) -> Begun:
+        """Everything that comes before the first update; `cut` may leave fewer items than there are."""
+        spec, parts, doing = self.asked.spec, self.asked.parts, self.running.doing
         place = self._place()
         doing("reading items")
-        opened = open_tasks(self.asked.suite, self.tasks, self.asked.parts, spec, place, stack, self.running.cache)
+        tasks = self.asked.suite.tasks
+        opened = cut(open_tasks(self.asked.suite, tasks, parts, spec, place, stack, self.running.cache))
         experts = self._experts(place)
         doing("reading experts")
-        pieces = self._composed(experts) if self.asked.parts.origin != "init" else ()
+        pieces = self._composed(experts) if parts.origin != "init" else ()
         self.about = self._about(experts, opened)
         teachers = self._teachers(opened, experts, place)
         init = None
-        if self.asked.parts.origin == "init":
+        if parts.origin == "init":
             doing("merging")
             self._write_model(None)
             init = stack.enter_context(open_plain(self.folder.path / MODEL))
         doing("learning")
-        start = _start_values(self.encoder, pieces)
         adaptation = built(
-            opened, teachers, pieces, self.asked.parts, spec, place, self.crew,
-            experts=len(self.encoder.experts.inputs.experts), init=init, start=start,
+            opened, teachers, pieces, parts, spec, place, self.crew,
+            experts=len(self.encoder.experts.inputs.experts), init=init, start=_start_values(self.encoder, pieces),
         )  # fmt: skip
-        if warning := short_of_flips(spec, self.asked.parts, adaptation.total):
-            self.note(warning)
-        run = self._run(adaptation, opened)
-        run.carry_out(resume=self.folder.resumes)
-        solved = refit(adaptation.sides, opened.tasks, place, spec) if spec.refit_heads else {}
-        return run, solved, self._written(adaptation, experts)
+        return Begun(adaptation, opened, experts, place)
 
     def _place(self) -> Place:
         backbone = build(self.asked.suite.backbone, resolve=resolve)
