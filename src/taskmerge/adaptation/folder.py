@@ -64,27 +64,32 @@ def resumable(place: Path) -> bool:
     return (working_path(place) / STATE / FILE).is_file()
 
 
-def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
-    """Where a run works, made if it isn't there. BadOutput for what is in the way, BadFile for nothing to resume.
-
-    A finished folder is replaced only by a finished one: the run that replaces it works beside it.
-    """
+def check_free(place: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raises BadOutput for what is in the way of a run, BadFile where there is nothing to resume."""
     if place.exists() and not place.is_dir():
         raise BadOutput("is a file: an adaptation writes a folder", where=str(place), hint="choose another with -o")
-    path = working_path(place)
     if is_adapted(place) and not overwrite:
         raise BadOutput("exists already", where=str(place), hint="--overwrite replaces it, -o names another")
     strangers = sorted(set(os.listdir(place)) - OWN) if place.is_dir() and not is_adapted(place) else []
     if strangers:
         what = f"holds something else ({strangers[0]})"
         raise BadOutput(what, where=str(place), hint="name an empty or a new folder with -o")
-    unfinished = (path / STATE).is_dir()
+    unfinished = (working_path(place) / STATE).is_dir()
     if resume and not unfinished:
         what = "there is no unfinished run to resume"
         raise BadFile(what, where=str(place), hint="leave --resume out, or name the folder of that run with -o")
     if not resume and unfinished and not overwrite:
         hint = "--resume continues it, --overwrite starts again"
         raise BadOutput("holds an unfinished run", where=str(place), hint=hint)
+
+
+def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
+    """Where a run works, made if it isn't there; raises what `check_free` raises.
+
+    A finished folder is replaced only by a finished one: the run that replaces it works beside it.
+    """
+    check_free(place, overwrite=overwrite, resume=resume)
+    path = working_path(place)
     new = not path.is_dir()
     if not resume and not new:
         shutil.rmtree(path)

@@ -27,11 +27,12 @@ from taskmerge.adaptation.opening import (
 from taskmerge.adaptation.refit import refit
 from taskmerge.adaptation.rows import Plan, composed
 from taskmerge.adaptation.running import Following, Heard, Running
-from taskmerge.adaptation.sides import training_places
+from taskmerge.adaptation.sides import BLOCK, training_places
 from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.hub import resolve
+from taskmerge.errors import listed
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.options import Arguments
@@ -51,6 +52,12 @@ from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_reque
 SPACES: Mapping[str, Space] = {"base": "delta", "mean": "centred", "init": "weight"}
 AT_ONCE = 2 * 10**9
 """Bytes that tensors may hold at once while they are turned into components."""
+Planned = Callable[[AdaptRequest, str], None]
+"""Hears of a request when the headers of what is merged are known, and on what kind of device it runs."""
+
+
+def _unheard(asked: AdaptRequest, device: str) -> None:
+    """The `Planned` of those to whom nobody listens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +65,8 @@ class AdaptRunning:
     """Options that don't shape the result: where it goes, what it may cost, who hears of it.
 
     `cache` is a folder that keeps decoded items and experts' outputs between runs. `scores` has the written model
-    evaluated on the suite's labelled split at the end.
+    evaluated on the suite's labelled split at the end. `planned` hears of the plan before anything is read, `doing` of
+    what goes on, `heard` of every update.
     """
 
     output: Path | None = None
@@ -70,6 +78,7 @@ class AdaptRunning:
     cache: Path | None = None
     scores: bool = True
     split: str = "test"
+    planned: Planned = _unheard
     heard: Heard | None = None
     doing: Callable[[str], None] = unheard
     note: Note = unheard
@@ -137,6 +146,7 @@ def begin(asked: AdaptRequest, running: AdaptRunning, folder: Folder, stack: Exi
     device = named_device(running.device, accelerate=True)
     crew = stack.enter_context(workers(device, running.threads))
     learning = Learning(heard(asked, encoder), running, encoder, folder, crew, device)
+    running.planned(learning.asked, device.type)
     for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
         learning.note(text)
     return learning
@@ -205,6 +215,8 @@ class Learning:
             opened, teachers, pieces, parts, spec, place, self.crew,
             experts=len(self.encoder.experts.inputs.experts), init=init, start=_start_values(self.encoder, pieces),
         )  # fmt: skip
+        if block := [name.removeprefix(BLOCK) for name in adaptation.sides[0].own if name.startswith(BLOCK)]:
+            self.note(f"--layer: {len(block)} tensors become every task's own, {listed(block, 2)}")
         return Begun(adaptation, opened, experts, place)
 
     def _place(self) -> Place:
@@ -260,7 +272,7 @@ class Learning:
         following = None
         if spec.stop is not None:
             held = {task.task.name: training_places(task, spec)[1] for task in opened.tasks}
-            following = Following(spec.every or max(1, adaptation.total // 20), held)
+            following = Following(spec.every or usual_every(adaptation.total), held)
         return Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard)
 
     def _written(self, adaptation: Adaptation, experts: Experts) -> Learned | None:
@@ -278,6 +290,11 @@ class Learning:
 
     def _write_model(self, learned: Learned | None) -> None:
         merge_requested(self.encoder.final(learned, self.folder.path / MODEL))
+
+
+def usual_every(updates: int) -> int:
+    """Updates between two looks at held-out items where nobody says."""
+    return max(1, updates // 20)
 
 
 def _start_values(encoder: Encoder, pieces: Sequence[Composed]) -> Tensor | None:
