@@ -5,18 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from taskmerge.adaptation.loop import Horizon
 from taskmerge.adaptation.objectives import objective_of
+from taskmerge.cli import adapt_phrases
 from taskmerge.cli.show import duration, size
 from taskmerge.methods.adaptive import (
-    Adapter,
-    Block,
-    Coefficients,
-    Heads,
-    Learnable,
-    Masks,
     Parts,
-    Relaxed,
-    Trimmed,
-    Truncated,
 )  # fmt: skip
 from taskmerge.methods.registry import find, methods
 from taskmerge.workflows.adapt_dry_run import DryRun
@@ -27,7 +19,6 @@ if TYPE_CHECKING:
 
 NAMED = 12
 ORIGINS = {"base": "added to the base", "mean": "added to the experts' mean"}
-STARTS = {"given": "from the suite's", "fitted": "from solved ones", "random": "from random ones"}
 
 
 def plan_lines(asked: AdaptRequest, device: str) -> list[str]:
@@ -49,51 +40,20 @@ def _merged(asked: AdaptRequest) -> str:
     head = f"{asked.spec.method}: {len(names)} task{'s' if len(names) > 1 else ''} ({told})"
     if asked.parts.origin == "init":
         return f"{head}, the encoder stays as `{asked.spec.init or INIT}` makes it"
-    return f"{head}, {_components(asked.parts)} {ORIGINS[asked.parts.origin]}"
-
-
-def _components(parts: Parts) -> str:
-    if isinstance(parts.components, Truncated):
-        return f"components of task vectors ({parts.components.rank.understood})"
-    if isinstance(parts.components, Trimmed):
-        return f"task vectors trimmed to {parts.components.density:g}"
-    return "task vectors"
+    return f"{head}, {adapt_phrases.components(asked.parts)} {ORIGINS[asked.parts.origin]}"
 
 
 def _learnt(parts: Parts) -> str:
-    against = "" if parts.objective == "entropy" else f" on {parts.on}, against the experts"
-    kept = "" if parts.filter == "none" else f", filter {parts.filter}"
     labels = " WITH LABELS" if parts.supervised else ""
-    return f"learns {'; '.join(map(_words, parts.learns.values()))}{labels}; objective {parts.objective}{against}{kept}"
-
-
-def _words(learnt: Learnable) -> str:
-    """One learnable in words."""
-    match learnt:
-        case Coefficients():
-            each = "task and tensor" if learnt.layout == "tensor" else "task"
-            return f"coefficients, one a {each}{', clamped to [0, 1]' if learnt.clamped else ''}"
-        case Masks():
-            return f"masks of components, at first {learnt.kept.understood}"
-        case Relaxed():
-            return "a mask that the tasks share"
-        case Heads():
-            return f"heads {STARTS[learnt.start]}"
-        case Block():
-            return f"a block of every task's own ({learnt.layer})"
-        case Adapter():
-            return f"{learnt.kind} adapters of width {learnt.size}"
+    return f"learns {adapt_phrases.learnt(parts)}{labels}; objective {adapt_phrases.objective(parts)}"
 
 
 def _horizon(asked: AdaptRequest) -> str:
     parts, total = asked.parts, updates(asked)
     if not total:
         return "no updates: what is learnt is solved for"
-    turn = "one update of all tasks" if parts.updates == "joint" else "one update a task"
     rates = ", ".join(f"{name} {rate:.3g}" for name, rate in asked.spec.rates(parts, total).items())
-    return (
-        f"{parts.iterations:,} iterations of {parts.batch_size} items a task, {turn}: {total:,} updates; rates: {rates}"
-    )
+    return f"{adapt_phrases.horizon(parts)}: {total:,} updates; rates: {rates}"
 
 
 def _items(asked: AdaptRequest, device: str) -> str:
