@@ -2,13 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import taskmerge
+from taskmerge.checkpoint.adapted import Manifest, Part, write_manifest
+from taskmerge.checkpoint.learned import write_learned
+from taskmerge.checkpoint.tensors import write_tensors
 from taskmerge.methods.composed import Learned
+from taskmerge.specs.recipe_file import recipe_text
+from vector_cases import record_of
 
 Qkv = Literal["as-is", "split", "fused"]
 BLOCK = "visual.transformer.resblocks.0."
@@ -146,3 +152,33 @@ def changed(what: Learned, change: Callable[[State, State], None]) -> Learned:
     coefficients, masks = dict(what.coefficients), dict(what.masks)
     change(coefficients, masks)
     return Learned(what.tasks, coefficients, masks)
+
+
+# --- folders that `adapt` writes -------------------------------------------------------------------------------
+
+
+def adapted(
+    models: Mapping[str, Path], folder: Path, method: str = "composed_base", *, qkv: Qkv = "as-is",
+    k: int | None = None, blocks: Mapping[str, State] | None = None, **options: Any,
+) -> Path:  # fmt: skip
+    """A whole folder: what was learnt, its model, a head of every task, blocks, recipe, trace and report."""
+    folder.mkdir(parents=True)
+    what = learned(qkv, k)
+    write_learned(folder, what)
+    given = {**options, **({} if k is None else {"rank": k})}
+    base = None if method == "composed_mean" else models["base"]
+    model = folder / "model.safetensors"
+    taskmerge.merge(experts(models), method=method, base=base, learned=what, qkv=qkv, output=model, **given)
+    places = {task: models[task] for task in TASKS}
+    (folder / "recipe.yaml").write_text(recipe_text(record_of(model)["recipe"], places, base, folder))
+    for task in TASKS:
+        write_tensors(folder / "heads" / f"{task}.safetensors", {"weight": torch.ones(2, 7)}, {"kind": "head"})
+    for task, block in (blocks or {}).items():
+        write_tensors(folder / "blocks" / f"{task}.safetensors", block, {"kind": "block"})
+    (folder / "trace.jsonl").write_text('{"update":0}\n')
+    (folder / "report.json").write_text("{}\n")
+    parts: list[Part] = ["coefficients", "heads", "recipe", "trace", "report"]
+    parts += (["masks"] if k is not None else []) + (["blocks"] if blocks else [])
+    manifest = Manifest(method="adamerging", needs_task_index=bool(blocks), parts=tuple(parts), protocol="test")
+    write_manifest(folder, manifest)
+    return folder

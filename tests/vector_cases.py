@@ -79,3 +79,11 @@ def same(got: Path | str, wanted: Path | str) -> bool:
     return one.keys() == other.keys() and all(
         one[n].dtype == other[n].dtype and torch.equal(one[n], other[n]) for n in other
     )
+
+
+def changed_record(path: Path, **record: Any) -> None:
+    """The same file with another provenance."""
+    with safe_open(path, "pt") as file:
+        metadata = dict(file.metadata())
+    metadata["taskmerge"] = json.dumps({**json.loads(metadata["taskmerge"]), **record})
+    save_file(load(path), path, metadata)

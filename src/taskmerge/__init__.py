@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.workflows.choose import rank as rank
     from taskmerge.workflows.chosen_merge import Chosen as Chosen
     from taskmerge.workflows.chosen_merge import choose as choose
+    from taskmerge.workflows.rebuild import rebuild as rebuild
 
 _HOMES = {
     "AdaptReceipt": "taskmerge.workflows.adapt_report",
@@ -45,6 +46,7 @@ _HOMES = {
     "inspect": "taskmerge.experts.contents",
     "merge": "taskmerge.merging.merge",
     "rank": "taskmerge.workflows.choose",
+    "rebuild": "taskmerge.workflows.rebuild",
     "vectors": "taskmerge.task_vectors.vectors",
     "verify": "taskmerge.merging.verify",
 }
@@ -66,6 +68,7 @@ __all__ = [
     "inspect",
     "merge",
     "rank",
+    "rebuild",
     "vectors",
     "verify",
 ]

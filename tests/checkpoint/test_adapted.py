@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskmerge.checkpoint.adapted import OF_TASKS, PLACES, Manifest, Part, is_adapted, read_adapted, write_manifest
+from taskmerge.checkpoint.adapted import (
+    OF_TASKS,
+    PLACES,
+    Manifest,
+    Part,
+    check_finished,
+    is_adapted,
+    read_adapted,
+    unfinished,
+    write_manifest,
+)
 from taskmerge.errors import BadFile
 
 WHOLE: dict[str, Any] = {"version": 1, "method": "tint", "needs_task_index": True, "parts": []}
@@ -118,3 +128,74 @@ def test_a_part_of_a_task_that_is_not_listed_is_not_passed_over(tmp_path: Path, 
         read_adapted(tmp_path)
     (tmp_path / part / "cars.safetensors").unlink()
     assert read_adapted(tmp_path).place(part) is None
+
+
+def test_a_task_has_a_file_of_a_part_or_has_none(tmp_path: Path) -> None:
+    write_manifest(with_parts(tmp_path, ("heads",)), Manifest(method="tint", needs_task_index=True, parts=("heads",)))
+    adapted = read_adapted(tmp_path)
+    assert adapted.file("heads", "cars") == tmp_path / "heads" / "cars.safetensors"
+    assert adapted.file("heads", "dogs") is None
+    assert adapted.file("blocks", "cars") is None
+
+
+def test_another_manifest_is_noticed(tmp_path: Path) -> None:
+    write_manifest(tmp_path, Manifest(method="tint", needs_task_index=True))
+    adapted = read_adapted(tmp_path)
+    adapted.check_unchanged()
+    (tmp_path / "folder.json").unlink()
+    write_manifest(tmp_path, Manifest(method="tint", needs_task_index=True))
+    with pytest.raises(BadFile, match="changed while it was being read"):
+        adapted.check_unchanged()
+
+
+def holding(folder: Path, *names: str) -> Path:
+    """A folder with these files; a name that ends in `/` is a folder."""
+    for name in names:
+        if name.endswith("/"):
+            (folder / name).mkdir(parents=True)
+        else:
+            (folder / name).write_bytes(b"{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("trace.jsonl",),
+        ("state/",),
+        ("trace.jsonl", "state/"),
+        ("recipe.yaml", "state/"),
+        ("trace.jsonl", "model.safetensors"),
+        ("trace.jsonl", "state/", "model.safetensors", "coefficients.safetensors", "heads/"),
+        ("trace.jsonl", "state/", "model.safetensors", "config.json"),
+    ],
+)
+def test_an_adaptation_that_was_killed_is_known(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = holding(tmp_path, *names)
+    assert unfinished(folder)
+    with pytest.raises(BadFile, match="an adaptation that has not ended") as caught:
+        check_finished(folder)
+    assert (caught.value.where, caught.value.exit_code) == (str(folder), 3)
+    assert "--resume" in str(caught.value.hint)
+    write_manifest(folder, Manifest(method="tint", needs_task_index=True))
+    assert not unfinished(folder)
+    check_finished(folder)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        ("model.safetensors",),
+        ("config.json", "model.safetensors", "trace.jsonl"),
+        ("open_clip_config.json", "open_clip_model.safetensors", "trace.jsonl"),
+        ("model.safetensors", "state/"),
+        ("pytorch_model.bin", "config.json", "state/"),
+        ("trace.jsonl/", "state"),
+    ],
+)
+def test_a_models_folder_is_none(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert not unfinished(holding(tmp_path, *names))
+    check_finished(tmp_path)
+    for other in (tmp_path / "missing", holding(tmp_path, "file") / "file"):
+        assert not unfinished(other)

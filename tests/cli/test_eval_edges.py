@@ -233,6 +233,14 @@ def test_reports_in_an_input_folder_are_replaced(suite: Path, here: Path) -> Non
         evaluated("model", *outputs, "--overwrite", *LIMIT)
 
 
+def test_what_is_another_commands_report_in_an_input_folder_stays(suite: Path, here: Path) -> None:
+    (here / "adapted").mkdir()
+    shutil.copy(here / "digits.safetensors", here / "adapted" / "model.safetensors")
+    (here / "adapted" / "report.json").write_text('{"report": "adapt"}')
+    words = ("adapted", "-o", "adapted/report.json", "--overwrite", *LIMIT)
+    refused(2, "eval", *words, folder=here, says=("adapted/report.json", "is an input"))
+
+
 def test_heads_given_in_place_of_the_suites_are_inputs(suite: Path, here: Path) -> None:
     (here / "mine").mkdir()
     shutil.copy(here / "heads" / "digits.safetensors", here / "mine")

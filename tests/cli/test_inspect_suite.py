@@ -87,6 +87,14 @@ def test_what_is_missing_is_listed_and_the_code_is_3(tmp_path: Path) -> None:
     assert len(document(3, folder / "suite.yaml")["missing"]) == 5
 
 
+def test_a_head_with_a_hidden_layer_is_described_by_its_output(tmp_path: Path) -> None:
+    path, hidden = suite(tmp_path), {"hidden.weight": torch.zeros(4, 3), "hidden.bias": torch.zeros(4)}
+    np.savez(tmp_path / "cars.npz", test_x=np.zeros((4, 8, 8, 3), np.uint8), test_y=np.zeros(4, np.int64))
+    for code, classes, said in ((0, 2, "2 x 4"), (3, 5, "`output.weight` is [5, 4], and the suite names 2 classes")):
+        save(tmp_path / "head.safetensors", {**hidden, "output.weight": torch.zeros(classes, 4)})
+        assert said in document(code, path)["tasks"][0]["head"]["said"]
+
+
 def test_what_is_there_but_of_no_use(tmp_path: Path) -> None:
     path = suite(tmp_path)
     save(tmp_path / "head.safetensors", {"weight": torch.zeros(5, 3)})

@@ -38,7 +38,7 @@ def value(words: type, name: str, given: object) -> object:
 
 def test_every_word_of_merge_is_a_keyword_or_used_by_the_command() -> None:
     own = {"inputs", "weight", "coefficients", "recipe", "set", "suite", "choose", "adapt_split", "limit", "no_digest"}
-    assert names(MergeWords) - KEYWORDS == own | {"dry_run", "json", "quiet", "debug"}
+    assert names(MergeWords) - KEYWORDS == own | {"from_", "task", "dry_run", "json", "quiet", "debug"}
 
 
 def test_every_word_of_vectors_is_a_keyword_or_about_printing() -> None:

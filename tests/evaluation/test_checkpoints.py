@@ -120,20 +120,23 @@ def test_an_adapted_folder_brings_its_heads(folder: Path) -> None:
     home = adapted(folder, heads="cars.safetensors")
     (found,) = opened(["adapted"], suite(folder))
     assert (found.row, found.kind, found.protocol) == ("adapted", "adapted", "adapted on adapt")
-    assert found.heads is not None
-    assert found.heads.samefile(home / "heads")
+    assert found.folder is not None
+    assert found.folder.file("heads", "cars") == Path("adapted/heads/cars.safetensors")
+    assert found.folder.file("heads", "dogs") is None
+    assert found.to_dict()["needs_task_index"] is True
+    assert home.samefile(found.folder.path)
 
 
 def test_an_adapted_folder_without_heads_takes_the_suites(folder: Path) -> None:
     adapted(folder)
     (found,) = opened(["adapted"], suite(folder))
-    assert found.heads is None
+    assert found.folder is not None
+    assert (found.folder.place("heads"), found.blocks) == (None, {})
 
 
-@pytest.mark.parametrize("part", ["blocks", "adapters", "tasks"])
-def test_parts_that_cannot_be_applied_are_refused_by_name(folder: Path, part: str) -> None:
-    adapted(folder, **{part: "cars.safetensors"})
-    refused(Mismatch, ["adapted"], suite(folder), f"(`{part}/`), which this version cannot apply")
+def test_a_part_that_cannot_be_applied_is_refused_by_name(folder: Path) -> None:
+    adapted(folder, tasks="cars.safetensors")
+    refused(Mismatch, ["adapted"], suite(folder), "(`tasks/`), which this version cannot apply")
 
 
 def test_a_broken_manifest(folder: Path) -> None:

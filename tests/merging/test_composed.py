@@ -25,10 +25,15 @@ from composed_cases import (
     write_models,
 )
 from taskmerge.errors import Mismatch, UsageError
+from taskmerge.experts.inputs import InputOptions
+from taskmerge.merging.options import RunOptions
+from taskmerge.merging.prepare import prepare
 from taskmerge.methods import registry
 from taskmerge.methods.composed import Learned
 from taskmerge.methods.ties import elected_rows, elected_sum, measure
+from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.selection import slices
+from taskmerge.specs.merge import MergeSpec
 from vector_cases import agrees, record_of
 
 QKV: tuple[Qkv, ...] = ("as-is", "split", "fused")
@@ -222,6 +227,21 @@ def test_adapters_are_factored_as_whole_matrices(models: dict[str, Path], tmp_pa
     assert agrees(tmp_path / "m.safetensors", plain, 5e-6)
 
 
+def test_the_plan_counts_the_components_that_lie_side_by_side(models: dict[str, Path]) -> None:
+    memory = {}
+    for rank in ("1", "1.0"):
+        spec = MergeSpec(
+            method="composed_base",
+            learned=Learned(TASKS, learned().coefficients),
+            options={"rank": (Rank.parse(rank),)},
+        )
+        prepared = prepare(experts(models), spec, InputOptions(base=models["base"]), RunOptions())
+        prepared.inputs.close()
+        memory[rank] = {job.name: job.memory for job in prepared.plan.jobs if job.factored}
+    for name, less in memory["1"].items():
+        assert memory["1.0"][name] > less
+
+
 # --- what does not fit -----------------------------------------------------------------------------------------
 
 
@@ -281,7 +301,7 @@ def beyond_the_rank(what: Learned) -> Learned:
         (fused, r"masks of shape \[1, 3, 4\] are not of its 3 matrices"),
         (masked_vector, r"norm\.weight`: masks .* not factored"),
         (many_components, r"9 components, its matrices have 8"),
-        (few_coefficients, r"visual\.proj`: \[2\] coefficients"),
+        (few_coefficients, r"visual\.proj`: coefficients \[2\]"),
         (beyond_the_rank, r"keeps component 6 of task 1, which has 4"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from inspect import Parameter, Signature
+from keyword import iskeyword
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from taskmerge.errors import UsageError
+from taskmerge.methods.apply import apply
 from taskmerge.methods.average import average
 from taskmerge.methods.checks import check_result
 from taskmerge.methods.contract import Laws, Method, declaration, method
@@ -93,7 +95,7 @@ def test_options_that_are_not_served(hint: Any, default: Any, option: Option | N
         method(**PLAIN)(with_option(hint, default, option))
 
 
-@pytest.mark.parametrize("name", sorted(RESERVED))
+@pytest.mark.parametrize("name", sorted(name for name in RESERVED if not iskeyword(name)))
 def test_an_option_takes_no_name_of_the_command(name: str) -> None:
     flag = f"--{name.replace('_', '-')}"
     with pytest.raises(BadDeclaration, match=f"`kernel`, parameter `{name}`: `{flag}` is an option of the command"):
@@ -154,6 +156,23 @@ def test_kernels_on_matrices_that_are_not_served() -> None:
         method(**MATRICES)(sharing)
     with pytest.raises(BadDeclaration, match="parameter `shared`: it goes with `shared=`"):
         method(**MATRICES, shared=lambda matrices: 1)(on_matrices)
+
+
+def sometimes(matrices: TaskMatrices, *, rank: Annotated[Rank | None, Option("a rank", auto="none")] = None) -> Tensor:
+    return matrices.stack.sum(0)
+
+
+def test_options_may_decide_whether_matrices_are_read() -> None:
+    """Where they are not, `elsewhere` takes every tensor."""
+    words = {**MATRICES, "reads": lambda options: "elements" if options["rank"] is None else "matrix"}
+    declared = declaration(method(**words, elsewhere=average, internal=True)(sometimes))
+    stack = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(apply(declared, stack).own, stack.sum(0) / 3)
+    assert torch.equal(apply(declared, stack, options={"rank": 2}).own, stack.sum(0))
+    assert declared.on_matrices
+    assert declared.internal
+    with pytest.raises(BadDeclaration, match="with `reads='elements'` the first parameter is `stack`"):
+        method(**words)(sometimes)
 
 
 def narrow(scan: Scan, *, density: float) -> float: ...

@@ -69,13 +69,19 @@ def built(
     shared = _shared(place.module, composed, names) if parts.shapes_weights else {}
     for parameter in shared.values():
         parameter.requires_grad_(True)
-    horizon = Horizon(iterations=parts.iterations, batch_size=parts.batch_size, updates=parts.updates, seed=spec.seed)
+    iterations = _one_pass(sides, parts.batch_size) if parts.iterations is None else parts.iterations
+    horizon = Horizon(iterations=iterations, batch_size=parts.batch_size, updates=parts.updates, seed=spec.seed)
     _check_batches(sides, horizon)
     rates = spec.rates(parts, horizon.total(len(sides)))
     setting = Setting(place.device, spec.amp == "bf16", workers.pool, workers.count, shared, spec.seed)
     return Adaptation(
         sides, weights, on_weights, Optimised(_groups(on_weights, sides), rates), horizon, setting, spec.project
     )
+
+
+def _one_pass(sides: Sequence[TaskSide], batch_size: int) -> int:
+    """The iterations in which the task with the most items is seen once."""
+    return -(-max(len(side.places) for side in sides) // batch_size)
 
 
 def _shared(module: nn.Module, composed: Sequence[Composed], own: Sequence[str]) -> dict[str, nn.Parameter]:

@@ -12,6 +12,8 @@ from taskmerge.adaptation.state import FILE
 from taskmerge.adaptation.tasks import TaskSide
 from taskmerge.checkpoint.adapted import MANIFEST, MODEL, PLACES, Manifest, Part, is_adapted, write_manifest
 from taskmerge.checkpoint.learned import write_learned
+from taskmerge.checkpoint.publish import publish_folder
+from taskmerge.checkpoint.staging import is_staging, remove_stale
 from taskmerge.checkpoint.tensors import write_tensors
 from taskmerge.errors import BadFile, BadOutput
 from taskmerge.methods.composed import Learned
@@ -47,11 +49,7 @@ class Folder:
             shutil.rmtree(self.path / STATE, ignore_errors=True)
         if self.path == self.place:
             return
-        aside = self.place.with_name(f".{self.place.name}.replaced")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.rename(self.place, aside)
-        os.rename(self.path, self.place)
-        shutil.rmtree(aside, ignore_errors=True)
+        publish_folder(self.path, self.place)
 
 
 def working_path(place: Path) -> Path:
@@ -70,7 +68,8 @@ def check_free(place: Path, *, overwrite: bool, resume: bool) -> None:
         raise BadOutput("is a file: an adaptation writes a folder", where=str(place), hint="choose another with -o")
     if is_adapted(place) and not overwrite:
         raise BadOutput("exists already", where=str(place), hint="--overwrite replaces it, -o names another")
-    strangers = sorted(set(os.listdir(place)) - OWN) if place.is_dir() and not is_adapted(place) else []
+    names = os.listdir(place) if place.is_dir() and not is_adapted(place) else []
+    strangers = sorted(name for name in names if name not in OWN and not is_staging(name))
     if strangers:
         what = f"holds something else ({strangers[0]})"
         raise BadOutput(what, where=str(place), hint="name an empty or a new folder with -o")
@@ -97,6 +96,9 @@ def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadOutput(f"cannot be made: {error.strerror}", where=str(place), hint="choose another with -o") from error
+    for folder in (path, *(path / part for part in PLACES.values())):
+        if folder.is_dir():
+            remove_stale(folder, lambda name: True)  # what a killed run was writing
     return Folder(path, place, resume, new)
 
 

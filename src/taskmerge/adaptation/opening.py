@@ -88,7 +88,7 @@ class Experts:
 
 
 def open_tasks(
-    suite: Suite, tasks: Sequence[Task], parts: Parts, spec: AdaptSpec, place: Place, stack: ExitStack,
+    suite: Suite, parts: Parts, spec: AdaptSpec, place: Place, stack: ExitStack,
     cache: Path | None,
 ) -> Opened:  # fmt: skip
     """Loads items and heads of the tasks. Raises a TaskmergeError that names what is missing or doesn't fit."""
@@ -96,7 +96,7 @@ def open_tasks(
     loading = LoadOptions(resolve=resolve, limit=spec.limit, seed=spec.seed, cache=cache, note=place.note)
     opened, left_out = [], []
     experts: dict[str, Checkpoint | None] = {}
-    for task in tasks:
+    for task in suite.tasks:
         experts[task.name] = expert = _plain(task, suite, stack)
         objective = objective_of(task.kind, parts.objective, parts.on, parts.filter)
         if objective is None:
@@ -115,7 +115,7 @@ def open_tasks(
             f"{'it' if len(left_out) == 1 else 'them'} in)"
         )
     if not opened:
-        kinds = ", ".join(sorted({task.kind for task in tasks} & INSTEAD.keys()))
+        kinds = ", ".join(sorted({task.kind for task in suite.tasks} & INSTEAD.keys()))
         raise UsageError(
             f"`{parts.objective}` says nothing about any task of this suite ({kinds})", where="--objective",
             hint="--objective self compares with the experts' own outputs",

@@ -47,6 +47,7 @@ class Running:
     heard: Heard | None = None
     records: list[StepRecord] = field(default_factory=list)
     best: AdaptState | None = None
+    final: Mapping[str, float] = field(default_factory=dict)
 
     def carry_out(self, *, resume: bool) -> None:
         """Makes all updates that are left, and leaves the model as the state that counts forms it.
@@ -69,6 +70,12 @@ class Running:
         if self.best is not None:
             self.adaptation.restore(self.best)
         self.adaptation.form()
+
+    def conclude(self) -> None:
+        """Measures agreement once more, of the model that is written: heads may have been fitted since."""
+        if self.following is not None:
+            setting = self.adaptation.setting
+            self.final = agreements(self.adaptation.sides, self.following.held, setting.device, setting.workers)
 
     @property
     def chosen(self) -> StepRecord | None:

@@ -117,12 +117,9 @@ def block_names(module: nn.Module, layer: str) -> tuple[str, ...]:
         raise UsageError("this encoder has no numbered blocks", where="--layer", hint="leave --layer out: the head")
     halves = {"early": range(count // 2), "late": range(count // 2, count), "all": range(count)}
     single = {"first": 0, "middle": count // 2, "last": count - 1}
-    wanted = halves.get(layer) or range(index := single.get(layer, _index(layer)), index + 1)
+    index = single[layer] if layer in single else -1 if layer in halves else int(layer)
+    wanted = halves.get(layer, range(index, index + 1))
     chosen = tuple(name for name, (index, _) in found.items() if index in wanted)
     if not chosen:
         raise UsageError(f"there is no block {layer}", where="--layer", hint=f"give 0 to {count - 1}")
     return chosen
-
-
-def _index(layer: str) -> int:
-    return int(layer)

@@ -1,7 +1,7 @@
 """One task while the shared encoder learns: its items, its expert's word on them, and what is its own."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,10 @@ class TaskSide:
             )
         outputs: Tensor = self.head(features)
         return features, outputs
+
+    def over(self, items: Items) -> "TaskSide":
+        """The same model over other items: of the encoder as it is, for it may be frozen on these."""
+        return replace(self, items=items, places=torch.arange(len(items)), frozen=None)
 
     def expert(self, places: Tensor, device: torch.device) -> ExpertView:
         """What the expert makes of some items."""

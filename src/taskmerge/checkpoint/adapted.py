@@ -4,17 +4,24 @@ Adaptation writes it, and so do methods that keep something of each task; `folde
 """
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from taskmerge.checkpoint.ahead import Stamp, stamp
+from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.provenance import canonical
+from taskmerge.checkpoint.small_files import write_small
+from taskmerge.checkpoint.weights import PICKLE_ENDINGS, SAFE_ENDING
 from taskmerge.errors import BadFile, nearest
 
 MANIFEST, VERSION = "folder.json", 1
 MODEL = "model.safetensors"
+STATE = "state"
+"""What an adaptation continues from: there while it runs, and after it was killed."""
 Part = Literal["heads", "blocks", "adapters", "tasks", "coefficients", "masks", "recipe", "trace", "report"]
 PLACES: Mapping[Part, str] = MappingProxyType(
     {
@@ -50,10 +57,11 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class AdaptedFolder:
-    """A folder and its manifest."""
+    """A folder and its manifest; by `version` it is known whether that is still the one that was read (None: not)."""
 
     path: Path
     manifest: Manifest
+    version: Stamp | None = field(default=None, compare=False)
 
     @property
     def model(self) -> Path:
@@ -64,15 +72,54 @@ class AdaptedFolder:
         """Where a part is; None if the folder does not have it."""
         return self.path / PLACES[part] if part in self.manifest.parts else None
 
+    def file(self, part: Part, task: str) -> Path | None:
+        """A task's file of one of the parts `OF_TASKS`; None if the task has none."""
+        place = self.place(part)
+        file = place / f"{task}.safetensors" if place else None
+        return file if file and file.is_file() else None
+
+    def check_unchanged(self) -> None:
+        """Raises BadFile where another manifest has come since this one was read: files may be of two folders then."""
+        if self.version is not None:
+            check_unchanged({self.path / MANIFEST: self.version})
+
 
 def is_adapted(path: Path) -> bool:
     """Whether a path is such a folder."""
-    return (path / MANIFEST).is_file()
+    return os.path.isfile(path / MANIFEST)  # unlike Path.is_file, false for whatever cannot be looked at
 
 
-def read_adapted(folder: Path) -> AdaptedFolder:
-    """The folder, if its manifest is one of this version and lists what is there. Raises BadFile otherwise."""
+def unfinished(path: Path) -> bool:
+    """Whether a path is a folder in which an adaptation was begun and not ended: its trace or state, and no manifest.
+
+    Models' folders may hold something of either name too: a trace alone says nothing beside a configuration, and a
+    state alone nothing beside weights, which an adaptation writes long after the first line of its trace.
+    """
+    if is_adapted(path):
+        return False
+    trace, state = os.path.isfile(path / PLACES["trace"]), os.path.isdir(path / STATE)
+    if trace:
+        return state or not any(path.glob("*config.json"))
+    return state and not any(file.name.endswith((SAFE_ENDING, *PICKLE_ENDINGS)) for file in path.glob("*"))
+
+
+def check_finished(path: Path) -> None:
+    """Raises BadFile for a folder of an adaptation that was begun and not ended, whose encoder is no result yet."""
+    if unfinished(path):
+        what = f"is the folder of an adaptation that has not ended: it has no {MANIFEST}"
+        hint = f"`taskmerge adapt … --output {path} --resume` finishes it"
+        raise BadFile(what, where=str(path), hint=hint)
+
+
+def read_adapted(folder: Path, manifest: Manifest | None = None) -> AdaptedFolder:
+    """The folder, if its manifest is one of this version and lists what is there. Raises BadFile otherwise.
+
+    `manifest` is what it will say where that is not written yet.
+    """
     file = folder / MANIFEST
+    if manifest is not None:
+        return AdaptedFolder(folder, manifest, stamp(file))
+    version = stamp(file)  # before it is read: a change from here on is seen
     document = _document(file)
     _check_version(document, file)
     wrong = _malformed(document)
@@ -86,6 +133,7 @@ def read_adapted(folder: Path) -> AdaptedFolder:
             parts=tuple(document["parts"]),
             protocol=document.get("protocol"),
         ),
+        version,
     )
     _check_parts(adapted)
     return adapted
@@ -101,7 +149,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     }
     if manifest.protocol is not None:
         document["protocol"] = manifest.protocol
-    (folder / MANIFEST).write_text(canonical(document) + "\n", encoding="utf-8")
+    write_small(folder / MANIFEST, canonical(document) + "\n")
 
 
 def _document(file: Path) -> dict[str, Any]:

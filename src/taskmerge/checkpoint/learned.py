@@ -1,7 +1,5 @@
 """What adaptation has learnt, as files: coefficients of tensors × tasks, and masks of components as packed bits."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +7,9 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.adapted import AGAIN, PLACES
-from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from taskmerge.checkpoint.dtypes import CODES
-from taskmerge.checkpoint.provenance import metadata, provenance_of
-from taskmerge.checkpoint.writer import stage
+from taskmerge.checkpoint.provenance import provenance_of
+from taskmerge.checkpoint.tensors import write_tensors
 from taskmerge.errors import BadFile, listed
 from taskmerge.methods.composed import Learned
 
@@ -27,27 +23,18 @@ BITS = 8
 def write_learned(folder: Path, learned: Learned) -> None:
     """Writes `coefficients.safetensors`, and `masks.safetensors` if there are masks, over what is there.
 
-    The same contents give the same bytes. Raises `BadOutput` where the folder cannot be written.
+    The same contents give the same bytes. Raises `BadNumber` for NaN or infinity, `BadOutput` where the folder cannot
+    be written.
     """
     record = {"kind": "coefficients", "tasks": [{"name": task} for task in learned.tasks]}
-    coefficients = {name: tensor.detach().cpu().float() for name, tensor in learned.coefficients.items()}
-    _write(folder / COEFFICIENTS, coefficients, record)
+    coefficients = {name: tensor.float() for name, tensor in learned.coefficients.items()}
+    write_tensors(folder / COEFFICIENTS, coefficients, record, overwrite=True)
     if not learned.masks:
         (folder / MASKS).unlink(missing_ok=True)  # an earlier run's
         return
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=-1)) for name, mask in learned.masks.items()}
     counts = {name: mask.shape[-1] for name, mask in learned.masks.items()}
-    _write(folder / MASKS, packed, {**record, "kind": "masks", "components": counts})
-
-
-def _write(file: Path, tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> None:
-    specs = [OutputSpec(name, CODES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
-    about = metadata(record)
-    room = len(json.dumps(about, ensure_ascii=False).encode())
-    with stage(file, specs, overwrite=True, reserve=room) as sink:
-        for name, tensor in tensors.items():
-            sink.write(name, tensor.contiguous())
-        sink.commit(about)
+    write_tensors(folder / MASKS, packed, {**record, "kind": "masks", "components": counts}, overwrite=True)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------

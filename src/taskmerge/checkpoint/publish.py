@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from taskmerge.checkpoint.layout import Layout, earlier_output
+from taskmerge.checkpoint.staging import create_staging_folder, remove
 from taskmerge.errors import BadOutput
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -38,6 +39,41 @@ def publish(layout: Layout, staged: Mapping[str, Path], work: Path, *, overwrite
         for path in placed:
             path.unlink(missing_ok=True)
         raise
+
+
+def publish_folder(work: Path, final: Path) -> None:
+    """Rename a staged folder to its final name, in place of an older folder of that name, which then goes.
+
+    Interrupted between the two renames, the older one is put back.
+    """
+    for path in (*(file for file in work.rglob("*") if file.is_file()), work):
+        _sync(path)
+    old = None
+    if final.exists():
+        old, number = create_staging_folder(final)
+        os.close(number)
+        os.rename(final, old)  # onto an empty folder
+    try:
+        os.rename(work, final)
+    except BaseException:
+        if old is not None:
+            os.rename(old, final)
+        raise
+    sync_folder(final.parent)
+    if old is not None:
+        remove(old)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's contents, or a folder's names, durable."""
+    if path.is_dir():
+        sync_folder(path)
+        return
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,8 +6,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOCKED = (errno.EWOULDBLOCK, errno.EACCES)
@@ -36,6 +36,20 @@ def create_staging_folder(final: Path) -> tuple[Path, int]:
             os.close(number)
 
 
+@contextmanager
+def staging_folder(final: Path) -> Iterator[Path]:
+    """A hidden folder beside `final`: gone in the end unless it was renamed, and removed by the next run if this one
+    is killed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(final.parent, lambda name: name == final.name)
+    folder, lock = create_staging_folder(final)
+    try:
+        yield folder
+    finally:
+        remove(folder)
+        os.close(lock)
+
+
 def remove_stale(folder: Path, finals: Callable[[str], object]) -> None:
     """Remove what killed runs left in `folder` under way to a name that `finals` accepts.
 
@@ -52,6 +66,11 @@ def remove_stale(folder: Path, finals: Callable[[str], object]) -> None:
                 remove(folder / name)
             finally:
                 os.close(number)
+
+
+def is_staging(name: str) -> bool:
+    """Whether a file or folder of this name is under way to its own name, or was left there by a killed run."""
+    return _STAGED.fullmatch(name) is not None
 
 
 def remove(path: Path) -> None:

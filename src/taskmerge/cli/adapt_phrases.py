@@ -56,6 +56,8 @@ def objective(parts: Parts) -> str:
 
 def horizon(parts: Parts) -> str:
     """How long, and in what turns; empty where there are no updates."""
-    if not parts.iterations:
+    if parts.iterations == 0:
         return ""
+    if parts.iterations is None:
+        return f"one pass over the items, {parts.batch_size} of a task at a time, {TURNS[parts.updates]}"
     return f"{parts.iterations:,} iterations of {parts.batch_size} items a task, {TURNS[parts.updates]}"

@@ -26,9 +26,11 @@ def plan_lines(asked: AdaptRequest, device: str) -> list[str]:
     return [_merged(asked), _learnt(asked.parts), _horizon(asked), _items(asked, device), *_options(asked)]
 
 
-def updates(asked: AdaptRequest) -> int:
-    """How many updates there are: tasks of which the objective says nothing have none."""
+def updates(asked: AdaptRequest) -> int | None:
+    """How many updates there are (None: as many as one pass takes); tasks on which the objective is silent have none."""
     parts = asked.parts
+    if parts.iterations is None:
+        return None
     heard = [task for task in asked.suite.tasks if objective_of(task.kind, parts.objective, parts.on, parts.filter)]
     horizon = Horizon(iterations=parts.iterations, batch_size=parts.batch_size, updates=parts.updates)
     return horizon.total(len(heard))
@@ -50,10 +52,11 @@ def _learnt(parts: Parts) -> str:
 
 def _horizon(asked: AdaptRequest) -> str:
     parts, total = asked.parts, updates(asked)
-    if not total:
+    if total == 0:
         return "no updates: what is learnt is solved for"
-    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in asked.spec.rates(parts, total).items())
-    return f"{adapt_phrases.horizon(parts)}: {total:,} updates; rates: {rates}"
+    rates = ", ".join(f"{name} {rate:.3g}" for name, rate in asked.spec.rates(parts, total or 1).items())
+    count = "" if total is None else f": {total:,} updates"
+    return f"{adapt_phrases.horizon(parts)}{count}; rates: {rates}"
 
 
 def _items(asked: AdaptRequest, device: str) -> str:

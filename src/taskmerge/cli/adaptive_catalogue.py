@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 
 from taskmerge.cli import adapt_phrases
-from taskmerge.methods.adaptive import Adaptive, Parts
+from taskmerge.methods.adaptive import Adaptive, Parts, Trimmed
 from taskmerge.methods.options import bind
 from taskmerge.specs.merge import plain_value
 
@@ -55,12 +55,12 @@ def page_lines(method: Adaptive) -> list[str]:
         f"paper: {method.paper}{f' ({UNPUBLISHED})' if method.unpublished else ''}",
         f"run by: taskmerge adapt --method {method.name}",
         f"needs: a suite with {'LABELLED' if parts.supervised else 'unlabelled'} items",
-        f"needs a base: {NEEDS[parts.origin]}",
+        f"needs a base: {'yes' if isinstance(parts.components, Trimmed) else NEEDS[parts.origin]}",
         f"learns: {adapt_phrases.learnt(parts)}",
         f"objective: {adapt_phrases.objective(parts)}",
         f"horizon: {adapt_phrases.horizon(parts) or 'no updates, heads are solved for'}",
     ]
-    if parts.iterations:
+    if parts.iterations != 0:
         lines.append(f"learning rates (Adam): {rates(parts)}")
     lines.append(f"the result needs to know which task an item is of: {'yes' if parts.per_task else 'no'}")
     if method.parity:

@@ -25,7 +25,8 @@ def show(name: str | None, *, json: bool, markdown: bool) -> None:
         method = named(name)
         document(described(method)) if json else print(folded(page(method)))
     elif json:
-        document([described(method) for _, method in sorted({**methods(), **adaptive_methods()}.items())])
+        every: dict[str, Method | Adaptive] = {**methods(), **adaptive_methods()}
+        document([described(every[name]) for name in sorted(every)])
     elif markdown:
         print(markdown_tables())
     else:
@@ -40,8 +41,8 @@ def named(name: str) -> Method | Adaptive:
     try:
         return find(name, where="methods")
     except TaskmergeError as error:
-        if error.hint is None or "known:" not in error.hint:
-            raise
+        if error.hint is None or not error.hint.startswith(("did you mean", "known:")):
+            raise  # a plug-in that fails, or a name of other tools
         raise unknown_name("method", name, {**methods(), **adaptive_methods()}, where="methods") from None
 
 

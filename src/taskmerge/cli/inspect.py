@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 KINDS = {
     "merge": "a merged checkpoint",
+    "task": "one task's checkpoint, out of a merged one",
+    "coefficients": "coefficients that adaptation has learnt",
+    "masks": "masks of components that adaptation has learnt",
     "vector": "task vectors",
     "factors": "factored task vectors",
     "adapter": "an adapter",

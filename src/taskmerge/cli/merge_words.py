@@ -49,6 +49,10 @@ class MergeWords:
     seed: Annotated[int | None, option("Seed of random methods (default: 0).")] = None
     recipe: Annotated[Path | None, option("Recipe (YAML), or a merged file to replay.")] = None
     set: Annotated[list[str] | None, option("key=value over the recipe (repeatable).")] = None
+    from_: Annotated[
+        Path | None, option("Folder that `adapt` wrote: its model again, from its experts, without data.", "--from")
+    ] = None
+    task: Annotated[str | None, option("Of that folder: one task's own checkpoint, its block in place.")] = None
 
     base: Annotated[Path | None, option("The checkpoint that the experts were fine-tuned from.")] = None
     suite: Annotated[Path | None, option("Suite whose experts, base, qkv and heads count where none are given.")] = None

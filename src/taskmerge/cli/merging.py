@@ -25,31 +25,38 @@ def run(words: MergeWords, suite: Suite | None, ahead: Ahead) -> None:
     show.notices((), problems(), words.quiet)
     inputs, options = tokens.split_merging(words.inputs or [], flags_of(MergeWords))
     keywords = {**load_overrides(words.set or ()), **_keywords(words), **options}
+    if words.from_ is not None:
+        from taskmerge.cli import rebuilding  # what few merges need
+
+        rebuilding.run(words.from_, inputs, keywords, words, ahead)
+        return
+    if words.task is not None:
+        raise UsageError("only a folder that `adapt` wrote has tasks", where="--task", hint="name it with --from")
     request = requested(inputs, keywords, suite=suite, recipe=words.recipe)
     if not request.inputs:
         raise UsageError("there is nothing to merge", hint="give the fine-tuned checkpoints, such as *.safetensors")
     if words.dry_run:
-        _dry_run(request, words)
+        dry_run(request, words)
     elif words.choose is not None:
         from taskmerge.cli import choosing  # what evaluates models costs a tenth of a second to import
 
         chosen = choosing.run(request, words, words.choose, suite, ahead)
-        _finish(chosen.receipt, (), chosen.to_dict(), words)
+        finish(chosen.receipt, (), chosen.to_dict(), words)
     else:
-        _merge(request, words, ahead)
+        receipt, announced = merged(request, words, ahead)
+        finish(receipt, announced, receipt.to_dict(), words)
 
 
-def _merge(request: Request, words: MergeWords, ahead: Ahead) -> None:
-    """Plans, merges and tells."""
+def merged(request: Request, words: MergeWords, ahead: Ahead) -> tuple[MergeReceipt, list[str]]:
+    """Plans, tells and merges; the receipt, and the notes and warnings that were told."""
     prepared = prepare(request.inputs, request.spec, request.opening, request.running)
     _announce(prepared, words.quiet)
     with Bar("merging", words.quiet) as bar:
         receipt = carry_out(prepared, replace(request.running, progress=bar.update), ahead)
-    announced = (*prepared.inputs.notes, *prepared.plan.notes, *prepared.inputs.warnings)
-    _finish(receipt, announced, receipt.to_dict(), words)
+    return receipt, [*prepared.inputs.notes, *prepared.plan.notes, *prepared.inputs.warnings]
 
 
-def _dry_run(request: Request, words: MergeWords) -> None:
+def dry_run(request: Request, words: MergeWords) -> None:
     """Prints the plan, which is of use even where its output is in the way."""
     prepared = prepare(request.inputs, request.spec, request.opening, replace(request.running, overwrite=True))
     if words.json:
@@ -67,7 +74,7 @@ def _announce(prepared: Prepared, quiet: bool) -> None:
     show.notices((*prepared.inputs.notes, *prepared.plan.notes), prepared.inputs.warnings, quiet)
 
 
-def _finish(receipt: MergeReceipt, announced: Sequence[str], document: Mapping[str, object], words: MergeWords) -> None:
+def finish(receipt: MergeReceipt, announced: Sequence[str], document: Mapping[str, object], words: MergeWords) -> None:
     """What the merge itself gave rise to say, its cost, and the result on stdout."""
     notes, warnings = ([text for text in texts if text not in announced] for texts in (receipt.notes, receipt.warnings))
     show.notices(notes, warnings, words.quiet)

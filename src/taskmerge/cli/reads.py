@@ -8,10 +8,11 @@ from pathlib import Path
 from taskmerge.checkpoint.identity import FileId, file_id, file_ids
 from taskmerge.checkpoint.weights import find_weights
 from taskmerge.errors import TaskmergeError, UsageError
+from taskmerge.evaluation.results import KIND
 from taskmerge.specs.suite import Suite
 
-REPORT_KEYS = ("report", "model_fullname")
-"""A key of every JSON report, and of every file for clip_benchmark."""
+BENCHMARK_KEY = "model_fullname"
+"""A key of every file for clip_benchmark."""
 CSV_START = "dataset,model,pretrained,"
 
 
@@ -74,4 +75,4 @@ def _is_report(path: Path) -> bool:
         document = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(document, dict) and any(key in document for key in REPORT_KEYS)
+    return isinstance(document, dict) and (document.get("report") == KIND or BENCHMARK_KEY in document)

@@ -10,6 +10,7 @@ from typing import Literal
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.data.data_headers import size_of
 from taskmerge.errors import TaskmergeError
+from taskmerge.specs.heads import OUTPUT_WEIGHTS
 from taskmerge.specs.suite import DENSE, BackboneSpec, HubPath, Location, Split, Suite, Task, Tokenizer
 from taskmerge.specs.suite_file import load_suite
 
@@ -185,7 +186,7 @@ def _weights(what: str, place: Location | None, allow_pickle: bool) -> Found:
 
 
 def _head(suite: Suite, task: Task, allow_pickle: bool) -> Found:
-    """A linear head's file has a `weight`, with a row a class; dense heads are only opened."""
+    """A head's file has a weight with a row a class; dense heads are only opened."""
     what = f"the head of `{task.name}`"
     if task.head == "zero_shot":
         return Found(what, "zero_shot", "found", f"{len(task.classes)} classes, {len(task.templates)} templates")
@@ -196,12 +197,13 @@ def _head(suite: Suite, task: Task, allow_pickle: bool) -> Found:
         return found
     if task.kind in DENSE:
         return Found(what, found.where, "found", f"{len(checkpoint.specs)} tensors")
-    if "weight" not in checkpoint.specs:
+    name = next((name for name in OUTPUT_WEIGHTS if name in checkpoint.specs), None)
+    if name is None:
         names = ", ".join(list(checkpoint.specs)[:5])
         return Found(what, found.where, "bad", f"{found.where} has no tensor `weight` (it has {names})")
-    shape = checkpoint.specs["weight"].shape
+    shape = checkpoint.specs[name].shape
     if task.kind == "classification" and task.classes and shape[:1] != (len(task.classes),):
-        said = f"{found.where}: `weight` is {list(shape)}, and the suite names {len(task.classes)} classes"
+        said = f"{found.where}: `{name}` is {list(shape)}, and the suite names {len(task.classes)} classes"
         return Found(what, found.where, "bad", said)
     return Found(what, found.where, "found", " x ".join(map(str, shape)))
 

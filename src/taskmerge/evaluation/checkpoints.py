@@ -1,12 +1,13 @@
 """What can be evaluated: files, folders, results of `merge` and `adapt`, and the words `base` and `experts`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
-from taskmerge.checkpoint.adapted import Part, is_adapted, read_adapted
+from taskmerge.checkpoint.adapted import AdaptedFolder, Manifest, check_finished, is_adapted, read_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.provenance import provenance_of
@@ -14,18 +15,15 @@ from taskmerge.errors import Mismatch, UsageError
 from taskmerge.evaluation.selection import EXPERT
 from taskmerge.experts.inputs import named
 from taskmerge.experts.lora import is_adapter
+from taskmerge.models.contract import Backbone
+from taskmerge.models.fill import check_fits
 from taskmerge.specs.suite import Location, Suite, Task
 
 Resolve = Callable[[Location], Path]
 EncoderKind = Literal["base", "expert", "checkpoint", "merge", "adapted"]
 Arguments = Sequence[str | Path] | Mapping[str, str | Path]
 BASE, EXPERTS = "base", "experts"
-UNUSED_PARTS: dict[Part, str] = {
-    "blocks": "task-specific blocks",
-    "adapters": "adapters of features",
-    "tasks": "per-task parts",
-}
-"""Parts of an `adapt` folder without which its scores would be those of another model."""
+NO_MANIFESTS: Mapping[Path, Manifest] = MappingProxyType({})
 DIFFERENCES = {"vector": "task vectors", "factors": "factored task vectors"}
 
 
@@ -33,8 +31,8 @@ DIFFERENCES = {"vector": "task vectors", "factors": "factored task vectors"}
 class Encoder:
     """One set of encoder weights. `row` is its name in the report, `group` the argument it belongs to.
 
-    `tasks` are the only ones it is scored on (None: all); `heads` is a folder of heads of its own; `digest` the content
-    digest of all its tensors; `recipe` what taskmerge made it by; `protocol` what an adapted one has seen.
+    `tasks` are the only ones it is scored on (None: all); `digest` the content digest of all its tensors; `recipe` what
+    taskmerge made it by. An adapted one comes from a `folder`, of whose parts `blocks` (by task) are opened with it.
     """
 
     row: str
@@ -44,17 +42,30 @@ class Encoder:
     digest: str
     tasks: tuple[str, ...] | None = None
     own_task: str | None = None
-    heads: Path | None = None
     recipe: Mapping[str, Any] | None = None
-    protocol: str | None = None
+    folder: AdaptedFolder | None = None
+    blocks: Mapping[str, Checkpoint] = field(default_factory=dict)
+
+    @property
+    def protocol(self) -> str | None:
+        """What an adapted one has seen."""
+        return self.folder.manifest.protocol if self.folder else None
 
     def scored_on(self, task: Task) -> bool:
         """Whether it is scored on a task."""
         return self.tasks is None or task.name in self.tasks
 
+    def check_unchanged(self) -> None:
+        """Raises BadFile where a file of it was rewritten since it was opened."""
+        for checkpoint in (self.checkpoint, *self.blocks.values()):
+            checkpoint.check_unchanged()
+        if self.folder is not None:
+            self.folder.check_unchanged()
+
     def to_dict(self) -> dict[str, Any]:
         """Identity without paths, for the report."""
-        more = {"task": self.own_task, "recipe": self.recipe, "protocol": self.protocol}
+        index = self.folder.manifest.needs_task_index if self.folder else None
+        more = {"task": self.own_task, "recipe": self.recipe, "protocol": self.protocol, "needs_task_index": index}
         given = {key: value for key, value in more.items() if value is not None}
         return {"name": self.row, "kind": self.kind, "digest": self.digest, **given}
 
@@ -68,6 +79,7 @@ def encoders(
     cross: bool = False,
     with_experts: bool = False,
     allow_pickle: bool = False,
+    manifests: Mapping[Path, Manifest] = NO_MANIFESTS,
 ) -> tuple[Encoder, ...]:
     """Opens what was asked for (headers only), in the order of the arguments.
 
@@ -75,7 +87,7 @@ def encoders(
     Raises UsageError for names given twice and for experts or a base that the suite does not have, BadFile for what
     cannot be read, Mismatch for what is no model.
     """
-    opener = _Opener(suite, resolve, stack, allow_pickle)
+    opener = _Opener(suite, resolve, stack, allow_pickle, manifests)
     items = named_arguments(arguments)
     if (cross or with_experts) and EXPERTS not in [name for name, path in items if path is None]:
         items.append((EXPERTS, None))
@@ -94,6 +106,14 @@ def encoders(
         else:
             opened += [opener.expert(task, everywhere=cross) for task in suite.tasks]
     return tuple(opened)
+
+
+def check_encoders(encoders: Iterable[Encoder], backbone: Backbone, base: Checkpoint | None) -> None:
+    """Raises Mismatch, from headers alone, for every encoder that does not fill the backbone, and for every block that
+    is no part of its encoder. `base` completes what lacks embeddings."""
+    known = list(encoders)
+    blocks = [(encoder.checkpoint, block) for encoder in known for block in encoder.blocks.values()]
+    check_fits(backbone, [encoder.checkpoint for encoder in known], base, blocks)
 
 
 def argument_names(arguments: Arguments) -> list[str]:
@@ -144,6 +164,7 @@ class _Opener:
     resolve: Resolve
     stack: ExitStack
     allow_pickle: bool
+    manifests: Mapping[Path, Manifest]
 
     def base(self) -> Encoder:
         checkpoint = self._open(self.resolve(base_of(self.suite)))
@@ -160,8 +181,9 @@ class _Opener:
 
     def given(self, name: str, path: Path) -> Encoder:
         """A file or a folder: a checkpoint, a result of `merge`, or a folder that `adapt` wrote."""
-        if is_adapted(path):
+        if is_adapted(path) or path in self.manifests:
             return self._adapted(name, path)
+        check_finished(path)
         checkpoint = self._open(path)
         record = provenance_of(checkpoint) or {}
         kind = record.get("kind", "checkpoint")
@@ -172,20 +194,20 @@ class _Opener:
         made: EncoderKind = "merge" if recipe else "checkpoint"
         return Encoder(name, name, made, checkpoint, digest_of(checkpoint), recipe=recipe)
 
-    def _adapted(self, name: str, folder: Path) -> Encoder:
-        """A folder of `adapt`: its encoder and its heads. Parts that cannot be applied are refused, not ignored."""
-        adapted = read_adapted(folder)
-        for part, words in UNUSED_PARTS.items():
-            if part in adapted.manifest.parts:
-                raise Mismatch(
-                    f"has {words} (`{part}/`), which this version cannot apply", where=str(folder),
-                    hint=f"evaluate {adapted.model} alone to know what its shared encoder is worth",
-                )  # fmt: skip
-        checkpoint = self._open(adapted.model)
-        return Encoder(
-            name, name, "adapted", checkpoint, digest_of(checkpoint), heads=adapted.place("heads"),
-            recipe=_recipe(provenance_of(checkpoint) or {}), protocol=adapted.manifest.protocol,
-        )  # fmt: skip
+    def _adapted(self, name: str, path: Path) -> Encoder:
+        """A folder of `adapt`: its encoder, and its blocks. A part that cannot be applied is refused, not ignored."""
+        folder = read_adapted(path, self.manifests.get(path))
+        if "tasks" in folder.manifest.parts:
+            raise Mismatch(
+                "has per-task parts (`tasks/`), which this version cannot apply", where=str(path),
+                hint=f"evaluate {folder.model} alone to know what its shared encoder is worth",
+            )  # fmt: skip
+        checkpoint = self._open(folder.model)
+        files = {task.name: folder.file("blocks", task.name) for task in self.suite.tasks}
+        blocks = {task: self._open(file) for task, file in files.items() if file is not None}
+        recipe = _recipe(provenance_of(checkpoint) or {})
+        digest = digest_of(checkpoint)
+        return Encoder(name, name, "adapted", checkpoint, digest, recipe=recipe, folder=folder, blocks=blocks)
 
     def _open(self, path: Path) -> Checkpoint:
         if is_adapter(path):

@@ -13,12 +13,11 @@ from taskmerge.data.items import Items
 from taskmerge.data.loading import LoadOptions
 from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import UsageError
-from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
+from taskmerge.evaluation.checkpoints import Arguments, Encoder, check_encoders, encoders
 from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.heads import Heads
 from taskmerge.evaluation.workload import check_split, named_tasks
 from taskmerge.models.backbones import build
-from taskmerge.models.fill import check_fits
 from taskmerge.models.outputs import Forward
 from taskmerge.specs.suite import Suite, Task
 from taskmerge.types import Note, Progress, unheard, unwatched
@@ -61,18 +60,20 @@ def judge(
         backbone = build(picked.backbone, resolve=resolve)
         given = Heads(picked, backbone, device, stack, Path(heads) if heads else None, allow_pickle)
         forward = Forward(backbone, device, batch_size, given.base, progress or unwatched, note)
-        check_fits(backbone, [encoder.checkpoint for encoder in opened], given.base)
+        check_encoders(opened, backbone, given.base)
         with forward.room():
             given.load(opened)
         loading = LoadOptions(resolve=resolve, limit=limit, seed=seed, cache=cache, skip_bad=skip_bad)
         data = [(task, load_unlabelled(task, split, backbone.prepare, loading)) for task in picked.tasks]
         forward.total = (len(candidates) + 1) * sum(len(items) for _, items in data)
         wanted = {task.name: outputs for expert in experts for task, outputs in _outputs(forward, given, expert, data)}
-        return tuple(
+        judged = tuple(
             _judged(encoder, task, outputs, wanted[task.name])
             for encoder in candidates
             for task, outputs in _outputs(forward, given, encoder, data)
         )
+        given.check_unchanged(opened)
+    return judged
 
 
 def judged_tasks(suite: Suite, names: Sequence[str] | None, split: str, note: Note) -> tuple[Task, ...]:
@@ -94,7 +95,7 @@ def _outputs(
     forward: Forward, heads: Heads, encoder: Encoder, data: Sequence[tuple[Task, Items]]
 ) -> Iterator[tuple[Task, Tensor]]:
     """(task, outputs) for every task that the encoder is judged on; an expert only on its own."""
-    forward.fill(encoder.row, encoder.checkpoint)
+    forward.fill(encoder.row, encoder.checkpoint, encoder.blocks)
     for task, items in data:
         if encoder.scored_on(task):
             (outputs,) = forward.outputs(items.inputs, [(task, heads.of(encoder, task))])

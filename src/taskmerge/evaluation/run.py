@@ -1,7 +1,7 @@
 """`evaluate`: every checkpoint on every task, each encoder run once over each data set."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from taskmerge.checkpoint.adapted import Manifest
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.corruptions import corruptions
 from taskmerge.data.loading import LoadOptions
 from taskmerge.errors import UsageError, located
-from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
+from taskmerge.evaluation.checkpoints import Arguments, Encoder, check_encoders, encoders
 from taskmerge.evaluation.collecting import Findings, described, left_out, report_of
 from taskmerge.evaluation.estimates import Rows as Contributions
 from taskmerge.evaluation.heads import Heads
@@ -24,8 +25,7 @@ from taskmerge.evaluation.metrics import contributions
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.workload import Choice, DataSet, Key, chosen, portions
 from taskmerge.models.backbones import build
-from taskmerge.models.fill import check_fits
-from taskmerge.models.outputs import Forward
+from taskmerge.models.outputs import Forward, passes
 from taskmerge.numerics.device import named_device
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
@@ -58,6 +58,7 @@ def evaluate(
     cache: str | Path | None = None,
     allow_pickle: bool = False,
     progress: Progress | None = None,
+    manifests: Mapping[Path, Manifest] | None = None,
 ) -> Report:
     """Scores checkpoints on a suite's tasks, each task by its own head.
 
@@ -67,7 +68,8 @@ def evaluate(
     split, drawn with `seed`. `cross` scores every expert with every task's head on that task's data.
     `compare="experts"` counts what the expert gets right and a checkpoint wrong, and the other way round. `corrupt`
     adds every task with its pictures corrupted. `loss_correlation` compares label-free losses with the true one.
-    `heads` is a folder of TASK.safetensors that replaces the suite's heads.
+    `heads` is a folder of TASK.safetensors that replaces the suite's heads. `manifests` are what folders of `adapt`
+    will say of themselves, where that is not written yet.
 
     Raises a TaskmergeError: UsageError for wrong options or a wrong suite, BadFile for what cannot be read, Mismatch
     for checkpoints or heads that do not fit, NotEnough for too little memory, BadNumber for NaN in features.
@@ -86,16 +88,18 @@ def evaluate(
         opened = encoders(
             checkpoints, picked, resolve=resolve, stack=stack, cross=cross,
             with_experts=compare is not None or loss_correlation, allow_pickle=allow_pickle,
+            manifests=manifests or {},
         )  # fmt: skip
         place, backbone = device_for(device), build(picked.backbone, resolve=resolve)
         given = Heads(picked, backbone, place, stack, Path(heads) if heads else None, allow_pickle, notes.append)
         forward = Forward(backbone, place, batch_size, given.base, progress or unwatched, notes.append)
-        check_fits(backbone, [encoder.checkpoint for encoder in opened], given.base)
+        check_encoders(opened, backbone, given.base)
         with forward.room():
             given.load(opened)
         choice = Choice(split, loading, (None, *corrupted))
         asked = Evaluation(picked, opened, choice, seed, compare=compare is not None, loss_correlation=loss_correlation)
         findings = _findings(asked, given, forward)
+        given.check_unchanged(opened)
     return report_of(asked, findings, notes, _timing(forward, time.perf_counter() - started))
 
 
@@ -119,7 +123,7 @@ def _findings(asked: Evaluation, heads: Heads, forward: Forward) -> Findings:
         data += [described(member, split) for member in members]
         warnings += [left_out(member, split) for member in members if member.items.skipped]
         work = _work(asked.encoders, portion)
-        samples += sum(len(group[0].items) for _, groups in work for group in groups)
+        samples += sum(_encodings(encoder, group) for encoder, groups in work for group in groups)
         forward.total = samples * data_sets // len(data)  # portions to come are taken to be like these
         findings += _judged(asked, heads, forward, work)
     return Findings(tuple(findings), tuple(data), tuple(warnings))
@@ -148,11 +152,16 @@ def _work(encoders: Sequence[Encoder], portion: Portion) -> Work:
     return [(encoder, groups) for encoder, groups in work if groups]
 
 
+def _encodings(encoder: Encoder, group: Sequence[DataSet]) -> int:
+    """How many items the encoder is run over for data sets of the same inputs: tasks with a block apart."""
+    return len(group[0].items) * len(passes([data.task for data in group], encoder.blocks))
+
+
 def _judged(asked: Evaluation, heads: Heads, forward: Forward, work: Work) -> Iterator[Finding]:
     """Every encoder on every data set of one portion; data sets with the same inputs share one pass."""
     experts: dict[Key, Tensor] = {}
     for encoder, groups in work:
-        forward.fill(encoder.row, encoder.checkpoint)
+        forward.fill(encoder.row, encoder.checkpoint, encoder.blocks)
         for group in groups:
             for data, rows, outputs in _scored(asked, heads, forward, encoder, group):
                 if outputs is not None and encoder.own_task == data.task.name:

@@ -55,7 +55,7 @@ class ClassEntry:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a path holds. `kind`: checkpoint, adapter, or what taskmerge wrote: merge, vector, factors, centre."""
+    """What a path holds. `kind`: checkpoint, adapter, or what taskmerge wrote: merge, task, vector, ...."""
 
     path: str
     kind: str

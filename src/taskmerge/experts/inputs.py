@@ -18,6 +18,9 @@ from taskmerge.experts.lora import is_adapter
 from taskmerge.experts.origin import check_origin, is_base, named_base, needed_base, one_origin
 from taskmerge.experts.sources import CheckpointSource, Source
 
+MERGED = ("merge", "task")
+"""What taskmerge writes merged checkpoints as: whole ones, and those of one task."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputOptions:
@@ -33,7 +36,7 @@ class InputOptions:
     allow_pickle: bool = False
     strip_prefix: str = ""
     outputs: tuple[Path, ...] = ()
-    earlier: tuple[str, ...] = ("merge",)
+    earlier: tuple[str, ...] = MERGED
     told: tuple[str, ...] = ()
 
 
@@ -196,7 +199,7 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     for task, path in sorted(sorting.paths.items()):
         source = _open(task, path, base, options, origins)
         sorting.warnings += source.warnings
-        if source.record.get("kind") == "merge" and not options.allow_merged:
+        if source.record.get("kind") in MERGED and not options.allow_merged:
             earlier.append(source.task)
         if source.task in experts:
             raise UsageError(

@@ -1,7 +1,7 @@
 """What a plan costs: memory, traffic and time, and whether that is allowed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from taskmerge.checkpoint.dtypes import itemsize
@@ -31,13 +31,19 @@ def budget(threads: int | None, max_memory: int | None) -> Budget:
 
 
 def costed(
-    jobs: Sequence[TensorJob], outputs: int, sources: Sequence[Source], tasks: int, allowed: Budget, item: int = 4
-) -> tuple[tuple[TensorJob, ...], Costs]:
+    jobs: Sequence[TensorJob], outputs: int, sources: Sequence[Source], tasks: int, allowed: Budget, item: int = 4,
+    side_by_side: Mapping[str, int] | None = None,
+) -> tuple[tuple[TensorJob, ...], Costs]:  # fmt: skip
     """The jobs with their memory, and the costs of writing them `outputs` times in arithmetic of `item` bytes a number.
 
-    `NotEnough` where the promise of --max-memory cannot be kept.
+    `side_by_side` are matrices of which so many components of every task are held at once. `NotEnough` where the
+    promise of --max-memory cannot be kept.
     """
-    jobs = tuple(replace(job, memory=_memory(job, tasks, item)) for job in jobs)
+    held = side_by_side or {}
+    jobs = tuple(
+        replace(job, memory=_memory(job, tasks, item) + item * tasks * _triplets(job, held.get(job.name, 0)))
+        for job in jobs
+    )
     specs = [(source.specs, output.name) for job in jobs for output in job.outputs for source in sources]
     read = sum(held[name].nbytes for held, name in specs if name in held)
     written = outputs * sum(math.prod(out.shape) * itemsize(out.dtype) for job in jobs for out in job.outputs)
@@ -73,6 +79,12 @@ def _memory(job: TensorJob, tasks: int, item: int) -> int:
         return (tasks + 4) * item * at_once
     # factors and their orthonormal forms are two more; float64 Gram matrix, eigenvectors, workspace, root
     return (tasks + 6) * item * at_once + 48 * min(job.unit.matrix) ** 2
+
+
+def _triplets(job: TensorJob, components: int) -> int:
+    """The numbers that a task's components take side by side: as factored, joined, scaled, and those of them chosen."""
+    small, large = sorted(job.unit.matrix)
+    return components * (3 * small + 4 * large)
 
 
 def _seconds(job: TensorJob) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskmerge.errors import UsageError
 from taskmerge.merging.options import Arguments, grid
-from taskmerge.merging.replay import replayed
+from taskmerge.merging.replay import replayed, with_learned
 from taskmerge.specs.load import Recipe, load_recipe
 from taskmerge.specs.merge import MergeSpec
 
@@ -23,7 +23,7 @@ def from_recipe(path: Path, inputs: Arguments, keywords: Mapping[str, Any]) -> t
         decided = {"qkv": MergeSpec().qkv, "heads": MergeSpec().heads}  # no suite decides it again
         return again, {**decided, **replay, **keywords}
     recipe, folder = load_recipe(path), path.parent
-    completed = {**recipe.shape, **_options(recipe, {**recipe.shape, **keywords})}
+    completed = {**with_learned(recipe.shape, folder), **_options(recipe, {**recipe.shape, **keywords})}
     if recipe.weights:
         completed["weights"] = dict(recipe.weights)
     if recipe.base:

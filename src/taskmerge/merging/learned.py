@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from taskmerge.errors import Mismatch, UsageError, listed
 from taskmerge.merging.plan import TensorJob
 from taskmerge.methods.composed import Learned
@@ -37,8 +39,9 @@ def check_fits(learned: Learned, tasks: Sequence[str], jobs: Sequence[TensorJob]
     if strangers:
         raise Mismatch(f"coefficients or masks were learnt of {listed(strangers)}, not merged here", hint=OTHER)
     for name, coefficients in learned.coefficients.items():
-        if coefficients.shape != (len(tasks),):
-            raise Mismatch(f"{list(coefficients.shape)} coefficients, not one a task", where=f"`{name}`", hint=OTHER)
+        if coefficients.shape != (len(tasks),) or coefficients.dtype != torch.float32:
+            what = f"coefficients {list(coefficients.shape)} {coefficients.dtype}, not one float32 number a task"
+            raise Mismatch(what, where=f"`{name}`", hint=OTHER)
     for name, masks in learned.masks.items():
         _check_masks(merged[name], tuple(masks.shape), len(tasks))
 

@@ -133,7 +133,8 @@ def make_plan(spec: MergeSpec, inputs: Inputs, points: Sequence[BoundPoint], all
     notes = (*agreed.notes, *_notes(spec, chain, experts, agreed, jobs, points))
     read = [*experts, *([base] if base is not None and (needs_base or agreed.copied) else [])]
     item = 8 if spec.compute_dtype == "float64" else 4
-    jobs, costs = costed(jobs, len(points), read, len(experts), allowed, item)
+    side_by_side = None if spec.learned is None else _components(jobs, points)
+    jobs, costs = costed(jobs, len(points), read, len(experts), allowed, item, side_by_side)
     tasks = tuple(expert.task for expert in experts)
     return Plan(jobs, tasks, agreed.heads, agreed.left_out, notes, costs)
 

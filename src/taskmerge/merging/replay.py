@@ -1,21 +1,24 @@
 """Finds the experts of a merged file again by content, so that its recipe can be replayed."""
 
+import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskmerge.checkpoint.adapted import PLACES, is_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.learned import learned_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, TaskmergeError, UsageError, listed
 from taskmerge.experts.factors import dense_names, stored_names
 from taskmerge.experts.inputs import named
 from taskmerge.experts.lora import is_adapter, open_adapter
 from taskmerge.merging.options import Arguments
-from taskmerge.specs.load import parse_recipe
+from taskmerge.specs.load import LEARNED, load_recipe, parse_recipe
 
 BASE = "\0base"  # among the tasks that are looked for; no task is called so
 FOLDERS = ("*.safetensors", "*.bin", "*.pt", "*.index.json")
@@ -24,7 +27,8 @@ FOLDERS = ("*.safetensors", "*.bin", "*.pt", "*.index.json")
 def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tuple[dict[str, Path], dict[str, Any]]:
     """(task -> path, keywords of `merge`) that make the merged file at `path` again.
 
-    Looks among `inputs` (files, folders, globs), in the folder of `path` and in the working directory. `BadFile`
+    Looks among `inputs` (files, folders, globs), in the folder of `path` and in the working directory; for what
+    adaptation has learnt in that folder, whose experts may also be where its recipe says, and beside it. `BadFile`
     lists what is not there; `UsageError` when the file carries no recipe, or one without digests.
     """
     with open_checkpoint(path) as merged:
@@ -36,9 +40,9 @@ def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tu
         if any("digest" not in task for task in wanted.values()):
             raise UsageError("its inputs were not digested", where=str(path), hint="merge without --no-digest")
         base = record.get("base")
-        keywords = _keywords(record["recipe"], str(path))
+        keywords = _keywords(record["recipe"], path)
         search = _Search(merged, keywords.get("strip_prefix", ""), allow_pickle)
-        candidates = _candidates(path, inputs)
+        candidates = _candidates(path, inputs, adapted=LEARNED in keywords or is_adapted(_home(path)))
         experts = search.find(wanted, candidates, search.of_expert)
         held = search.held(experts.values())
         origin = search.find({BASE: base} if base else {}, candidates, lambda file: search.of_base(file, held))
@@ -56,23 +60,47 @@ def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tu
     return {name: experts[name] for name in wanted}, keywords
 
 
-def _keywords(recipe: Any, where: str) -> dict[str, Any]:
-    """The embedded recipe as keywords of `merge`."""
-    parsed = parse_recipe(recipe, where)
+def _keywords(recipe: Any, path: Path) -> dict[str, Any]:
+    """The recipe that a file carries as keywords of `merge`."""
+    parsed = parse_recipe(recipe, str(path))
     keywords: dict[str, Any] = {**parsed.shape, **{k: v for k, v in parsed.options.items() if v is not None}}
     if parsed.weights:
         keywords["weights"] = dict(parsed.weights)
-    return keywords
+    return with_learned(keywords, _home(path))
 
 
-def _candidates(path: Path, inputs: Arguments) -> list[Path]:
-    """Where experts may lie: the arguments given, the merged file's folder, the working directory."""
-    places = [given for _, given in named(inputs)] + [path.absolute().parent, Path.cwd()]
+def with_learned(keywords: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The keywords of a recipe in `folder`: what adaptation has learnt in place of its digest."""
+    if LEARNED not in keywords:
+        return dict(keywords)
+    return {**keywords, LEARNED: learned_of(folder, keywords[LEARNED])}
+
+
+def _home(path: Path) -> Path:
+    """The folder that a merged file is in, or that it is."""
+    return path if os.path.isdir(path) else path.parent
+
+
+def _candidates(path: Path, inputs: Arguments, *, adapted: bool) -> list[Path]:
+    """Where experts may lie: the arguments given, the merged file's folder, the working directory; if that folder is
+    an adapted one, also where its recipe says, and beside it."""
+    home, beside = _home(path).absolute(), path.absolute().parent
+    near = [*_listed(home), home, home.parent] if adapted else [beside]
+    places = [given for _, given in named(inputs)] + near + [Path.cwd()]
     unique: dict[Path, Path] = {}
     for file in (file for place in places for file in ([place] if not place.is_dir() else _in_folder(place))):
         unique.setdefault(file.resolve(), file)
     unique.pop(path.resolve(), None)
     return list(unique.values())
+
+
+def _listed(folder: Path) -> list[Path]:
+    """The experts and the base that the recipe in an adapted folder lists, as far as they are still there."""
+    with suppress(TaskmergeError):  # it only says where to look: digests decide
+        recipe = load_recipe(folder / PLACES["recipe"])
+        texts = recipe.experts.values() if isinstance(recipe.experts, Mapping) else recipe.experts
+        return [place for text in (*texts, recipe.base) if text and os.path.exists(place := folder / text)]
+    return []
 
 
 def _in_folder(folder: Path) -> list[Path]:

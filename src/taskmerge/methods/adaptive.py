@@ -123,7 +123,8 @@ class Parts:
     """A method, taken apart. `origin` is what components are added to: the base, the experts' mean, or (`init`) a
     merged checkpoint as it is. `rates` are Adam's learning rates by learnable (None: depends on the horizon).
 
-    `on` says what objectives between model and expert compare. `supervised` methods need labels.
+    `on` says what objectives between model and expert compare. `iterations` None: one pass over the items of the
+    largest task. `supervised` methods need labels.
     """
 
     learns: Learns
@@ -133,7 +134,7 @@ class Parts:
     on: On = "outputs"
     filter: Filter = "none"
     updates: Updates = "joint"
-    iterations: int = 500
+    iterations: int | None = 500
     batch_size: int = 16
     rates: Mapping[str, float | None] = field(default_factory=lambda: dict(RATES))
     supervised: bool = False

@@ -100,8 +100,9 @@ def kernel_on(method: Method, stack: Tensor, given: Mapping[str, Any]) -> Tensor
     """The kernel on the stack, or on its matrices; its `elsewhere`, or zeros, on what is no matrix."""
     kernel: Kernel | None = method.kernel
     data: Any = stack
-    if method.granularity({name: given[name] for name in method.settings}) == "matrix":
-        matrices = stack.dim() == 3 and stack.numel() > 0
+    if method.on_matrices:
+        reads = method.granularity({name: given[name] for name in method.settings})
+        matrices = reads == "matrix" and stack.dim() == 3 and stack.numel() > 0
         kernel, data = (kernel, TaskMatrices(stack)) if matrices else (method.elsewhere, stack)
     if kernel is None:
         return torch.zeros_like(stack[0])

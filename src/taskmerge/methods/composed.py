@@ -1,4 +1,4 @@
-"""θ = origin + Σ_t λ_t D_t, D_t dense or U_t diag(b_t ∘ s_t) V_tᵀ, and its adjoint: for `adapt` and `merge --from`.
+"""θ = origin + Σ_t λ_t D_t, D_t dense or U_t diag(b_t ∘ s_t) V_tᵀ, and its adjoint: in `adapt` and `merge --from`.
 
 Everything here is a function on tensors. With G = ∂L/∂θ at the formed weights, `pull` gives ∂L/∂λ_t = ⟨G, D_t⟩ and
 ∂L/∂b_ti = λ_t s_ti u_tiᵀ G v_ti: what automatic differentiation of the formula gives, without a graph over T copies.

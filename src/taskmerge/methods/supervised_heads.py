@@ -15,6 +15,6 @@ def supervised_heads() -> Parts:
     The pilot study of Model Tinting: what a task-specific head alone could win (Jung et al., sec. 3).
     """
     return Parts(
-        origin="init", learns={"heads": Heads()}, objective="self", updates="sequential", iterations=0, batch_size=32,
-        supervised=True,
+        origin="init", learns={"heads": Heads()}, objective="self", updates="sequential", iterations=None,
+        batch_size=32, supervised=True,
     )  # fmt: skip

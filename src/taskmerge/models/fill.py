@@ -1,8 +1,9 @@
 """Puts a checkpoint into a backbone by name, tensor by tensor, or says everything that does not fit."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +77,52 @@ def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = N
             target.zero_()
 
 
-def check_fits(backbone: Backbone, checkpoints: Iterable[Checkpoint], base: Checkpoint | None) -> None:
-    """Raises Mismatch, from headers alone, for every checkpoint that does not fill the backbone."""
+def exchange(backbone: Backbone, checkpoint: Checkpoint, before: Checkpoint | None, block: Checkpoint | None) -> None:
+    """In a backbone that `checkpoint` fills, with the block `before` over it, puts `block` over it instead.
+
+    A block is a part of the encoder: tensors under their names in the checkpoint, whose place they take. Raises
+    `Mismatch` as `block_for`, before anything is written.
+    """
+    back = {} if before is None else block_for(backbone, checkpoint, before)
+    over = {} if block is None else block_for(backbone, checkpoint, block)
+    origins = {name: Origin(checkpoint, origin.name) for name, origin in back.items()} | over
+    targets = _tensors(backbone.module)
+    for name, origin in origins.items():
+        origin.read_into(targets[name])
+
+
+def block_for(backbone: Backbone, checkpoint: Checkpoint, block: Checkpoint) -> dict[str, Origin]:
+    """The module's name of every tensor of a block -> the block's tensor, from headers alone.
+
+    Raises `Mismatch` that lists every tensor that the checkpoint does not have or the features do not need, and those
+    of another shape.
+    """
+    targets = _tensors(backbone.module)
+    found = {own: name for name, own in backbone.naming.found(targets, checkpoint.specs).items()}
+    origins = {found[own]: Origin(block, own) for own in block.specs if own in found}
+    wrong = {"unexpected": [own for own in block.specs if own not in found], **_ill_formed(targets, origins)}
+    if any(wrong.values()) or not origins:
+        raise Mismatch(
+            f"does not fit the encoder in {checkpoint.path.name}: {_lists(wrong)}", where=str(block.path),
+            hint="a block has some of its encoder's tensors, under the same names: is it a part of another one?",
+        )  # fmt: skip
+    return origins
+
+
+def check_fits(
+    backbone: Backbone,
+    checkpoints: Iterable[Checkpoint],
+    base: Checkpoint | None,
+    blocks: Iterable[tuple[Checkpoint, Checkpoint]] = (),
+) -> None:
+    """Raises Mismatch, from headers alone, for every checkpoint that does not fill the backbone, and for every block
+    that is no part of its encoder: `blocks` are pairs of both, the encoder first."""
+    checks: list[Callable[[], object]] = [partial(state_for, backbone, one, base) for one in checkpoints]
+    checks += [partial(block_for, backbone, encoder, block) for encoder, block in blocks]
     misfits: list[Mismatch] = []
-    for checkpoint in checkpoints:
+    for check in checks:
         try:
-            state_for(backbone, checkpoint, base)
+            check()
         except Mismatch as error:
             misfits.append(error)
     if len(misfits) > 1:
@@ -123,6 +164,14 @@ def origins_of(
         lent = [name for name in targets if name in optional or LENT.search(name)]
         origins = {name: Origin(base, own) for name, own in naming.found(lent, base.specs).items()} | origins
     missing = [name for name in targets if name not in origins and name not in optional]
+    wrong = {"missing": missing, "unexpected": unexpected, **_ill_formed(targets, origins)}
+    if any(wrong.values()) or not names:
+        raise _mismatch(checkpoint, base, label, wrong)
+    return {name: origins[name] for name in targets if name in origins}
+
+
+def _ill_formed(targets: Mapping[str, Tensor], origins: Mapping[str, Origin]) -> dict[str, list[str]]:
+    """The tensors that cannot be put into their targets, by what is wrong with them."""
     misshapen = [
         f"{origin.name} {_shape(origin)}, expected {list(targets[name].shape)}"
         for name, origin in origins.items()
@@ -133,10 +182,7 @@ def origins_of(
         for name, origin in origins.items()
         if targets[name].is_floating_point() and not is_float(origin.checkpoint.specs[origin.name].dtype)
     ]
-    if missing or unexpected or misshapen or mistyped or not names:
-        wrong = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen, NO_FLOATS: mistyped}
-        raise _mismatch(checkpoint, base, label, wrong)
-    return {name: origins[name] for name in targets if name in origins}
+    return {"of another shape": misshapen, NO_FLOATS: mistyped}
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -156,14 +202,19 @@ def _mismatch(
     checkpoint: Checkpoint, base: Checkpoint | None, label: str, wrong: Mapping[str, Sequence[str]]
 ) -> Mismatch:
     """The one error that lists all: names by what is wrong with them."""
-    lists = {kind: names for kind, names in wrong.items() if names}
-    parts = [f"{len(names)} {kind}: {listed(names, SHOWN, plain=True)}" for kind, names in lists.items()]
-    what = f"does not fit {label}: {'; '.join(parts) or 'it has no tensor'}"
+    lists = [kind for kind, names in wrong.items() if names]
+    what = f"does not fit {label}: {_lists(wrong)}"
     hint = "is it of another architecture? `taskmerge inspect` lists its tensors"
-    if list(lists) == ["missing"] and base is None and all(map(LENT.search, wrong["missing"])):
+    if lists == ["missing"] and base is None and all(map(LENT.search, wrong["missing"])):
         hint = "a base that has them would complete it: name it in the suite (`base:`)"
-    elif list(lists) == ["missing"]:
+    elif lists == ["missing"]:
         hint = "`taskmerge merge FILE --base BASE --method average --on-missing base` completes it, if that is meant"
-    if list(lists) == [NO_FLOATS]:
+    if lists == [NO_FLOATS]:
         hint = "is it quantised? convert it to floating point first"
     return Mismatch(what, where=str(checkpoint.path), hint=hint)
+
+
+def _lists(wrong: Mapping[str, Sequence[str]]) -> str:
+    """What is wrong, kind by kind."""
+    parts = [f"{len(names)} {kind}: {listed(names, SHOWN, plain=True)}" for kind, names in wrong.items() if names]
+    return "; ".join(parts) or "it has no tensor"

@@ -1,9 +1,10 @@
 """The one loop of all that looks at outputs: fill a backbone, encode items, put heads on their features, check them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.errors import BadFile, BadNumber, NotEnough, located
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.encode import encode
-from taskmerge.models.fill import fill
+from taskmerge.models.fill import exchange, fill
 from taskmerge.models.heads import DAMAGED
 from taskmerge.specs.suite import DENSE, Task
 from taskmerge.types import Inputs, Note, Progress, unheard, unwatched
 
+Blocks = Mapping[str, Checkpoint]
+"""Task -> the part of the encoder that is its own, under the encoder's names; other tasks have none."""
+NO_BLOCKS: Blocks = MappingProxyType({})
 PHASES = ("reading", "filling", "encoding", "scoring")
 """What the time of a run goes to; heads are a part of scoring."""
 
@@ -29,6 +33,14 @@ class Outputs:
     place: int
     start: int
     values: Tensor
+
+
+def passes(tasks: Sequence[Task], blocks: Blocks) -> dict[Checkpoint | None, list[int]]:
+    """Places of the tasks whose items go through the same weights, by the block that stands in them."""
+    found: dict[Checkpoint | None, list[int]] = {}
+    for place, task in enumerate(tasks):
+        found.setdefault(blocks.get(task.name), []).append(place)
+    return found
 
 
 @dataclass
@@ -51,30 +63,37 @@ class Forward:
     seconds: dict[str, float] = field(init=False, default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     _label: str = field(init=False, default="")
     _checkpoint: Checkpoint | None = field(init=False, default=None)
+    _blocks: Blocks = field(init=False, default_factory=dict)
+    _block: Checkpoint | None = field(init=False, default=None)
     _halved: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         with self.room():
             self.backbone.module.to(self.device).eval()
 
-    def fill(self, label: str, checkpoint: Checkpoint) -> None:
-        """Puts a checkpoint into the backbone. `label` names it in messages and to `progress`."""
+    def fill(self, label: str, checkpoint: Checkpoint, blocks: Blocks = NO_BLOCKS) -> None:
+        """Puts a checkpoint into the backbone; on the tasks of `blocks`, these will stand in it. `label` names it in
+        messages and to `progress`."""
         with self.timed("filling"):
             fill(self.backbone, checkpoint, self.base)
-        self._label, self._checkpoint = label, checkpoint
+        self._label, self._checkpoint, self._blocks, self._block = label, checkpoint, blocks, None
 
     def outputs(self, inputs: Inputs, heads: Sequence[tuple[Task, Head]]) -> Iterator[Outputs]:
-        """What each task's head makes of the features of N items, which are encoded once for all heads.
+        """What each task's head makes of the features of N items, which are encoded once for all tasks without a block
+        and once for each block.
 
         One value a head; or, if maps are among them, one a batch and head: maps are too large to be kept. Raises
         BadFile or BadNumber for outputs that are not finite, NotEnough if half the batch is too much for the device.
         """
         count = len(next(iter(inputs.values())))
-        at_once = self.batch_size if any(task.kind in DENSE for task, _ in heads) else count
-        for start in range(0, count, at_once):
-            features = self._encoded({name: whole[start : start + at_once] for name, whole in inputs.items()})
-            for place, (task, head) in enumerate(heads):
-                yield Outputs(place, start, self._headed(features, task, head))
+        for block, places in passes([task for task, _ in heads], self._blocks).items():
+            at_once = self.batch_size if any(heads[place][0].kind in DENSE for place in places) else count
+            for start in range(0, count, at_once):
+                self._put(block)
+                features = self._encoded({name: whole[start : start + at_once] for name, whole in inputs.items()})
+                for place in places:
+                    yield Outputs(place, start, self._headed(features, *heads[place]))
+        self._put(None)
 
     def where(self, task: Task) -> str:
         """What is under way, for messages."""
@@ -90,6 +109,13 @@ class Forward:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
             self.seconds[phase] += time.perf_counter() - started
+
+    def _put(self, block: Checkpoint | None) -> None:
+        """Puts a block into the encoder, or the encoder's own tensors where the last one stood."""
+        if self._checkpoint is not None and block is not self._block:
+            with self.timed("filling"):
+                exchange(self.backbone, self._checkpoint, self._block, block)
+            self._block = block
 
     def _encoded(self, inputs: Inputs) -> Tensor:
         """Features; if the device's memory runs out, once more with half the batch, which then stays."""
@@ -111,7 +137,7 @@ class Forward:
         with torch.no_grad(), self.timed("scoring"), self.room(), located(self.where(task)):
             outputs = head(features)
             if not bool(torch.isfinite(outputs).all()):
-                raise _not_finite(self._checkpoint)
+                raise _not_finite([one for one in (self._checkpoint, self._block) if one is not None])
             return outputs.cpu()
 
     def _count(self, samples: int) -> None:
@@ -131,12 +157,12 @@ class Forward:
         return NotEnough(what, where="--batch-size", hint="give a smaller one, or --device cpu")
 
 
-def _not_finite(checkpoint: Checkpoint | None) -> BadNumber | BadFile:
-    """What to say of outputs that are not finite: the checkpoint's tensor that is not, or that none is to blame.
+def _not_finite(filled: Sequence[Checkpoint]) -> BadNumber | BadFile:
+    """What to say of outputs that are not finite: the tensor of what was filled that is not, or that none is to blame.
 
-    Reads the whole checkpoint.
+    Reads whole checkpoints.
     """
-    if checkpoint is not None:
+    for checkpoint in filled:
         for name, spec in checkpoint.specs.items():
             if is_float(spec.dtype) and not bool(torch.isfinite(checkpoint.tensor(name).float()).all()):
                 return BadFile("holds NaN or infinity", where=f"{checkpoint.path}: `{name}`", hint=DAMAGED)

@@ -74,7 +74,7 @@ def scores(report: Report) -> Table | None:
         for name in names
     )
     title = f"{report.suite}, split {report.split}: {_scale(rows)}"
-    return Table(title, "checkpoint", tuple(columns), tuple(names), cells, tuple(_score_notes(rows)))
+    return Table(title, "checkpoint", tuple(columns), tuple(names), cells, (*_score_notes(rows), *_task_notes(report)))
 
 
 def cross(report: Report) -> Table | None:
@@ -231,6 +231,13 @@ def _score_notes(rows: Sequence[Row]) -> Iterable[str]:
         yield "; ".join(f"{_described(METRICS[metric])}: {', '.join(names)}" for metric, names in tasks.items())
     for name, protocol in _unique((row.encoder, row.protocol) for row in rows if row.protocol):
         yield f"{name}: {protocol}"
+
+
+def _task_notes(report: Report) -> Iterable[str]:
+    """Which checkpoints are not one model for all tasks."""
+    for checkpoint in report.checkpoints:
+        if checkpoint.get("needs_task_index"):
+            yield f"{checkpoint['name']}: needs to be told which task an item is of"
 
 
 def _described(metric: Metric) -> str:

@@ -26,6 +26,8 @@ from taskmerge.methods.adaptive_registry import RECOMMENDED, find_adaptive
 from taskmerge.methods.options import Value, bind
 from taskmerge.specs.merge import plain_value
 
+BLOCK_RATE = 1e-3
+"""Adam's rate of a block and of coefficients beside it: at the heads' 1e-2 the first steps undo what was learnt."""
 LAYERS = ("head", "first", "middle", "last", "early", "late", "all")
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "origin": ("base", "mean"),
@@ -204,7 +206,7 @@ def bind_given(declared: Adaptive, given: Mapping[str, object]) -> dict[str, Val
 def _with_block(parts: Parts, layer: str) -> Parts:
     """A block of every task's own in place of its head."""
     learns: dict[str, Learnable] = {name: one for name, one in parts.learns.items() if not isinstance(one, Heads)}
-    rates = {**parts.rates, "block": parts.rates.get("block")}
+    rates = {**parts.rates, "block": BLOCK_RATE, "coefficients": BLOCK_RATE}
     return replace(parts, learns={**learns, "block": Block(layer=layer)}, rates=rates)
 
 

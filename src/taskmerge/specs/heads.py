@@ -34,6 +34,8 @@ CLASSIFIERS = {
 }
 """Model type -> its sequence or image classifier, as transformers' AutoModelFor…Classification builds it."""
 
+OUTPUT_WEIGHTS = ("weight", "output.weight")
+"""What has a row a class in a head's own file: of a linear head, and of one with a hidden layer."""
 DECODERS = "decoders."
 DEEPLAB = ("classifier.0.convs.", "classifier.")
 """What tells that a file holds torchvision's dense head, and what that head's names start with."""

@@ -93,6 +93,8 @@ class MergeSpec:
         for task, weight in self.weights.items():
             if not abs(weight) <= LARGEST:  # NaN too
                 raise UsageError(f"the weight of `{task}` is {weight}", where="--weight", hint="give a finite number")
+        if not isinstance(self.learned, Learned | None):
+            raise UsageError(f"`learned` is what adaptation has learnt, not `{self.learned}`", where="learned")
         for name, value in plain.items():
             object.__setattr__(self, name, value)
 

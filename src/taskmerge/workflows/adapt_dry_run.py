@@ -220,7 +220,9 @@ def shorter(asked: AdaptRequest, seconds: Mapping[str, float], device: str) -> l
     if longest != "updates":
         few = "fewer items (--limit); what experts say of an item is kept for later runs (--cache)"
         return [few] if longest in ("reading items", "asking experts", "starting") else []
-    found = [f"half the horizon: --iterations {max(1, parts.iterations // 2)}"]
+    found = []
+    if parts.iterations is not None and parts.iterations > 1:
+        found.append(f"half the horizon: --iterations {parts.iterations // 2}")
     if parts.batch_size > 1:
         found.append(f"half the batch: --batch-size {parts.batch_size // 2}")
     if device == "cpu":

@@ -1,14 +1,11 @@
 """The report of an adaptation: what was learnt on which items, how it went, and what the written model scores."""
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from taskmerge.adaptation.folder import Folder
 from taskmerge.adaptation.running import Running
@@ -19,9 +16,11 @@ from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
+from taskmerge.experts.inputs import named
 from taskmerge.methods.composed import Learned
 from taskmerge.numerics.memory import peak_memory
 from taskmerge.numerics.solved_heads import Solved
+from taskmerge.specs.recipe_file import recipe_text
 from taskmerge.version import __version__
 from taskmerge.workflows.adapt_request import AdaptRequest, Encoder
 
@@ -84,7 +83,7 @@ def protocol(done: Done) -> str:
     """What the model has seen, in words: split, horizon, labels."""
     run, spec, parts = done.run.adaptation, done.asked.spec, done.asked.parts
     items = sum(len(side.places) for side in run.sides)
-    horizon = f"{parts.iterations} iterations ({run.total} updates of {parts.batch_size} items, {parts.updates})"
+    horizon = f"{run.horizon.iterations} iterations ({run.total} updates of {parts.batch_size} items, {parts.updates})"
     if not run.total:
         horizon = "no updates: heads are solved for"
     labels = "with labels" if parts.supervised else "without labels"
@@ -95,18 +94,9 @@ def recipe(done: Done, place: Path) -> str:
     """The merge that makes the model again, as a recipe whose paths are relative to the folder."""
     with open_checkpoint(done.run.folder / MODEL) as model:
         record: Mapping[str, Any] = provenance_of(model) or {}
-    inputs = done.encoder.experts.inputs
-    values: dict[str, Any] = {**record["recipe"]}
-    values["options"] = {name: value for name, value in values.get("options", {}).items() if value is not None}
-    if done.asked.parts.origin != "init" or done.encoder.request.spec.method != "average":
-        values["experts"] = {source.task: _relative(source.files[0], place) for source in inputs.experts}
-    if record.get("base") and inputs.base is not None:
-        values["base"] = _relative(inputs.base.files[0], place)
-    return yaml.safe_dump(values, sort_keys=True, allow_unicode=True)
-
-
-def _relative(path: Path, place: Path) -> str:
-    return os.path.relpath(path.absolute(), place.absolute())
+    base = done.encoder.experts.inputs.base
+    experts = dict(named(done.encoder.request.inputs))
+    return recipe_text(record["recipe"], experts, base.files[0] if base and record.get("base") else None, place)
 
 
 # --- scores ----------------------------------------------------------------------------------------------------
@@ -115,13 +105,12 @@ def _relative(path: Path, place: Path) -> str:
 def _scores(done: Done, folder: Folder, manifest: Manifest, running: "AdaptRunning") -> Report | None:
     """The written model on the suite's labelled split; None where nobody asks, or some task has no labels there."""
     suite = done.asked.suite
-    tasks = [task for task in suite.tasks if not done.asked.spec.tasks or task.name in done.asked.spec.tasks]
-    labelled = all(running.split in task.splits and task.splits[running.split].y is not None for task in tasks)
+    labelled = all(running.split in task.splits and task.splits[running.split].y is not None for task in suite.tasks)
     if not running.scores or not labelled:
         return None
     running.doing("evaluating")
     return evaluate(
-        {"adapted": folder.path}, suite=suite, split=running.split, tasks=[task.name for task in tasks],
+        {"adapted": folder.path}, suite=suite, split=running.split,
         device=running.device, cache=running.cache, manifests={folder.path: manifest},
     )  # fmt: skip
 
@@ -140,7 +129,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
         "recipe": spec.recipe(),
         "parts": {
             "origin": parts.origin, "components": _plain(parts.components), "objective": parts.objective,
-            "on": parts.on, "filter": parts.filter, "updates": parts.updates, "iterations": parts.iterations,
+            "on": parts.on, "filter": parts.filter, "updates": parts.updates, "iterations": run.horizon.iterations,
             "batch_size": parts.batch_size, "learns": {name: _plain(one) for name, one in parts.learns.items()},
             "rates": spec.rates(parts, run.total),
         },
@@ -157,7 +146,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
         ],
         "experts": done.about["experts"],
         "learned": {
-            "updates": run.update, "skipped": run.counts["skipped"], "flips": run.counts["flips"],
+            "updates": done.run.records[-1].update, "skipped": run.counts["skipped"], "flips": run.counts["flips"],
             "coefficients": dict(done.run.records[-1].coefficients),
             "kept_components": done.run.records[-1].kept_components,
         },
@@ -194,6 +183,7 @@ def _stopped(done: Done) -> dict[str, Any] | None:
     curve = [(record.update, record.agreement) for record in done.run.records if record.agreement is not None]
     return {
         "update": chosen.update, "agreement": chosen.agreement, "at_horizon": curve[-1][1],
+        "final": sum(done.run.final.values()) / len(done.run.final), "tasks": dict(done.run.final),
         "curve": [list(point) for point in curve],
     }  # fmt: skip
 

@@ -46,6 +46,7 @@ from taskmerge.specs.adapt import short_of_flips
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Space, unheard
+from taskmerge.workflows.adapt_labels import labels_as_teachers, watcher
 from taskmerge.workflows.adapt_report import AdaptReceipt, Done, receipt_of
 from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of, heard
 
@@ -187,10 +188,11 @@ class Learning:
         adaptation, opened = begun.adaptation, begun.opened
         if warning := short_of_flips(self.asked.spec, self.asked.parts, adaptation.total):
             self.note(warning)
-        run = self._run(adaptation, opened)
+        run = self._run(adaptation, opened, begun.place)
         run.carry_out(resume=self.folder.resumes)
         spec = self.asked.spec
         solved = refit(adaptation.sides, opened.tasks, begun.place, spec) if spec.refit_heads else {}
+        run.conclude()
         return run, solved, self._written(adaptation, begun.experts)
 
     def prepared(self, stack: ExitStack, cut: Callable[[Opened], Opened] = lambda opened: opened) -> Begun:
@@ -198,8 +200,7 @@ class Learning:
         spec, parts, doing = self.asked.spec, self.asked.parts, self.running.doing
         place = self._place()
         doing("reading items")
-        tasks = self.asked.suite.tasks
-        opened = cut(open_tasks(self.asked.suite, tasks, parts, spec, place, stack, self.running.cache))
+        opened = cut(open_tasks(self.asked.suite, parts, spec, place, stack, self.running.cache))
         experts = self._experts(place)
         doing("reading experts")
         pieces = self._composed(experts) if parts.origin != "init" else ()
@@ -251,6 +252,8 @@ class Learning:
             self.asked.spec.teacher_scale, features, TeacherCache(self.running.cache, self.note),
             repr(self.asked.suite.backbone),
         )  # fmt: skip
+        if self.asked.parts.supervised:
+            return labels_as_teachers(opened, spec=self.asked.spec, place=place, cache=self.running.cache)
         teachers = {}
         for task in opened.tasks:
             self.running.doing(f"asking the expert of {task.task.name}")
@@ -267,13 +270,17 @@ class Learning:
             "torch": torch.__version__, "device": self.device.type,
         }  # fmt: skip
 
-    def _run(self, adaptation: Adaptation, opened: Opened) -> Running:
+    def _run(self, adaptation: Adaptation, opened: Opened, place: Place) -> Running:
         spec = self.asked.spec
         following = None
         if spec.stop is not None:
             held = {task.task.name: training_places(task, spec)[1] for task in opened.tasks}
             following = Following(spec.every or usual_every(adaptation.total), held)
-        return Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard)
+        run = Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard)
+        if spec.watch is not None:
+            run.watch = watcher(adaptation, self.running.split, place, self.running.cache)
+            run.watch_every = spec.watch
+        return run
 
     def _written(self, adaptation: Adaptation, experts: Experts) -> Learned | None:
         """Writes what was learnt and, from that, the model."""

@@ -1,14 +1,12 @@
 """`merge --choose`: merges every point of a grid, keeps the one that a criterion without labels likes best."""
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.ahead import Ahead
-from taskmerge.checkpoint.staging import create_staging_folder, remove, remove_stale
+from taskmerge.checkpoint.staging import staging_folder
 from taskmerge.errors import UsageError
 from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.label_free import ADAPT, judge
@@ -107,7 +105,7 @@ def carry_out_choice(request: Request, judging: Judging, ahead: Ahead | None = N
 
 def _ranked(request: Request, judging: Judging, final: Path) -> tuple[list[str], tuple[dict[str, Any], ...]]:
     """Merges the grid beside `final` and judges it: the names of its points, in their order, and their places."""
-    with _hidden_folder(final) as folder:
+    with staging_folder(final) as folder:
         aside = replace(request.running, output=folder / ONLY, shard_size=None, digests=False)
         merged = merge_requested(replace(request, running=aside)).paths
         judged = judge(
@@ -123,16 +121,3 @@ def _check_tasks(suite: Suite, by: str) -> None:
     if not any(CRITERIA[by].judges(task.kind) for task in suite.tasks):
         complaint = f"no task of this suite can be judged by {by}"
         raise UsageError(complaint, where="--choose", hint="agreement judges classification and regression")
-
-
-@contextmanager
-def _hidden_folder(final: Path) -> Iterator[Path]:
-    """A folder beside the output that is gone in the end, and removed by the next run if this one is killed."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    remove_stale(final.parent, lambda name: name == final.name)
-    folder, lock = create_staging_folder(final)
-    try:
-        yield folder
-    finally:
-        remove(folder)
-        os.close(lock)
