@@ -49,7 +49,7 @@ class AdaptMeter:
 
     def doing(self, activity: str) -> None:
         """What begins now: reading, teachers, learning, writing."""
-        self._activity = activity
+        self._activity, self._began, self._flips, self._latest = activity, (-1, 0.0), 0, {}
         if self._quiet:
             return
         if self._bar.shown:

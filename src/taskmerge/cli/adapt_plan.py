@@ -27,7 +27,7 @@ def plan_lines(asked: AdaptRequest, device: str) -> list[str]:
 
 
 def updates(asked: AdaptRequest) -> int | None:
-    """How many updates there are (None: as many as one pass takes); tasks on which the objective is silent have none."""
+    """How many updates there are (None: as one pass takes); tasks on which the objective is silent have none."""
     parts = asked.parts
     if parts.iterations is None:
         return None

@@ -31,8 +31,15 @@ class AdaptWords:
     ] = None
 
     method: Annotated[
-        str | None, option("Adaptive method, see `taskmerge methods` (default: symerge).", "--method", "-m")
+        str | None,
+        option(
+            "Adaptive method, see `taskmerge methods` (default: symerge); auto tries several, and keeps the one that "
+            "agrees best with the experts.",
+            "--method",
+            "-m",
+        ),
     ] = None
+    budget: Annotated[int | None, option("Iterations that the methods of auto share (default: 200).")] = None
     suite: Annotated[
         Path | None,
         option("Suite file, or the name of one in the package (default: suite.yaml here).", "--suite", "-s"),

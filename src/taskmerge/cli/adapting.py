@@ -16,7 +16,7 @@ from taskmerge.data.cache import default_cache
 from taskmerge.errors import Interrupted, UsageError
 from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.methods.registry import problems
-from taskmerge.reports.adapt_tables import scores_text, seed_average, seeds_text
+from taskmerge.reports.adapt_tables import candidates_text, scores_text, seed_average, seeds_text
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import unheard
@@ -25,7 +25,14 @@ from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import MERGING, SHAPE, AdaptRequest, adapt_requested
 from taskmerge.workflows.adapt_seeds import SeedRun, adapt_seeds, started
 from taskmerge.workflows.adapted import AdaptRunning, adapt_asked, place_of
+from taskmerge.workflows.auto import BUDGET, adapt_auto
 
+AUTO, TRYING = "auto", "trying "
+OF_ONE = frozenset({
+    "dry_run", "every", "heads_start", "init", "iterations", "layer", "objective", "origin", "refit_heads", "resume",
+    "seeds", "stop", "train", "with_",
+})  # fmt: skip
+"""Words that are about one method and one run, and say nothing with `--method auto`."""
 KEYWORDS = frozenset({*SHAPE, *MERGING})
 """What `adapt_requested` takes under the same name, besides options of methods."""
 
@@ -34,6 +41,9 @@ def run(words: AdaptWords) -> None:
     """Carries out one `adapt` command."""
     show.notices((), problems(), words.quiet)
     _check_words(words)
+    if words.method == AUTO:
+        _auto(words)
+        return
     asked, running = _asked(words), _running(words)
     if words.dry_run:
         _dry_run(asked, running, words)
@@ -99,6 +109,34 @@ def _seeds(asked: AdaptRequest, running: AdaptRunning, count: int, words: AdaptW
     show.document(found.to_dict()) if words.json else print("\n".join(one.path for one in found.runs))
 
 
+def _auto(words: AdaptWords) -> None:
+    """Candidates one after the other, and which of them is kept."""
+    inputs, options = tokens.split_adapting(words.inputs or [], flags_of(AdaptWords))
+    suite, running = _suite(words), _running(words)
+    given = {name: value for name, value in _keywords(words).items() if name not in ("method", "seed")}
+    budget = BUDGET if words.budget is None else words.budget
+    told: list[str] = []
+
+    def note(text: str) -> None:
+        if text not in told:  # candidates have most of their notes in common
+            show.notices([text], (), words.quiet)
+        told.append(text)
+
+    with AdaptMeter(words.quiet) as meter:
+
+        def doing(activity: str) -> None:
+            if activity.startswith(TRYING):
+                show.say(activity, words.quiet)
+            meter.doing(activity)
+
+        receipt = adapt_auto(
+            suite, replace(running, heard=meter.heard, doing=doing, note=note), inputs, budget=budget, seed=words.seed,
+            **{**given, **options},
+        )  # fmt: skip
+    show.say(candidates_text(receipt.report["chosen"]), words.quiet)
+    _finish(receipt, words)
+
+
 def _dry_run(asked: AdaptRequest, running: AdaptRunning, words: AdaptWords) -> None:
     """Prints what would be learnt and what it costs, which is of use even where the output is in the way."""
     with AdaptMeter(words.quiet) as meter:
@@ -125,6 +163,18 @@ def _check_words(words: AdaptWords) -> None:
         raise UsageError("says nothing with --no-scores", where="--split", hint="leave one of them out")
     if words.every is not None and words.stop is None:
         raise UsageError("says nothing without --stop", where="--every", hint="give --stop agreement too")
+    if words.method != AUTO and words.budget is not None:
+        raise UsageError("says nothing without --method auto", where="--budget", hint="--iterations is the horizon")
+    _check_auto(words)
+
+
+def _check_auto(words: AdaptWords) -> None:
+    """Options that auto decides by itself, or cannot go with."""
+    said = {name for name in given_options(words) if name in OF_ONE}
+    if words.method == AUTO and said:
+        flag = f"--{min(said).replace('_', '-')}"
+        hint = "auto tries methods of its own, with the horizon of --budget: name one of them to shape it"
+        raise UsageError("does not go with --method auto", where=flag, hint=hint)
 
 
 def _asked(words: AdaptWords) -> AdaptRequest:

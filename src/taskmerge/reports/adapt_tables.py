@@ -19,6 +19,20 @@ def scores_text(report: Report, *, width: int | None = None) -> str:
     return "" if table is None else drawn([table.transposed("task")], width=width, stderr=True).rstrip("\n")
 
 
+def candidates_text(chosen: Mapping[str, Any], *, width: int | None = None) -> str:
+    """What was tried: agreement with the experts on held-out items, and what labels say where there are any."""
+    scored = any(one["score"] is not None for one in chosen["tried"])
+    columns = ("agreement", "average") if scored else ("agreement",)
+    keys = ("agreement", "score")[: len(columns)]
+    cells = tuple(
+        tuple(Cell("–" if one[key] is None else f"{100 * one[key]:.1f}") for key in keys) for one in chosen["tried"]
+    )
+    names = tuple(f"{one['name']}{' *' if one['name'] == chosen['candidate'] else ''}" for one in chosen["tried"])
+    notes = ("* chosen by agreement, without a label",)
+    table = Table("candidates, in percent", "candidate", columns, names, cells, notes)
+    return drawn([table], width=width, stderr=True).rstrip("\n")
+
+
 def seeds_text(found: Seeds, *, width: int | None = None) -> str:
     """The mean and the standard deviation over the seeds, of each task and of the average; empty without scores."""
     mean, spread = found.mean(), found.spread()

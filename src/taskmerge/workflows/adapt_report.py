@@ -23,11 +23,10 @@ from taskmerge.numerics.solved_heads import Solved
 from taskmerge.specs.recipe_file import recipe_text
 from taskmerge.version import __version__
 from taskmerge.workflows.adapt_request import AdaptRequest, Encoder
+from taskmerge.workflows.adapt_schema import KIND, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from taskmerge.workflows.adapted import AdaptRunning
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,12 @@ def _scores(done: Done, folder: Folder, manifest: Manifest, running: "AdaptRunni
 
 
 def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str, Any]:
-    """The report as plain values; two runs of the same differ in `timing` alone."""
+    """The report as plain values, by the published schema; two runs of the same differ in `timing` alone."""
     run, spec, parts = done.run.adaptation, done.asked.spec, done.asked.parts
     return {
-        "version": VERSION,
-        "taskmerge": __version__,
+        "report": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
         "suite": done.asked.suite.name,
         "method": spec.method,
         "recipe": spec.recipe(),
