@@ -19,11 +19,13 @@ from taskmerge.methods.adaptive import (
     Objective,
     On,
     Parts,
+    Truncated,
     Updates,
     mask_rate,
 )  # fmt: skip
 from taskmerge.methods.adaptive_registry import RECOMMENDED, find_adaptive
 from taskmerge.methods.options import Value, bind
+from taskmerge.numerics.rank import Rank
 from taskmerge.specs.merge import plain_value
 
 BLOCK_RATE = 1e-3
@@ -47,8 +49,8 @@ RATES = ("lr", "head_lr", "mask_lr")
 class AdaptSpec:
     """Everything that shapes an adapted model besides its inputs; None where the method's own choice counts.
 
-    `iterations` visit every task once. `init` is a training-free method's name, a checkpoint, a folder of `adapt`, or
-    a file of coefficients. `stop` follows a measure without labels on `held_out` of the items, every `every` updates.
+    `rank` truncates the task vectors of a method that takes them whole. `iterations` visit every task once. `init` is
+    a training-free method's name, a checkpoint, a folder of `adapt`, or a file of coefficients. `stop` follows a measure without labels on `held_out` of the items, every `every` updates.
     `head_pull` is the pull of fitted heads towards the original ones.
     """
 
@@ -56,6 +58,7 @@ class AdaptSpec:
     options: Mapping[str, Value] = field(default_factory=dict)
     with_: str | None = None
     origin: Literal["base", "mean"] | None = None
+    rank: Rank | None = None
     train: tuple[str, ...] = ()
     objective: Objective | None = None
     on: On | None = None
@@ -92,6 +95,8 @@ class AdaptSpec:
         object.__setattr__(self, "options", bind_given(self.declared, self.options))
         if self.with_ is not None:
             object.__setattr__(self, "with_", find_adaptive(self.with_, where="--with").name)
+        if self.rank is not None:
+            object.__setattr__(self, "rank", Rank.parse(self.rank))
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -129,7 +134,8 @@ class AdaptSpec:
         if parts.origin == "init" and "origin" in given:
             hint = "give --init METHOD, or choose a method that combines task vectors"
             raise UsageError(f"`{self.method}` leaves the encoder as it is", where="--origin", hint=hint)
-        return replace(parts, **given)
+        parts = replace(parts, **given)
+        return parts if self.rank is None else replace(parts, components=Truncated(self.rank))
 
     def rates(self, parts: Parts, updates: int) -> dict[str, float]:
         """Adam's learning rate by learnable."""
@@ -148,7 +154,7 @@ class AdaptSpec:
         for own in fields(self):
             value = getattr(self, own.name)
             if own.name not in ("method", "options", "init_options") and value != getattr(plain, own.name):
-                given[own.name.rstrip("_")] = list(value) if isinstance(value, tuple) else value
+                given[own.name.rstrip("_")] = list(value) if isinstance(value, tuple) else plain_value(value)
         given["options"] = {name: plain_value(value) for name, value in sorted(self.options.items())}
         if self.init_options:
             given["init_options"] = {name: plain_value(value) for name, value in sorted(self.init_options.items())}

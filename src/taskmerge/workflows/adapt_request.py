@@ -21,7 +21,7 @@ from taskmerge.specs.suite import Suite
 
 INIT = "average"
 """What methods that leave the encoder as it is start from where nobody says."""
-SHAPE = frozenset(field.name for field in fields(AdaptSpec)) - {"options", "init_options"}
+SHAPE = frozenset(field.name for field in fields(AdaptSpec)) - {"options", "init_options", "rank"}
 MERGING = ("base", "qkv", "include", "exclude", "also", "dtype", "compute_dtype", "svd", "strip_prefix", "on_missing",
            "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory", "shard_size")  # fmt: skip
 """Keywords of `merge` that `adapt` takes for the encoder that it merges."""
@@ -51,6 +51,8 @@ def adapt_requested(suite: Suite, inputs: Arguments, keywords: Mapping[str, Any]
         raise UsageError(f"`{merging['compute_dtype']}`", where="--compute-dtype", hint="float32 or float64")
     shape = {name: tuple(value) if isinstance(value, list) else value for name, value in shape.items()}
     declared = find_adaptive(str(shape.get("method", RECOMMENDED)))
+    if "rank" in given and "rank" not in declared.settings and declared.bound({}).origin != "init":
+        shape["rank"] = given.pop("rank")  # truncates the vectors of a method that takes them whole
     own = {name: given.pop(name) for name in tuple(given) if name.replace("-", "_") in declared.settings}
     init = _init_options(shape.get("init"), given, declared)
     spec = AdaptSpec(**{**shape, "options": own, "init_options": init})
