@@ -14,6 +14,7 @@ from taskmerge.cli.adapt_words import AdaptWords
 from taskmerge.cli.words import flags_of, given_options
 from taskmerge.data.cache import default_cache
 from taskmerge.errors import Interrupted, UsageError
+from taskmerge.evaluation.workload import chosen
 from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.methods.registry import problems
 from taskmerge.reports.adapt_tables import candidates_text, scores_text, seed_average, seeds_text
@@ -182,6 +183,8 @@ def _asked(words: AdaptWords) -> AdaptRequest:
     inputs, options = tokens.split_adapting(words.inputs or [], flags_of(AdaptWords))
     suite = _suite(words)
     asked = adapt_requested(suite, inputs, {**_keywords(words), **options})
+    if words.split != AdaptWords.split:
+        chosen(asked.suite, None, words.split)  # one that was named is there
     if words.method is None:
         note = f"no --method: {RECOMMENDED}, the recommended one (`taskmerge methods` lists others)"
         show.notices([note], (), words.quiet)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 
 from taskmerge.cli import adapt_phrases
-from taskmerge.methods.adaptive import Adaptive, Parts, Trimmed
+from taskmerge.methods.adaptive import Adaptive, Parts, Trimmed, Whole
 from taskmerge.methods.options import bind
 from taskmerge.specs.merge import plain_value
 
@@ -56,6 +56,7 @@ def page_lines(method: Adaptive) -> list[str]:
         f"run by: taskmerge adapt --method {method.name}",
         f"needs: a suite with {'LABELLED' if parts.supervised else 'unlabelled'} items",
         f"needs a base: {'yes' if isinstance(parts.components, Trimmed) else NEEDS[parts.origin]}",
+        f"combines: {_combined(parts)}",
         f"learns: {adapt_phrases.learnt(parts)}",
         f"objective: {adapt_phrases.objective(parts)}",
         f"horizon: {adapt_phrases.horizon(parts) or 'no updates, heads are solved for'}",
@@ -66,6 +67,14 @@ def page_lines(method: Adaptive) -> list[str]:
     if method.parity:
         lines.append(f"--parity sets: {', '.join(f'{name} {_value(value)}' for name, value in method.parity.items())}")
     return lines
+
+
+def _combined(parts: Parts) -> str:
+    """What the encoder is made of."""
+    if parts.origin == "init":
+        return "nothing: the encoder is a merge as it is, or a checkpoint (--init)"
+    whole = " (--rank truncates them)" if isinstance(parts.components, Whole) else ""
+    return f"{adapt_phrases.components(parts)}{whole}"
 
 
 def rates(parts: Parts) -> str:

@@ -71,7 +71,7 @@ def receipt_of(done: Done, folder: Folder, running: "AdaptRunning") -> AdaptRece
     found = _scores(done, folder, manifest, running)
     classes = {side.name: side.teacher.outputs.shape[1] for side in done.run.adaptation.sides
                if side.task.kind == "classification"}  # fmt: skip
-    told = tuple(warnings(done.run.records, classes))
+    told = (*done.encoder.experts.inputs.warnings, *warnings(done.run.records, classes))
     report = document(done, found, told)
     write_small(folder.path / "report.json", json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     folder.finish(manifest, keep_state=running.keep_state)
@@ -94,7 +94,8 @@ def recipe(done: Done, place: Path) -> str:
     with open_checkpoint(done.run.folder / MODEL) as model:
         record: Mapping[str, Any] = provenance_of(model) or {}
     base = done.encoder.experts.inputs.base
-    experts = dict(named(done.encoder.request.inputs))
+    given = dict(named(done.encoder.request.inputs))  # of a checkpoint of --init that one, else the experts, and others
+    experts = {task: path for task, path in given.items() if task in done.encoder.experts.plan.tasks} or given
     return recipe_text(record["recipe"], experts, base.files[0] if base and record.get("base") else None, place)
 
 

@@ -15,6 +15,7 @@ from taskmerge.merging.request import Request, requested
 from taskmerge.methods.adaptive import Adaptive, Parts, Trimmed, Truncated
 from taskmerge.methods.adaptive_registry import RECOMMENDED, adaptive_methods, find_adaptive
 from taskmerge.methods.composed import Learned
+from taskmerge.methods.options import Declares
 from taskmerge.methods.registry import find, methods
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.specs.suite import Suite
@@ -86,7 +87,8 @@ def _init_options(init: object, given: dict[str, Any], declared: Adaptive) -> di
 def _stranger(name: str, declared: Adaptive, more: Sequence[str]) -> UsageError:
     """The complaint about an option that nobody has."""
     flag = _flag(name)
-    owners = [other.name for other in adaptive_methods().values() if name in other.settings]
+    every: list[Declares] = [*adaptive_methods().values(), *methods().values()]
+    owners = [other.name for other in every if name in other.settings]
     flags = [setting.flag for setting in declared.settings.values()] + [_flag(one) for one in more]
     has = f"{declared.name} has {', '.join(flags)}" if flags else f"{declared.name} has no options of its own"
     if owners:
