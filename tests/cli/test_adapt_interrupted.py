@@ -63,8 +63,7 @@ def test_ctrl_c_says_what_continues_and_that_ends_with_the_same_bytes(
         outcome = run("adapt", *words, "-o", "cut")
     assert (outcome.code, outcome.out) == (130, "")
     message = (
-        "interrupted: cut: not finished, kept as it was last saved\n"
-        "hint: the same command with --resume continues it\n"
+        "interrupted: cut: not finished, kept as it was last saved\nhint: the same command with --resume continues it\n"
     )
     assert outcome.err.endswith(message)
     says = ("cut: holds an unfinished run", "--resume continues it, --overwrite starts again")
