@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from taskmerge.cli.catalogue import markdown_table, page
+from taskmerge.cli.catalogue import markdown_tables, page
+from taskmerge.methods.adaptive_registry import adaptive_methods
 from taskmerge.methods.registry import methods
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("merge", "vectors", "eval", "methods", "suites", "schema", "inspect", "diff", "verify")
+COMMANDS = ("merge", "adapt", "vectors", "eval", "methods", "suites", "schema", "inspect", "diff", "verify")
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 
 
@@ -24,9 +25,9 @@ def methods_page() -> str:
         "",
         "Written from the code by `make docs`; `taskmerge methods NAME` prints the same.",
         "",
-        markdown_table(),
+        markdown_tables(),
     ]
-    for method in methods().values():
+    for method in [*methods().values(), *adaptive_methods().values()]:
         parts += ["", f"## {method.name}", "", "```text", page(method), "```"]
     return "\n".join(parts) + "\n"
 
@@ -55,9 +56,11 @@ def help_text(command: str) -> str:
 
 
 def readme() -> str:
-    """README.md with its methods table written anew."""
+    """README.md with its tables of methods written anew."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return re.sub(f"{BEGIN}.*{END}", f"{BEGIN}\n{markdown_table()}\n{END}".replace("\\", "\\\\"), text, flags=re.DOTALL)
+    return re.sub(
+        f"{BEGIN}.*{END}", f"{BEGIN}\n{markdown_tables()}\n{END}".replace("\\", "\\\\"), text, flags=re.DOTALL
+    )
 
 
 def main() -> None:

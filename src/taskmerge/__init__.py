@@ -22,12 +22,15 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.verify import verify as verify
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
+    from taskmerge.workflows.adapt_report import AdaptReceipt as AdaptReceipt
+    from taskmerge.workflows.adapted import adapt as adapt
     from taskmerge.workflows.choose import rank as rank
     from taskmerge.workflows.chosen_merge import Chosen as Chosen
     from taskmerge.workflows.chosen_merge import choose as choose
     from taskmerge.workflows.rebuild import rebuild as rebuild
 
 _HOMES = {
+    "AdaptReceipt": "taskmerge.workflows.adapt_report",
     "Chosen": "taskmerge.workflows.chosen_merge",
     "DiffReport": "taskmerge.checkpoint.difference",
     "Inspection": "taskmerge.experts.contents",
@@ -36,6 +39,7 @@ _HOMES = {
     "TaskmergeError": "taskmerge.errors",
     "VectorsReceipt": "taskmerge.task_vectors.vectors",
     "Verification": "taskmerge.merging.verify",
+    "adapt": "taskmerge.workflows.adapted",
     "choose": "taskmerge.workflows.chosen_merge",
     "diff": "taskmerge.checkpoint.difference",
     "evaluate": "taskmerge.evaluation.run",
@@ -47,6 +51,7 @@ _HOMES = {
     "verify": "taskmerge.merging.verify",
 }
 __all__ = [
+    "AdaptReceipt",
     "Chosen",
     "DiffReport",
     "Inspection",
@@ -56,6 +61,7 @@ __all__ = [
     "VectorsReceipt",
     "Verification",
     "__version__",
+    "adapt",
     "choose",
     "diff",
     "evaluate",

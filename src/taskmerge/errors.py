@@ -69,6 +69,12 @@ class Missed(TaskmergeError):
     exit_code = 8
 
 
+class Interrupted(TaskmergeError):
+    """Ctrl-C in work of which something is kept that can be continued."""
+
+    exit_code = 130
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is closest to a misspelt one, or None when nothing is close."""
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)

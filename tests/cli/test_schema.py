@@ -4,19 +4,22 @@ import json
 from pathlib import Path
 
 import jsonschema
+import pytest
 from merge_cases import run
 
 
-def test_the_schema_is_printed(here: Path) -> None:
-    outcome = run("schema", "eval")
+@pytest.mark.parametrize("name", ["adapt", "eval"])
+def test_the_schema_is_printed(here: Path, name: str) -> None:
+    outcome = run("schema", name)
     assert (outcome.code, outcome.err) == (0, "")
     document = json.loads(outcome.out)
     assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     jsonschema.Draft202012Validator.check_schema(document)
+    assert document["title"] == f"taskmerge {name}"
 
 
 def test_without_a_name_it_lists_them(here: Path) -> None:
-    assert run("schema").out == "eval\n"
+    assert run("schema").out == "adapt\neval\n"
 
 
 def test_an_unknown_name_is_told_the_nearest(here: Path) -> None:

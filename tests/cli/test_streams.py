@@ -230,7 +230,10 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"], ["merge", "--help"], ["methods", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["-h"], ["--version"], ["merge", "--help"], ["adapt", "--help"], ["methods", "--help"]],
+)
 def test_help_and_version_import_nothing_heavy(here: Path, arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", NO_TORCH, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
@@ -249,9 +252,10 @@ def seconds(*command: str) -> float:
     return min(found)
 
 
-def test_help_takes_little_more_than_the_argument_parser(here: Path) -> None:
+@pytest.mark.parametrize("command", ["merge", "adapt"])
+def test_help_takes_little_more_than_the_argument_parser(here: Path, command: str) -> None:
     """0.3 s is the promise; the bare parser takes a third of it on a quiet machine, and both suffer from a busy one."""
-    assert seconds("-m", "taskmerge", "merge", "--help") < 2 * seconds("-c", "import typer, typer.rich_utils") + 0.05
+    assert seconds("-m", "taskmerge", command, "--help") < 2 * seconds("-c", "import typer, typer.rich_utils") + 0.05
 
 
 OPTIONS = """
@@ -281,6 +285,7 @@ def test_no_command_shows_the_help(here: Path) -> None:
 METHODS = """
 average task_arithmetic ties dare magmax breadcrumbs consensus_ta consensus_ties pcb lines truncated_task_arithmetic
 tsv_m iso_c iso_cts star slerp model_stock cart
+adamerging adamerging_plus cart_plus adarank tint tint_plus symerge surgery probsurgery heads supervised_heads
 """
 
 
@@ -299,13 +304,34 @@ def test_methods_lists_all_and_explains_one(here: Path) -> None:
         assert json.loads(run("methods", name, "--json").out)["name"] == name
     page = run("methods", "cart").out
     assert "--rank  ((0, 1], an integer, or energy:(0, 1]; default 0.08 of the full rank)" in page
-    assert run("methods", "--markdown").out.startswith("| method |")
+    assert run("methods", "--markdown").out.count("\n| method |") == 2, "a table of each kind"
 
 
-def test_an_unknown_method_gets_the_nearest_name(here: Path) -> None:
-    outcome = run("methods", "tsvm")
+def test_pages_of_adaptive_methods_say_what_is_learnt_and_how(here: Path) -> None:
+    page = " ".join(run("methods", "AdaRank").out.split())
+    for text in (
+        "paper: arXiv:2503.22178", "taskmerge adapt --method adarank", "needs: a suite with unlabelled items",
+        "needs a base: yes (--origin mean: no)", "components of task vectors (full rank)",
+        "learns: coefficients, one a task and tensor; masks of components, at first full rank", "objective: entropy",
+        "horizon: 500 iterations of 16 items a task, one update of all tasks",
+        "learning rates (Adam): coefficients 0.001, masks 1/updates", "--parity sets: clamped no, iterations 10000",
+        "--temperature (number 0.001..; default 10)", "notes: - the authors run 10,000 updates",
+        "which task an item is of: no",
+    ):  # fmt: skip
+        assert text in page, text
+    assert "filter code" in run("methods", "tint++").out
+    assert "unpublished: of this project" in run("methods", "heads").out
+    assert "LABELLED" in run("methods", "supervised-heads").out
+    described = json.loads(run("methods", "cart++", "--json").out)
+    assert (described["name"], described["command"], described["origin"]) == ("cart_plus", "adapt", "mean")
+    assert json.loads(run("methods", "cart", "--json").out)["command"] == "merge"
+
+
+@pytest.mark.parametrize(("name", "near"), [("tsvm", "tsv_m"), ("adarnk", "adarank"), ("symrge", "symerge")])
+def test_an_unknown_method_gets_the_nearest_name(here: Path, name: str, near: str) -> None:
+    outcome = run("methods", name)
     assert outcome.code == 2
-    assert "did you mean `tsv_m`?" in outcome.err
+    assert f"did you mean `{near}`?" in outcome.err
 
 
 def test_experts_are_read_only_once_they_fit(here: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from merge_cases import refused, run
 
 import taskmerge
-from taskmerge.cli import evaluating, options
+from taskmerge.cli import adapting, evaluating, options
+from taskmerge.cli.adapt_words import AdaptWords
 from taskmerge.cli.eval_words import EvalWords
 from taskmerge.cli.merge_words import MergeWords
 from taskmerge.cli.vectors import PRINTING, VectorsWords
@@ -17,10 +18,12 @@ from taskmerge.cli.verify import VerifyWords
 from taskmerge.cli.words import declared, flags_of, given_options
 from taskmerge.errors import UsageError
 from taskmerge.merging.options import KEYWORDS
+from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.task_vectors.vectors import OPTIONS
+from taskmerge.workflows.adapted import AdaptRunning
 
 Files = dict[str, Path]
-EVERY: list[type] = [MergeWords, VectorsWords, EvalWords, VerifyWords]
+EVERY: list[type] = [AdaptWords, MergeWords, VectorsWords, EvalWords, VerifyWords]
 REQUIRED: dict[type, dict[str, Any]] = {VectorsWords: {"inputs": ["a"]}, VerifyWords: {"file": Path("a")}}
 
 
@@ -39,6 +42,21 @@ def value(words: type, name: str, given: object) -> object:
 def test_every_word_of_merge_is_a_keyword_or_used_by_the_command() -> None:
     own = {"inputs", "weight", "coefficients", "recipe", "set", "suite", "choose", "adapt_split", "limit", "no_digest"}
     assert names(MergeWords) - KEYWORDS == own | {"from_", "task", "dry_run", "json", "quiet", "debug"}
+
+
+def test_every_word_of_adapt_is_a_keyword_or_used_by_the_command() -> None:
+    own = {"inputs", "suite", "seeds", "budget", "no_cache", "no_scores", "dry_run", "json", "quiet", "debug"}
+    running = {field.name for field in fields(AdaptRunning)}
+    assert names(AdaptWords) - adapting.KEYWORDS - running == own
+    left_out = {"max_memory", "shard_size", "skip_input", "keep_base", "svd"}  # keywords of Python alone
+    assert adapting.KEYWORDS - names(AdaptWords) == left_out
+
+
+def test_words_of_adapt_have_the_defaults_of_its_spec() -> None:
+    for field in fields(AdaptSpec):
+        if field.name in names(AdaptWords) and field.name != "method":
+            given, own = (getattr(words(), field.name) for words in (AdaptWords, AdaptSpec))
+            assert given == own or (given is None and not own), field.name
 
 
 def test_every_word_of_vectors_is_a_keyword_or_about_printing() -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from taskmerge.adaptation.running import STATE, TRACE
 from taskmerge.adaptation.sides import BLOCK
+from taskmerge.adaptation.state import FILE
 from taskmerge.adaptation.tasks import TaskSide
 from taskmerge.checkpoint.adapted import MANIFEST, MODEL, PLACES, Manifest, Part, is_adapted, write_manifest
 from taskmerge.checkpoint.learned import write_learned
 from taskmerge.checkpoint.publish import publish_folder
+from taskmerge.checkpoint.staging import is_staging, remove_stale
 from taskmerge.checkpoint.tensors import write_tensors
 from taskmerge.errors import BadFile, BadOutput
 from taskmerge.methods.composed import Learned
@@ -30,46 +32,74 @@ class Folder:
     path: Path
     place: Path
     resumes: bool
+    new: bool = True
+
+    def abandon(self) -> None:
+        """Takes away what a run has left that saved no state: nothing could be continued from it."""
+        if is_adapted(self.path) or resumable(self.place):
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        if not self.new:
+            self.path.mkdir(exist_ok=True)
 
     def finish(self, manifest: Manifest, *, keep_state: bool) -> None:
-        """The manifest, last; then the state goes, and a finished folder that was here before."""
+        """The manifest, last; only then the state goes, and a finished folder that was here before."""
+        write_manifest(self.path, manifest)
         if not keep_state:
             shutil.rmtree(self.path / STATE, ignore_errors=True)
-        write_manifest(self.path, manifest)
         if self.path == self.place:
             return
         publish_folder(self.path, self.place)
 
 
-def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
-    """Where a run works, made if it isn't there. BadOutput for what is in the way, BadFile for nothing to resume.
+def working_path(place: Path) -> Path:
+    """Where a run works that is to end up in `place`."""
+    return place.with_name(f".{place.name}.unfinished") if is_adapted(place) else place
 
-    A finished folder is replaced only by a finished one: the run that replaces it works beside it.
-    """
+
+def resumable(place: Path) -> bool:
+    """Whether a run that was to end up in `place` has saved a state from which it can be continued."""
+    return (working_path(place) / STATE / FILE).is_file()
+
+
+def check_free(place: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raises BadOutput for what is in the way of a run, BadFile where there is nothing to resume."""
     if place.exists() and not place.is_dir():
         raise BadOutput("is a file: an adaptation writes a folder", where=str(place), hint="choose another with -o")
-    beside = place.with_name(f".{place.name}.unfinished")
-    path = beside if is_adapted(place) else place
     if is_adapted(place) and not overwrite:
         raise BadOutput("exists already", where=str(place), hint="--overwrite replaces it, -o names another")
-    strangers = sorted(set(os.listdir(place)) - OWN) if place.is_dir() and not is_adapted(place) else []
+    names = os.listdir(place) if place.is_dir() and not is_adapted(place) else []
+    strangers = sorted(name for name in names if name not in OWN and not is_staging(name))
     if strangers:
         what = f"holds something else ({strangers[0]})"
         raise BadOutput(what, where=str(place), hint="name an empty or a new folder with -o")
-    unfinished = (path / STATE).is_dir()
+    unfinished = (working_path(place) / STATE).is_dir()
     if resume and not unfinished:
         what = "there is no unfinished run to resume"
         raise BadFile(what, where=str(place), hint="leave --resume out, or name the folder of that run with -o")
     if not resume and unfinished and not overwrite:
         hint = "--resume continues it, --overwrite starts again"
         raise BadOutput("holds an unfinished run", where=str(place), hint=hint)
-    if not resume and path.is_dir():
+
+
+def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
+    """Where a run works, made if it isn't there; raises what `check_free` raises.
+
+    A finished folder is replaced only by a finished one: the run that replaces it works beside it.
+    """
+    check_free(place, overwrite=overwrite, resume=resume)
+    path = working_path(place)
+    new = not path.is_dir()
+    if not resume and not new:
         shutil.rmtree(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadOutput(f"cannot be made: {error.strerror}", where=str(place), hint="choose another with -o") from error
-    return Folder(path, place, resume)
+    for folder in (path, *(path / part for part in PLACES.values())):
+        if folder.is_dir():
+            remove_stale(folder, lambda name: True)  # what a killed run was writing
+    return Folder(path, place, resume, new)
 
 
 def write_parts(

@@ -139,6 +139,6 @@ def _writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         hint = "free space, then add --resume" if full else "choose another output with -o"
         raise BadOutput(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from taskmerge.checkpoint.ahead import Stamp, stamp
 from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.provenance import canonical
+from taskmerge.checkpoint.small_files import write_small
 from taskmerge.checkpoint.weights import PICKLE_ENDINGS, SAFE_ENDING
 from taskmerge.errors import BadFile, nearest
 
@@ -148,7 +149,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     }
     if manifest.protocol is not None:
         document["protocol"] = manifest.protocol
-    (folder / MANIFEST).write_text(canonical(document) + "\n", encoding="utf-8")
+    write_small(folder / MANIFEST, canonical(document) + "\n")
 
 
 def _document(file: Path) -> dict[str, Any]:

@@ -68,6 +68,11 @@ def remove_stale(folder: Path, finals: Callable[[str], object]) -> None:
                 os.close(number)
 
 
+def is_staging(name: str) -> bool:
+    """Whether a file or folder of this name is under way to its own name, or was left there by a killed run."""
+    return _STAGED.fullmatch(name) is not None
+
+
 def remove(path: Path) -> None:
     """Remove a file or a whole folder; nothing happens if it is gone."""
     if path.is_dir() and not path.is_symlink():

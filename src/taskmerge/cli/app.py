@@ -16,7 +16,7 @@ import typer
 from taskmerge.cli.commands import load
 from taskmerge.cli.program import app
 from taskmerge.cli.show import plain
-from taskmerge.errors import BadFile, BadOutput, TaskmergeError
+from taskmerge.errors import BadFile, BadOutput, Interrupted, TaskmergeError
 
 COMPLETION = "_TASKMERGE_COMPLETE"
 INTERRUPTED = 130
@@ -64,6 +64,8 @@ def run(arguments: Sequence[str]) -> int:
         if outcome == INTERRUPTED:  # Typer turns Ctrl-C into this status
             raise KeyboardInterrupt
         return outcome if isinstance(outcome, int) else 0
+    except Interrupted as error:
+        return _say(error, error.message, error.exit_code, debug, kind="interrupted")
     except TaskmergeError as error:
         return _say(error, error.message, error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
@@ -103,13 +105,13 @@ def _usage(error: Any, debug: bool) -> int:
     return _say(error, f"{error.format_message()}\nhint: see `{command} --help`", int(error.exit_code), debug)
 
 
-def _say(error: BaseException, message: str, code: int, debug: bool) -> int:
+def _say(error: BaseException, message: str, code: int, debug: bool, *, kind: str = "error") -> int:
     """The one message on stderr."""
     if debug:
         traceback.print_exception(error)
     complaint, _, hint = message.partition("\nhint: ")
     with suppress(OSError):  # nobody can be told
-        print(f"error: {_shown(complaint)}", file=sys.stderr)
+        print(f"{kind}: {_shown(complaint)}", file=sys.stderr)
         if hint:
             print(f"hint: {_shown(hint)}", file=sys.stderr)
     return code

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskmerge.cli.merge_words import PANELS, MergeWords
+from taskmerge.cli.options import METHOD_OPTIONS
 from taskmerge.cli.words import command
 
 if TYPE_CHECKING:
     from taskmerge.specs.suite import Suite
-
-METHOD_OPTIONS = {"ignore_unknown_options": True}  # they stay among the inputs
 
 
 @command(MergeWords, "merge", panels=PANELS, context_settings=METHOD_OPTIONS)

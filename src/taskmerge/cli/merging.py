@@ -23,7 +23,7 @@ from taskmerge.specs.suite import Suite
 def run(words: MergeWords, suite: Suite | None, ahead: Ahead) -> None:
     """Carries out one `merge` command; `suite` is what --suite names."""
     show.notices((), problems(), words.quiet)
-    inputs, options = tokens.split(words.inputs or [], flags_of(MergeWords))
+    inputs, options = tokens.split_merging(words.inputs or [], flags_of(MergeWords))
     keywords = {**load_overrides(words.set or ()), **_keywords(words), **options}
     if words.from_ is not None:
         from taskmerge.cli import rebuilding  # what few merges need

@@ -48,6 +48,8 @@ class Bar:
 
     def show(self, done: int, total: int | None, **more: Any) -> None:
         """`done` of `total` (None: nobody knows) on the bar."""
+        if total is None:
+            self._progress.tasks[self._task].total = None  # an update takes None for no change
         self._progress.update(self._task, completed=done, total=total, **more)
 
     @property

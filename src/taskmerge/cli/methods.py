@@ -13,10 +13,10 @@ from taskmerge.cli.program import app
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, for its formula, options and notes.")] = None,
     json: options.Json = False,
-    markdown: Annotated[bool, option("Print a Markdown table.", "--markdown")] = False,
+    markdown: Annotated[bool, option("Print Markdown tables.", "--markdown")] = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the merging methods, or explain one."""
+    """List the methods of merge and of adapt, or explain one."""
     from taskmerge.cli import catalogue
 
     catalogue.show(name, json=json, markdown=markdown)

@@ -8,7 +8,9 @@ from taskmerge.cli.words import Reads
 from taskmerge.specs.values import parse_items, parse_names, parse_size, parse_threads
 
 INPUT, COST = "How inputs are understood", "Where it goes, and what it may cost"
-"""Parts of the help page of `merge` and of `vectors`."""
+"""Parts of the help pages of commands that merge."""
+METHOD_OPTIONS = {"ignore_unknown_options": True}
+"""Settings of commands whose methods have options of their own: they stay among the inputs."""
 
 
 def option(help: str, *names: str) -> Any:  # typer's own word

@@ -31,6 +31,18 @@ def size(count: float) -> str:
     return f"{count:.3g} {UNITS[-1]}"
 
 
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def plain(text: str) -> str:
     """One line for a terminal: what a file's names hold of control characters is shown, not obeyed."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -103,7 +103,12 @@ def find(name: str, *, where: str = "--method") -> Method:
 
 
 def _unknown(name: str, key: str, where: str) -> UsageError:
-    """Why there is no such method: a plug-in that fails, a chain, a name that other tools use, or a slip."""
+    """Why there is no such method: one that adapts, a failing plug-in, a chain, a name of other tools, or a slip."""
+    from taskmerge.methods.adaptive_registry import adaptive_methods, plain_name  # it knows these methods too
+
+    if (adaptive := plain_name(name)) in adaptive_methods():
+        hint = f"`taskmerge adapt --method {adaptive}` does, on a suite's unlabelled items"
+        return UsageError(f"`{name}` learns from data: no merge of checkpoints alone runs it", where=where, hint=hint)
     every = methods()
     for broken in _registry().broken:
         if key == _plain(broken.name):

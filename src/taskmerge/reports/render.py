@@ -4,7 +4,7 @@ import csv as comma_separated
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from taskmerge.evaluation.metrics import METRICS
@@ -25,13 +25,20 @@ OURS = (
 
 def console(report: Report, *, width: int | None = None, colour: bool | None = None) -> str:
     """The tables for a terminal `width` characters wide; without `width` and `colour`, what stdout is taken for."""
+    return drawn(tables(report), width=width, colour=colour)
+
+
+def drawn(
+    tables: Sequence[Table], *, width: int | None = None, colour: bool | None = None, stderr: bool = False
+) -> str:
+    """Tables for a terminal; without `width` and `colour`, what stdout (or `stderr`) is taken for."""
     from rich.console import Console
 
-    screen = Console(width=width)
+    screen = Console(width=width, stderr=stderr)
     styled = colour if colour is not None else screen.is_terminal and not screen.no_color
     text = io.StringIO()
     target = Console(file=text, width=screen.width, force_terminal=styled, no_color=not styled, highlight=False)
-    for number, table in enumerate(tables(report)):
+    for number, table in enumerate(tables):
         if number:
             target.print()
         _print(table, target)

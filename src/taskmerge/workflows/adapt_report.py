@@ -23,11 +23,10 @@ from taskmerge.numerics.solved_heads import Solved
 from taskmerge.specs.recipe_file import recipe_text
 from taskmerge.version import __version__
 from taskmerge.workflows.adapt_request import AdaptRequest, Encoder
+from taskmerge.workflows.adapt_schema import KIND, SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from taskmerge.workflows.adapted import AdaptRunning
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def receipt_of(done: Done, folder: Folder, running: "AdaptRunning") -> AdaptRece
     found = _scores(done, folder, manifest, running)
     classes = {side.name: side.teacher.outputs.shape[1] for side in done.run.adaptation.sides
                if side.task.kind == "classification"}  # fmt: skip
-    told = tuple(warnings(done.run.records, classes))
+    told = (*done.encoder.experts.inputs.warnings, *warnings(done.run.records, classes))
     report = document(done, found, told)
     write_small(folder.path / "report.json", json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     folder.finish(manifest, keep_state=running.keep_state)
@@ -95,7 +94,8 @@ def recipe(done: Done, place: Path) -> str:
     with open_checkpoint(done.run.folder / MODEL) as model:
         record: Mapping[str, Any] = provenance_of(model) or {}
     base = done.encoder.experts.inputs.base
-    experts = dict(named(done.encoder.request.inputs))
+    given = dict(named(done.encoder.request.inputs))  # of a checkpoint of --init that one, else the experts, and others
+    experts = {task: path for task, path in given.items() if task in done.encoder.experts.plan.tasks} or given
     return recipe_text(record["recipe"], experts, base.files[0] if base and record.get("base") else None, place)
 
 
@@ -119,11 +119,12 @@ def _scores(done: Done, folder: Folder, manifest: Manifest, running: "AdaptRunni
 
 
 def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str, Any]:
-    """The report as plain values; two runs of the same differ in `timing` alone."""
+    """The report as plain values, by the published schema; two runs of the same differ in `timing` alone."""
     run, spec, parts = done.run.adaptation, done.asked.spec, done.asked.parts
     return {
-        "version": VERSION,
-        "taskmerge": __version__,
+        "report": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
         "suite": done.asked.suite.name,
         "method": spec.method,
         "recipe": spec.recipe(),

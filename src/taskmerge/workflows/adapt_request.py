@@ -7,13 +7,15 @@ from typing import Any
 
 from taskmerge.checkpoint.adapted import is_adapted, read_adapted
 from taskmerge.checkpoint.learned import read_learned
-from taskmerge.errors import BadFile, UsageError, nearest
+from taskmerge.errors import BadFile, UsageError, listed, nearest
+from taskmerge.evaluation.workload import named_tasks
 from taskmerge.merging.options import Arguments
 from taskmerge.merging.prepare import Prepared, prepare
 from taskmerge.merging.request import Request, requested
 from taskmerge.methods.adaptive import Adaptive, Parts, Trimmed, Truncated
 from taskmerge.methods.adaptive_registry import RECOMMENDED, adaptive_methods, find_adaptive
 from taskmerge.methods.composed import Learned
+from taskmerge.methods.options import Declares
 from taskmerge.methods.registry import find, methods
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.specs.suite import Suite
@@ -39,7 +41,10 @@ class AdaptRequest:
 
 
 def adapt_requested(suite: Suite, inputs: Arguments, keywords: Mapping[str, Any]) -> AdaptRequest:
-    """Sorts keywords; what belongs to nobody is a UsageError with the nearest name."""
+    """Sorts keywords; what belongs to nobody is a UsageError with the nearest name.
+
+    `tasks` leaves these of the suite: the experts of the others are not merged unless they are among the inputs.
+    """
     given = {name: value for name, value in keywords.items() if value is not None}
     given["with_"] = given.pop("with", given.pop("with_", None))
     shape = {name: given.pop(name) for name in tuple(given) if name in SHAPE}
@@ -58,6 +63,8 @@ def adapt_requested(suite: Suite, inputs: Arguments, keywords: Mapping[str, Any]
             f"`{spec.method}` starts from its own coefficients", where="--init",
             hint="name a file of coefficients or a folder of adapt (a merge as it is serves heads and surgery)",
         )  # fmt: skip
+    if spec.tasks:
+        suite = replace(suite, tasks=named_tasks(suite, spec.tasks))
     return AdaptRequest(spec, spec.parts(), suite, inputs, merging)
 
 
@@ -81,7 +88,8 @@ def _init_options(init: object, given: dict[str, Any], declared: Adaptive) -> di
 def _stranger(name: str, declared: Adaptive, more: Sequence[str]) -> UsageError:
     """The complaint about an option that nobody has."""
     flag = _flag(name)
-    owners = [other.name for other in adaptive_methods().values() if name in other.settings]
+    every: list[Declares] = [*adaptive_methods().values(), *methods().values()]
+    owners = [other.name for other in every if name in other.settings]
     flags = [setting.flag for setting in declared.settings.values()] + [_flag(one) for one in more]
     has = f"{declared.name} has {', '.join(flags)}" if flags else f"{declared.name} has no options of its own"
     if owners:
@@ -119,15 +127,37 @@ def encoder_of(asked: AdaptRequest, output: Path) -> Encoder:
     common = {**asked.merging, "output": output, "overwrite": True}
     if asked.parts.origin == "init":
         return _fixed(asked, common)
-    request = requested(asked.inputs, {**common, **_composed(asked)}, suite=asked.suite)
+    request = requested(asked.inputs, {**common, **_composed(asked, _tasks(asked, common))}, suite=asked.suite)
     request, prepared = _without_heads(request)
     return Encoder(request, prepared, _start(asked.spec))
 
 
-def _composed(asked: AdaptRequest) -> dict[str, Any]:
-    """Keywords of `merge` for the composed form."""
+def heard(asked: AdaptRequest, encoder: Encoder) -> AdaptRequest:
+    """The request with those of the suite's tasks whose experts are merged: of given inputs it may be a few.
+
+    Raises UsageError where a task that was named, or every one, has no expert among them.
+    """
+    merged = encoder.experts.plan.tasks
+    tasks = tuple(task for task in asked.suite.tasks if task.name in merged or not asked.inputs)
+    lacking = [task.name for task in asked.suite.tasks if task not in tasks]
+    if not tasks or (asked.spec.tasks and lacking):
+        what = f"no input is the expert of {listed(lacking)}: these are {listed(merged)}"
+        raise UsageError(what, where=asked.suite.where, hint=f"name it on the command line, such as {lacking[0]}=FILE")
+    return replace(asked, suite=replace(asked.suite, tasks=tasks))
+
+
+def _tasks(asked: AdaptRequest, common: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tasks whose experts are merged, in the engine's order: the suite's, or those of the inputs."""
+    if not asked.inputs:
+        return tuple(sorted(task.name for task in asked.suite.tasks if task.expert is not None))
+    _, prepared = _without_heads(requested(asked.inputs, {**common, "method": INIT}, suite=asked.suite))
+    prepared.inputs.close()
+    return prepared.plan.tasks
+
+
+def _composed(asked: AdaptRequest, tasks: tuple[str, ...]) -> dict[str, Any]:
+    """Keywords of `merge` for the composed form of these tasks."""
     components = asked.parts.components
-    tasks = tuple(sorted(task.name for task in asked.suite.tasks if task.expert is not None))
     options: dict[str, Any] = {}
     if isinstance(components, Truncated):
         options["rank"] = components.rank

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,12 @@ from taskmerge.adaptation.opening import (
 from taskmerge.adaptation.refit import refit
 from taskmerge.adaptation.rows import Plan, composed
 from taskmerge.adaptation.running import Following, Heard, Running
-from taskmerge.adaptation.sides import block_names, training_places
+from taskmerge.adaptation.sides import BLOCK, block_names, training_places
 from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.evaluation.workload import named_tasks
+from taskmerge.errors import listed
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.options import Arguments
@@ -49,11 +49,17 @@ from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Space, unheard
 from taskmerge.workflows.adapt_labels import labels_as_teachers, watcher
 from taskmerge.workflows.adapt_report import AdaptReceipt, Done, receipt_of
-from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of
+from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of, heard
 
 SPACES: Mapping[str, Space] = {"base": "delta", "mean": "centred", "init": "weight"}
 AT_ONCE = 2 * 10**9
 """Bytes that tensors may hold at once while they are turned into components."""
+Planned = Callable[[AdaptRequest, str], None]
+"""Hears of a request when the headers of what is merged are known, and on what kind of device it runs."""
+
+
+def _unheard(asked: AdaptRequest, device: str) -> None:
+    """The `Planned` of those to whom nobody listens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +67,8 @@ class AdaptRunning:
     """Options that don't shape the result: where it goes, what it may cost, who hears of it.
 
     `cache` is a folder that keeps decoded items and experts' outputs between runs. `scores` has the written model
-    evaluated on the suite's labelled split at the end.
+    evaluated on the suite's labelled split at the end. `planned` hears of the plan before anything is read, `doing` of
+    what goes on, `heard` of every update.
     """
 
     output: Path | None = None
@@ -73,6 +80,7 @@ class AdaptRunning:
     cache: Path | None = None
     scores: bool = True
     split: str = "test"
+    planned: Planned = _unheard
     heard: Heard | None = None
     doing: Callable[[str], None] = unheard
     note: Note = unheard
@@ -109,36 +117,56 @@ def adapt(
     return adapt_asked(asked, running)
 
 
+def place_of(asked: AdaptRequest, running: AdaptRunning) -> Path:
+    """The folder that an adaptation writes."""
+    return running.output or Path(f"adapted-{asked.spec.method.replace('_', '-')}")
+
+
 def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
-    """Carries an adaptation out."""
+    """Carries an adaptation out. What stops it before anything was learnt leaves no folder behind."""
     started = time.perf_counter()
-    place = running.output or Path(f"adapted-{asked.spec.method.replace('_', '-')}")
-    suite = replace(asked.suite, tasks=named_tasks(asked.suite, asked.spec.tasks or None))
-    asked = replace(asked, suite=suite)
-    notes: list[str] = []
+    folder = open_folder(place_of(asked, running), overwrite=running.overwrite, resume=running.resume)
+    try:
+        with ExitStack() as stack:
+            learning = begin(asked, running, folder, stack)
+            run, solved, learned = learning.carry_out(stack)
+            learning.encoder.experts.inputs.check_unchanged()
+            notes = tuple(learning.notes)
+            done = Done(
+                learning.asked, learning.encoder, run, solved, learned, learning.parts, learning.about, notes, started
+            )
+        return receipt_of(done, folder, running)
+    except BaseException:
+        folder.abandon()
+        raise
 
-    def note(text: str) -> None:
-        notes.append(text)
-        running.note(text)
 
-    folder = open_folder(place, overwrite=running.overwrite, resume=running.resume)
-    with ExitStack() as stack:
-        encoder = encoder_of(asked, folder.path / MODEL)
-        stack.callback(encoder.experts.inputs.close)
-        for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
-            note(text)
-        device = named_device(running.device, accelerate=True)
-        crew = stack.enter_context(workers(device, running.threads))
-        learning = _Learning(asked, running, encoder, folder, crew, device, note)
-        run, solved, learned = learning.carry_out(stack)
-        encoder.experts.inputs.check_unchanged()
-        done = Done(asked, encoder, run, solved, learned, learning.parts, learning.about, tuple(notes), started)
-    return receipt_of(done, folder, running)
+def begin(asked: AdaptRequest, running: AdaptRunning, folder: Folder, stack: ExitStack) -> "Learning":
+    """Opens the headers of everything that is merged, and tells their notes; `stack` closes them."""
+    encoder = encoder_of(asked, folder.path / MODEL)
+    stack.callback(encoder.experts.inputs.close)
+    device = named_device(running.device, accelerate=True)
+    crew = stack.enter_context(workers(device, running.threads))
+    learning = Learning(heard(asked, encoder), running, encoder, folder, crew, device)
+    running.planned(learning.asked, device.type)
+    for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
+        learning.note(text)
+    return learning
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An adaptation before its first update: what it works with, and where."""
+
+    adaptation: Adaptation
+    opened: Opened
+    experts: Experts
+    place: Place
 
 
 @dataclass
-class _Learning:
-    """One adaptation from headers to written parts."""
+class Learning:
+    """One adaptation from headers to written parts; `notes` are those that were told."""
 
     asked: AdaptRequest
     running: AdaptRunning
@@ -146,40 +174,53 @@ class _Learning:
     folder: Folder
     crew: Workers
     device: torch.device
-    note: Note
     parts: list[Part] = field(default_factory=list)
     about: dict[str, object] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Tells a note, and keeps it for the report."""
+        self.notes.append(text)
+        self.running.note(text)
 
     def carry_out(self, stack: ExitStack) -> tuple[Running, Mapping[str, Solved], Learned | None]:
         """Learns, and writes what was learnt and the model."""
-        spec, doing = self.asked.spec, self.running.doing
+        begun = self.prepared(stack)
+        adaptation, opened = begun.adaptation, begun.opened
+        if warning := short_of_flips(self.asked.spec, self.asked.parts, adaptation.total):
+            self.note(warning)
+        run = self._run(adaptation, opened, begun.place)
+        run.carry_out(resume=self.folder.resumes)
+        spec = self.asked.spec
+        solved = refit(adaptation.sides, opened.tasks, begun.place, spec) if self.asked.parts.refit else {}
+        run.conclude()
+        return run, solved, self._written(adaptation, begun.experts)
+
+    def prepared(self, stack: ExitStack, cut: Callable[[Opened], Opened] = lambda opened: opened) -> Begun:
+        """Everything that comes before the first update; `cut` may leave fewer items than there are."""
+        spec, parts, doing = self.asked.spec, self.asked.parts, self.running.doing
         place = self._place()
         doing("reading items")
-        opened = open_tasks(self.asked.suite, self.asked.parts, spec, place, stack, self.running.cache)
+        opened = cut(open_tasks(self.asked.suite, parts, spec, place, stack, self.running.cache))
         experts = self._experts(place)
         doing("reading experts")
-        pieces = self._composed(experts) if self.asked.parts.origin != "init" else ()
+        pieces = self._composed(experts) if parts.origin != "init" else ()
         self.about = self._about(experts, opened)
         teachers = self._teachers(opened, experts, place)
         init = None
-        if self.asked.parts.origin == "init":
+        if parts.origin == "init":
             doing("merging")
             self._write_model(None)
             init = stack.enter_context(open_plain(self.folder.path / MODEL))
         doing("learning")
-        start = _start_values(self.encoder, pieces)
         adaptation = built(
-            opened, teachers, pieces, self.asked.parts, spec, place, self.crew,
-            experts=len(self.encoder.experts.inputs.experts), init=init, start=start,
+            opened, teachers, pieces, parts, spec, place, self.crew,
+            experts=len(self.encoder.experts.inputs.experts), init=init, start=_start_values(self.encoder, pieces),
             blocks=self._blocks(experts, place),
         )  # fmt: skip
-        if warning := short_of_flips(spec, self.asked.parts, adaptation.total):
-            self.note(warning)
-        run = self._run(adaptation, opened, place)
-        run.carry_out(resume=self.folder.resumes)
-        solved = refit(adaptation.sides, opened.tasks, place, spec) if self.asked.parts.refit else {}
-        run.conclude()
-        return run, solved, self._written(adaptation, experts)
+        if block := [name.removeprefix(BLOCK) for name in adaptation.sides[0].own if name.startswith(BLOCK)]:
+            self.note(f"--layer: {len(block)} tensors become every task's own, {listed(block, 2)}")
+        return Begun(adaptation, opened, experts, place)
 
     def _place(self) -> Place:
         backbone = build(self.asked.suite.backbone, resolve=resolve)
@@ -244,7 +285,7 @@ class _Learning:
         following = None
         if spec.stop is not None:
             held = {task.task.name: training_places(task, spec)[1] for task in opened.tasks}
-            following = Following(spec.every or max(1, adaptation.total // 20), held)
+            following = Following(spec.every or usual_every(adaptation.total), held)
         run = Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard)
         if spec.watch is not None:
             run.watch = watcher(adaptation, self.running.split, place, self.running.cache)
@@ -266,6 +307,11 @@ class _Learning:
 
     def _write_model(self, learned: Learned | None) -> None:
         merge_requested(self.encoder.final(learned, self.folder.path / MODEL))
+
+
+def usual_every(updates: int) -> int:
+    """Updates between two looks at held-out items where nobody says."""
+    return max(1, updates // 20)
 
 
 def _start_values(encoder: Encoder, pieces: Sequence[Composed]) -> Tensor | None:
