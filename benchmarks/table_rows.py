@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["given", "static", "adaptive", "auto"]
-JOINT = SEQUENTIAL = 100
+JOINT, SEQUENTIAL = 40, 60
 """Iterations of methods that shape weights: updates if joint, times the number of tasks if sequential."""
-FEATURES = 300
+FEATURES = 100
 """Iterations of methods that see frozen features alone."""
 
 
@@ -69,7 +69,7 @@ def _heads(name: str, init: str, **keywords: Any) -> Row:
 
 
 def _refitted(row: Row) -> Row:
-    return replace(row, name=f"{row.name}+refit", keywords={**row.keywords, "refit_heads": True})
+    return replace(row, name=f"{row.name}+refit", keywords={**row.keywords, "refit_heads": True}, seeds=1)
 
 
 GIVEN = (Row("experts", "given"), Row("base", "given"))
@@ -90,8 +90,7 @@ PUBLISHED = (
     _adaptive("ta+adarank", "adarank", JOINT, origin="base"),
     _adaptive("cart+adarank", "adarank", JOINT, origin="mean"),
     _adaptive("tint", "tint", SEQUENTIAL),
-    _adaptive("tint-plus", "tint_plus", SEQUENTIAL),
-    _adaptive("symerge-head", "symerge", SEQUENTIAL),
+    _adaptive("symerge-head", "symerge", SEQUENTIAL),  # tint_plus is the same
     _adaptive("symerge-last", "symerge", SEQUENTIAL, layer="last"),
     _adaptive("surgery", "surgery", FEATURES, init="cart"),
     _adaptive("probsurgery", "probsurgery", FEATURES, init="cart"),
@@ -108,8 +107,9 @@ SELF_LABELLED = (
     _adaptive("symerge-mean-16", "symerge", SEQUENTIAL, origin="mean", rank="0.16"),
 )
 CHOSEN = (
-    _adaptive("best", "symerge", SEQUENTIAL, layer="last", objective="soft", refit_heads=True),
-    Row("auto", "auto", iterations=200),
+    _adaptive("blocks", "blocks", None),
+    _adaptive("blocks-late", "blocks", None, layer="late"),
+    Row("auto", "auto", iterations=120),
     _adaptive("symerge-stop", "symerge", SEQUENTIAL, stop="agreement", every=40, watch=40),
 )
 """What is recommended, and choices that read no label; `watch` has labels look on for the regret."""
