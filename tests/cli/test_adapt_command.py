@@ -316,12 +316,32 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tiny: Path) -> None:
     assert "exists already" in outcome.err
 
 
-@pytest.mark.parametrize("method", ["heads", "surgery", "supervised_heads"])
-def test_a_dry_run_of_what_leaves_the_encoder(tiny: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "updates"), [("heads", 0), ("surgery", 2000), ("supervised_heads", 2 * 5)])
+def test_a_dry_run_of_what_leaves_the_encoder(tiny: Path, method: str, updates: int) -> None:
     split = ["--adapt-split", "test"] if method == "supervised_heads" else []
-    found = json.loads(run("adapt", "--limit", "64", "-m", method, "--dry-run", "--json", *split).out)
-    assert (found["updates"] == 0) == (method == "heads")
+    found = json.loads(run("adapt", "--limit", "150", "-m", method, "--dry-run", "--json", *split).out)
+    assert found["updates"] == updates
     assert "coefficients" not in found["learnt"]
+
+
+# --- options that are about the run ----------------------------------------------------------------------------
+
+
+def test_options_of_the_run_do_not_change_the_result(tiny: Path) -> None:
+    adapt(UNSCORED, "-o", "plain")
+    adapt(UNSCORED, "-o", "kept", "--keep-state", "-j", "2", "--no-cache")
+    assert (tiny / "kept" / "state").is_dir()
+    state = {name for name in contents("kept") if name.startswith("state/")}
+    assert {name: digest for name, digest in contents("kept").items() if name not in state} == contents("plain")
+
+
+def test_a_watched_run_has_its_scores_in_the_trace(tiny: Path) -> None:
+    adapt(UNSCORED, "--watch", "4")
+    watched = {line["update"]: line["watched"] for line in trace("adapted-symerge") if line["watched"]}
+    assert watched.keys() == {0, 4, 6}
+    assert set(watched[4]["scores"]) == {"digits", "shapes"}
+    assert watched[4]["diagnostic"] is True
+    refused(2, "adapt", *SHORT, "--watch", "4", "--split", "adapt", "-o", "x", folder=tiny, says=("has no labels",))
 
 
 # --- the same from Python, and with what is written ------------------------------------------------------------
