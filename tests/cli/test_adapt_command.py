@@ -363,3 +363,21 @@ def test_the_model_is_one_that_other_commands_read(tiny: Path) -> None:
     assert outcome.paths == ["again.safetensors"]
     assert (tiny / "again.safetensors").read_bytes() == (tiny / "found" / "model.safetensors").read_bytes()
     assert run("eval", "found", "--limit", "20", "--quiet").code == 0
+
+
+# --- --method auto ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_auto_tries_candidates_and_says_which_it_keeps(tiny: Path) -> None:
+    outcome = run("adapt", "-m", "auto", "--budget", "12", "--limit", "64", "--json")
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    jsonschema.Draft202012Validator(schema()).validate({key: document[key] for key in document if key != "path"})
+    tried = {one["name"]: one["agreement"] for one in document["chosen"]["tried"]}
+    assert tried[document["chosen"]["candidate"]] == max(tried.values())
+    for name in tried:
+        assert outcome.err.count(f"trying {name}\n") == 1
+    assert outcome.err.count("note: merging the 2 experts") == 1
+    assert "* chosen by agreement, without a label" in outcome.err
+    assert read_adapted(tiny / "adapted-auto").manifest.method == document["method"]
