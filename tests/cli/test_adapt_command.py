@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from adapt_cases import SHORT, adapt, contents, report, suite_here, trace
+from adapt_command_cases import SHORT, adapt, contents, report, suite_here, trace
 from eval_cases import prepared, rewritten
 from merge_cases import merge, refused, run, tree
 

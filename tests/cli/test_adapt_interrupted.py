@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from adapt_cases import SHORT, adapt, contents, report, suite_here, trace
+from adapt_command_cases import SHORT, adapt, contents, report, suite_here, trace
 from merge_cases import refused, run, tree
 
 from taskmerge.adaptation import running

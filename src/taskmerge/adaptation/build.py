@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,11 @@ def workers(device: torch.device, threads: int | None) -> Iterator[Workers]:
 def built(
     opened: Opened, teachers: Mapping[str, Teacher], composed: Sequence[Composed], parts: Parts, spec: AdaptSpec,
     place: Place, workers: Workers, *, experts: int, init: Checkpoint | None = None, start: Tensor | None = None,
+    blocks: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> Adaptation:  # fmt: skip
     """The run before its first update. `init` fills the encoder where nothing is composed; `start` [L, T] are
-    coefficients to start from; `experts` is how many are merged, whether heard or not.
+    coefficients to start from; `experts` is how many are merged, whether heard or not; `blocks` are
+    own blocks' tensors to start from, by task.
 
     Raises UsageError for a batch larger than a task has items.
     """
@@ -65,7 +68,11 @@ def built(
     weights = Weights(place.module, composed, live_tensors(place.module), workers.pool)
     if composed:
         weights.form(detached(on_weights.effective(0)))
-    sides = tuple(side_of(task, teachers[task.task.name], parts, spec, place, names) for task in opened.tasks)
+    merged = {name: value.detach() for name, value in place.module.named_parameters() if name in names}
+    sides = tuple(
+        side_of(task, teachers[task.task.name], parts, spec, place, {**merged, **blocks.get(task.task.name, {})})
+        for task in opened.tasks
+    )
     shared = _shared(place.module, composed, names) if parts.shapes_weights else {}
     for parameter in shared.values():
         parameter.requires_grad_(True)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taskmerge.models.heads import HiddenHead, LinearHead
-from taskmerge.numerics.solved_heads import Solved, fit_logits, fit_maps, fit_values, soft_targets
+from taskmerge.numerics.solved_heads import Solved, fit_logits, fit_values, soft_targets
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.specs.suite import TaskKind
 
@@ -58,9 +58,6 @@ def _solved(
     coarse = functional.interpolate(
         expert if expert.dim() == 4 else expert.unsqueeze(1), seen.shape[-2:], mode="bilinear", align_corners=True
     )
-    flat = weight.view(weight.shape[0], -1)
     if kind == "segmentation":
-        return fit_maps(
-            seen, soft_targets(coarse, spec.head_temperature), flat, bias, pull=spec.head_pull, classes=True
-        )
-    return fit_maps(seen, coarse, flat, bias, pull=spec.head_pull, classes=False)
+        return fit_logits(seen, soft_targets(coarse, spec.head_temperature), weight, bias, pull=spec.head_pull)
+    return fit_values(seen, coarse, weight, bias, pull=spec.head_pull)

@@ -37,8 +37,8 @@ class OnWeights:
     def effective(self, update: int) -> Effective:
         """Coefficients and gates of one update, as functions of the raw values."""
         raw = self.values[COEFFICIENTS]
-        learnt = self.parts.of(Coefficients)
-        clamped = raw.clamp(0, 1) if isinstance(learnt, Coefficients) and learnt.clamped else raw
+        shape = self.parts.shaped_by(Coefficients)
+        clamped = raw.clamp(0, 1) if isinstance(shape, Coefficients) and shape.clamped else raw
         coefficients = clamped if clamped.dim() > 1 else clamped.expand(len(self.composed), -1)
         return Effective(coefficients, {**self._masks(), **self._relaxed(update)})
 
@@ -65,8 +65,8 @@ class OnWeights:
 
     def _masks(self) -> dict[str, Tensor]:
         """b = 1[β > 0] forward, σ(β / temperature) backward."""
-        learnt = self.parts.of(Masks)
-        temperature = learnt.temperature if isinstance(learnt, Masks) else 1.0
+        shape = self.parts.shaped_by(Masks)
+        temperature = shape.temperature if isinstance(shape, Masks) else 1.0
         gates = {}
         for name, raw in self.values.items():
             if name.startswith(MASKS):
@@ -100,7 +100,7 @@ def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, sta
         shape = (tasks,) if per_task else (len(composed), tasks)
         coefficients = torch.full(shape, usual_start(parts, tasks))
     values = {COEFFICIENTS: _parameter(coefficients.to(device, dtype), learnt is not None)}
-    values |= _fresh_masks(parts, composed)
+    values |= _fresh_masks(parts, composed, tasks)
     relaxed = parts.of(Relaxed)
     if isinstance(relaxed, Relaxed):
         values |= {
@@ -110,23 +110,25 @@ def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, sta
     return OnWeights(parts, composed, values, seed)
 
 
-def _fresh_masks(parts: Parts, composed: Sequence[Composed]) -> dict[str, nn.Parameter]:
+def _fresh_masks(parts: Parts, composed: Sequence[Composed], tasks: int) -> dict[str, nn.Parameter]:
     """Logits at +0.1 of the components that are on, at -0.1 of the others."""
-    masks = parts.of(Masks)
+    masks = parts.shaped_by(Masks)
     if not isinstance(masks, Masks):
         return {}
-    return {
-        MASKS + one.name: _parameter(torch.where(_kept(one.component, masks.kept), OPEN, -OPEN).to(one.origin), True)
-        for one in composed if isinstance(one.component, Factored)
-    }  # fmt: skip
+    learnt = parts.of(Masks) is not None
+    found = {}
+    for one in composed:
+        if isinstance(one.component, Factored):
+            on = _kept(one.component, masks.kept, tasks)
+            found[MASKS + one.name] = _parameter(torch.where(on, OPEN, -OPEN).to(one.origin), learnt)
+    return found
 
 
-def _kept(component: Factored, rank: Rank) -> Tensor:
-    """bool [K]: the components that are on at the start."""
+def _kept(component: Factored, rank: Rank, tasks: int) -> Tensor:
+    """bool [K]: the components that are on at the start; a matrix that a task did not move has none of it."""
     counts = []
     for triplets in component.matrices:
         full = min(component.unit.matrix)
-        tasks = int(triplets.tasks.max()) + 1 if len(triplets.tasks) else 0
         if rank.kind == "energy":
             counts.append([energy_rank(triplets.values[triplets.tasks == task], rank.value) for task in range(tasks)])
         else:

@@ -48,6 +48,11 @@ class Place:
     def module(self) -> nn.Module:
         return self.backbone.module
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the encoder's parameters, and so of everything that learns."""
+        return next(self.module.parameters()).dtype
+
 
 @dataclass(frozen=True)
 class OpenedTask:
@@ -63,13 +68,15 @@ class OpenedTask:
 class Opened:
     """The tasks that take part, the suite's base, and those tasks whose experts are merged but not heard.
 
-    `complete` is the checkpoint that fills what of the backbone no expert has.
+    `whole` are the experts that are whole checkpoints, by task; `complete` is the checkpoint that fills what of the
+    backbone no expert has.
     """
 
     tasks: tuple[OpenedTask, ...]
     left_out: tuple[str, ...]
     base: Checkpoint | None
     complete: Checkpoint
+    whole: Mapping[str, Checkpoint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def open_tasks(
             raise TypeError("a suite's heads are modules")
         _check_entropy(task, head, objective)
         items = load_unlabelled(task, spec.adapt_split, place.backbone.prepare, loading)
-        opened.append(OpenedTask(task, items, head.to(place.device), objective))
+        opened.append(OpenedTask(task, items, head.to(place.device, place.dtype), objective))
     if left_out:
         place.note(
             f"entropy says nothing about {listed(left_out)}: left to the other tasks (--objective self takes "
@@ -120,10 +127,11 @@ def open_tasks(
             f"`{parts.objective}` says nothing about any task of this suite ({kinds})", where="--objective",
             hint="--objective self compares with the experts' own outputs",
         )  # fmt: skip
-    complete = next((own for own in experts.values() if own is not None), base)
+    whole = {name: own for name, own in experts.items() if own is not None}
+    complete = next(iter(whole.values()), base)
     if complete is None:
         raise UsageError("no expert is a whole checkpoint and there is no base", where=suite.where, hint="add `base:`")
-    return Opened(tuple(opened), tuple(left_out), base, complete)
+    return Opened(tuple(opened), tuple(left_out), base, complete, whole)
 
 
 def _plain(task: Task, suite: Suite, stack: ExitStack) -> Checkpoint | None:
@@ -182,15 +190,21 @@ def taught(opened: OpenedTask, experts: Experts, filled: Opened, place: Place, t
         "expert": experts.digests[source.task], "head": head_digest, "scale": teaching.scale,
         "features": teaching.features,
         "backbone": teaching.backbone, "device": place.device.type, "torch": torch.__version__,
-        "dtype": str(next(place.module.parameters()).dtype),
+        "dtype": str(place.dtype),
         "base": "" if source.kind == "weight" and teaching.scale == 1 else experts.base_digest,
     }  # fmt: skip
     return teaching.cache.teacher(key, opened.items, compute)
 
 
 def fill_expert(experts: Experts, source: Source, filled: Opened, place: Place, scale: float = 1.0) -> None:
-    """Puts θ₀ + scale τ_t (the expert itself at 1) into the backbone, whatever kind of file holds it."""
-    fill(place.backbone, filled.complete, filled.base)
+    """Puts θ₀ + scale τ_t (the expert itself at 1) into the backbone, whatever kind of file holds it.
+
+    What is not merged is the expert's own. Raises UsageError for another scale where there is no base.
+    """
+    if scale != 1 and experts.rows.base is None:
+        what = f"experts scaled by {scale:g} lie between the base and themselves, and there is no base"
+        raise UsageError(what, where="--teacher-scale", hint="add `base:` to the suite, or leave it out")
+    fill(place.backbone, filled.whole.get(source.task, filled.complete), filled.base)
     slots = live_tensors(place.module)
     space: Space = "weight" if scale == 1 else "delta"
     rows = replace(experts.rows, experts=[source], weights=torch.ones(1, dtype=torch.float64), space=space)
@@ -203,6 +217,24 @@ def fill_expert(experts: Experts, source: Source, filled: Opened, place: Place, 
                 target = slots[experts.spots[part.name]]
                 target.copy_(values[offset : offset + part.numel].view(target.shape))
             offset += part.numel
+
+
+def expert_tensors(experts: Experts, task: str, names: Sequence[str]) -> dict[str, Tensor]:
+    """A task's expert's own values of some of the encoder's tensors, by their names in the module, flat."""
+    rows = replace(
+        experts.rows, experts=[experts.source(task)], weights=torch.ones(1, dtype=torch.float64), space="weight"
+    )
+    wanted, found = set(names), {}
+    for unit in experts.units:
+        if not any(experts.spots.get(part.name) in wanted for part in unit.parts):
+            continue
+        _, (row,) = rows.of(unit, tallied=False)
+        offset = 0
+        for part in unit.parts:
+            if (name := experts.spots.get(part.name)) in wanted and name is not None:
+                found[name] = row[offset : offset + part.numel].clone().view(part.shape)
+            offset += part.numel
+    return found
 
 
 def features_of(place: Place, items: Items, places: Tensor | None = None, module: nn.Module | None = None) -> Tensor:

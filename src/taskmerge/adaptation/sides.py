@@ -1,6 +1,6 @@
 """Builds what every task has of its own: head, adapter, block; and frozen features where the encoder doesn't learn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from taskmerge.adaptation.fitted import fit_head
 from taskmerge.adaptation.opening import OpenedTask, Place, features_of
+from taskmerge.adaptation.prefix import shortened
 from taskmerge.adaptation.tasks import Features, TaskSide
 from taskmerge.adaptation.teachers import Teacher
 from taskmerge.adaptation.weights import with_own
@@ -35,15 +36,15 @@ def training_places(opened: OpenedTask, spec: AdaptSpec) -> tuple[Tensor, Tensor
 
 
 def side_of(
-    opened: OpenedTask, teacher: Teacher, parts: Parts, spec: AdaptSpec, place: Place, block: Sequence[str]
+    opened: OpenedTask, teacher: Teacher, parts: Parts, spec: AdaptSpec, place: Place, block: Mapping[str, Tensor]
 ) -> TaskSide:  # fmt: skip
-    """One task at the start, with the merged weights in the backbone; `block` are the tensors that become its own."""
+    """One task at the start, with the merged weights in the backbone; `block` are the tensors that become its own, by
+    name, as they start."""
     train, _ = training_places(opened, spec)
     own: dict[str, nn.Parameter] = {}
     module = place.module
     if block:
-        parameters = dict(place.module.named_parameters())
-        mine = {name: nn.Parameter(parameters[name].detach().clone()) for name in block}
+        mine = {name: nn.Parameter(value.clone()) for name, value in block.items()}
         module, own = with_own(place.module, mine), {BLOCK + name: value for name, value in mine.items()}
     head = deepcopy(opened.head)
     adapter = _adapter(parts, opened, place, spec)
@@ -56,10 +57,17 @@ def side_of(
     if isinstance(heads, Heads):
         _start(heads, head, opened, teacher, place, spec, train, frozen)
         own |= _learning(head, HEAD)
-    penalty = learnt.penalty if isinstance(learnt := parts.of(Adapter), Adapter) else 0.0
+    short = shortened(module, tuple(block), opened.items.inputs, place.device) if _only_above(parts, block) else None
+    learnt = parts.of(Adapter)
+    penalty = learnt.penalty if isinstance(learnt, Adapter) else 0.0
     return TaskSide(
-        opened.task, opened.items, train, teacher, opened.objective, module, head, adapter, own, frozen, penalty
+        opened.task, opened.items, train, teacher, opened.objective, module, head, adapter, own, frozen, short, penalty
     )
+
+
+def _only_above(parts: Parts, block: Mapping[str, Tensor]) -> bool:
+    """Whether everything below the own block stays as it is."""
+    return bool(block) and not parts.shapes_weights
 
 
 def _learning(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
@@ -78,7 +86,7 @@ def _adapter(parts: Parts, opened: OpenedTask, place: Place, spec: AdaptSpec) ->
         if learnt.kind == "surgery"
         else prob_surgery(width, name, hidden=learnt.size, seed=spec.seed)
     )
-    return made.to(place.device, next(place.module.parameters()).dtype)
+    return made.to(place.device, place.dtype)
 
 
 def _start(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from taskmerge.adaptation.objectives import ExpertView, TaskObjective
+from taskmerge.adaptation.prefix import Shortened
 from taskmerge.adaptation.teachers import Teacher
 from taskmerge.data.batches import places
 from taskmerge.data.items import Items
@@ -28,7 +29,8 @@ class Features:
 @dataclass(frozen=True)
 class TaskSide:
     """A task: `module` is the encoder it sees (the shared one, or one with a block of its own), `head` and `adapter`
-    follow; `own` are those of their parameters that learn, by name. `frozen` features spare the encoder.
+    follow; `own` are those of their parameters that learn, by name. `frozen` features spare the encoder, `short` what
+    of it lies below an own block.
 
     `places` [N] are its training items among `items`.
     """
@@ -43,6 +45,7 @@ class TaskSide:
     adapter: nn.Module | None = None
     own: Mapping[str, nn.Parameter] = field(default_factory=dict)
     frozen: Features | None = None
+    short: Shortened | None = None
     penalty: float = 0.0
 
     @property
@@ -61,7 +64,10 @@ class TaskSide:
         """Features of some items, with a graph where the encoder learns."""
         if self.frozen is not None:
             return self.frozen.values[places].to(device)
-        features: Tensor = self.module(inputs_at(self.items.inputs, places, device))
+        inputs = inputs_at(self.items.inputs, places, device)
+        if self.short is not None:
+            return self.short.features(inputs, places, device)
+        features: Tensor = self.module(inputs)
         return features
 
     def outputs(self, features: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -75,7 +81,7 @@ class TaskSide:
 
     def over(self, items: Items) -> "TaskSide":
         """The same model over other items: of the encoder as it is, for it may be frozen on these."""
-        return replace(self, items=items, places=torch.arange(len(items)), frozen=None)
+        return replace(self, items=items, places=torch.arange(len(items)), frozen=None, short=None)
 
     def expert(self, places: Tensor, device: torch.device) -> ExpertView:
         """What the expert makes of some items."""

@@ -10,6 +10,7 @@ from taskmerge.methods.adaptive import (
     OBJECTIVES,
     Adaptive,
     Block,
+    BlockStart,
     Coefficients,
     Filter,
     Heads,
@@ -38,6 +39,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "filter": get_args(Filter),
     "updates": get_args(Updates),
     "heads_start": get_args(HeadsStart),
+    "block_start": get_args(BlockStart),
     "stop": ("agreement",),
     "amp": ("bf16",),
 }
@@ -50,7 +52,8 @@ class AdaptSpec:
     """Everything that shapes an adapted model besides its inputs; None where the method's own choice counts.
 
     `rank` truncates the task vectors of a method that takes them whole. `iterations` visit every task once. `init` is
-    a training-free method's name, a checkpoint, a folder of `adapt`, or a file of coefficients. `stop` follows a measure without labels on `held_out` of the items, every `every` updates.
+    a training-free method's name, a checkpoint, a folder of `adapt`, or a file of coefficients. `stop` follows a
+    measure without labels on `held_out` of the items, every `every` updates.
     `head_pull` is the pull of fitted heads towards the original ones.
     """
 
@@ -65,6 +68,7 @@ class AdaptSpec:
     filter: Filter | None = None
     updates: Updates | None = None
     layer: str | None = None
+    block_start: BlockStart | None = None
     iterations: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -123,8 +127,7 @@ class AdaptSpec:
         """The method's parts with everything replaced that these options replace."""
         parts = self._with(self._bound())
         parts = self._published(parts) if self.parity else parts
-        if self.layer is not None and self.layer != "head":
-            parts = _with_block(parts, self.layer)
+        parts = self._with_block(parts)
         if self.train:
             parts = parts.trained(self.train)
         if self.heads_start is not None:
@@ -134,7 +137,7 @@ class AdaptSpec:
         if parts.origin == "init" and "origin" in given:
             hint = "give --init METHOD, or choose a method that combines task vectors"
             raise UsageError(f"`{self.method}` leaves the encoder as it is", where="--origin", hint=hint)
-        parts = replace(parts, **given)
+        parts = replace(parts, **given, refit=parts.refit or self.refit_heads)
         return parts if self.rank is None else replace(parts, components=Truncated(self.rank))
 
     def rates(self, parts: Parts, updates: int) -> dict[str, float]:
@@ -183,6 +186,23 @@ class AdaptSpec:
             batch_size=more.batch_size, rates=rates,
         )  # fmt: skip
 
+    def _with_block(self, parts: Parts) -> Parts:
+        """The block that is every task's own: another layer of it, or in place of the head; or another start."""
+        block = parts.of(Block)
+        own = block if isinstance(block, Block) else None
+        if self.layer is not None and self.layer != "head":
+            own = replace(own or Block(), layer=self.layer)
+        if own is None:
+            if self.block_start is not None:
+                raise UsageError("this method has no block", where="--block-start", hint="--layer last gives it one")
+            return parts
+        own = replace(own, start=self.block_start) if self.block_start is not None else own
+        if block is not None:
+            return replace(parts, learns={**parts.learns, "block": own})
+        learns: dict[str, Learnable] = {name: one for name, one in parts.learns.items() if not isinstance(one, Heads)}
+        rates = {**parts.rates, "block": BLOCK_RATE, "coefficients": BLOCK_RATE}
+        return replace(parts, learns={**learns, "block": own}, rates=rates)
+
     def _published(self, parts: Parts) -> Parts:
         """The reference codes' own choices."""
         published = dict(self.declared.parity)
@@ -207,13 +227,6 @@ def bind_given(declared: Adaptive, given: Mapping[str, object]) -> dict[str, Val
             raise UsageError("an adaptation takes one value", where=_flag(key), hint="run it once for each")
         read[key] = values[0]
     return bind(declared, read)
-
-
-def _with_block(parts: Parts, layer: str) -> Parts:
-    """A block of every task's own in place of its head."""
-    learns: dict[str, Learnable] = {name: one for name, one in parts.learns.items() if not isinstance(one, Heads)}
-    rates = {**parts.rates, "block": BLOCK_RATE, "coefficients": BLOCK_RATE}
-    return replace(parts, learns={**learns, "block": Block(layer=layer)}, rates=rates)
 
 
 def _with_heads(parts: Parts, start: HeadsStart) -> Parts:

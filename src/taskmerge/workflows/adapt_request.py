@@ -20,8 +20,9 @@ from taskmerge.methods.registry import find, methods
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.specs.suite import Suite
 
-INIT = "average"
-"""What methods that leave the encoder as it is start from where nobody says."""
+INIT = "iso_cts"
+"""What methods that leave the encoder as it is start from where nobody says: of the training-free methods the one on
+which fitted heads do best on the embedded example (docs/adapt.md)."""
 SHAPE = frozenset(field.name for field in fields(AdaptSpec)) - {"options", "init_options", "rank"}
 MERGING = ("base", "qkv", "include", "exclude", "also", "dtype", "compute_dtype", "svd", "strip_prefix", "on_missing",
            "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory", "shard_size")  # fmt: skip

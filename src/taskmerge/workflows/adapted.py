@@ -19,6 +19,7 @@ from taskmerge.adaptation.opening import (
     Opened,
     Place,
     Teaching,
+    expert_tensors,
     files_digest,
     open_tasks,
     spots_of,
@@ -27,7 +28,7 @@ from taskmerge.adaptation.opening import (
 from taskmerge.adaptation.refit import refit
 from taskmerge.adaptation.rows import Plan, composed
 from taskmerge.adaptation.running import Following, Heard, Running
-from taskmerge.adaptation.sides import BLOCK, training_places
+from taskmerge.adaptation.sides import BLOCK, block_names, training_places
 from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
@@ -36,7 +37,7 @@ from taskmerge.errors import listed
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.options import Arguments
-from taskmerge.methods.adaptive import Adapter, Heads, Relaxed
+from taskmerge.methods.adaptive import Adapter, Block, Heads, Relaxed
 from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.methods.composed import Learned
 from taskmerge.models.backbones import build
@@ -191,7 +192,7 @@ class Learning:
         run = self._run(adaptation, opened, begun.place)
         run.carry_out(resume=self.folder.resumes)
         spec = self.asked.spec
-        solved = refit(adaptation.sides, opened.tasks, begun.place, spec) if spec.refit_heads else {}
+        solved = refit(adaptation.sides, opened.tasks, begun.place, spec) if self.asked.parts.refit else {}
         run.conclude()
         return run, solved, self._written(adaptation, begun.experts)
 
@@ -215,6 +216,7 @@ class Learning:
         adaptation = built(
             opened, teachers, pieces, parts, spec, place, self.crew,
             experts=len(self.encoder.experts.inputs.experts), init=init, start=_start_values(self.encoder, pieces),
+            blocks=self._blocks(experts, place),
         )  # fmt: skip
         if block := [name.removeprefix(BLOCK) for name in adaptation.sides[0].own if name.startswith(BLOCK)]:
             self.note(f"--layer: {len(block)} tensors become every task's own, {listed(block, 2)}")
@@ -260,6 +262,14 @@ class Learning:
             teachers[task.task.name] = taught(task, experts, opened, place, teaching)
         return teachers
 
+    def _blocks(self, experts: Experts, place: Place) -> dict[str, dict[str, Tensor]]:
+        """The experts' own blocks, where own blocks start from those."""
+        block = self.asked.parts.of(Block)
+        if not isinstance(block, Block) or block.start == "merged":
+            return {}
+        names = block_names(place.module, block.layer)
+        return {task.name: expert_tensors(experts, task.name, names) for task in self.asked.suite.tasks}
+
     def _about(self, experts: Experts, opened: Opened) -> dict[str, object]:
         """What the run belongs to: resumed only with the same."""
         return {
@@ -289,7 +299,7 @@ class Learning:
         if parts.origin != "init":
             learned = adaptation.on_weights.learned(tuple(source.task for source in experts.rows.experts))
         names = {module: own for own, module in experts.spots.items()}
-        heads = parts.of(Heads) is not None or self.asked.spec.refit_heads
+        heads = parts.of(Heads) is not None or parts.refit
         self.parts = write_parts(self.folder.path, adaptation.sides, learned, names, heads=heads)
         if learned is not None:
             self._write_model(learned)
