@@ -316,12 +316,32 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tiny: Path) -> None:
     assert "exists already" in outcome.err
 
 
-@pytest.mark.parametrize("method", ["heads", "surgery", "supervised_heads"])
-def test_a_dry_run_of_what_leaves_the_encoder(tiny: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "updates"), [("heads", 0), ("surgery", 2000), ("supervised_heads", 2 * 5)])
+def test_a_dry_run_of_what_leaves_the_encoder(tiny: Path, method: str, updates: int) -> None:
     split = ["--adapt-split", "test"] if method == "supervised_heads" else []
-    found = json.loads(run("adapt", "--limit", "64", "-m", method, "--dry-run", "--json", *split).out)
-    assert (found["updates"] == 0) == (method == "heads")
+    found = json.loads(run("adapt", "--limit", "150", "-m", method, "--dry-run", "--json", *split).out)
+    assert found["updates"] == updates
     assert "coefficients" not in found["learnt"]
+
+
+# --- options that are about the run ----------------------------------------------------------------------------
+
+
+def test_options_of_the_run_do_not_change_the_result(tiny: Path) -> None:
+    adapt(UNSCORED, "-o", "plain")
+    adapt(UNSCORED, "-o", "kept", "--keep-state", "-j", "2", "--no-cache")
+    assert (tiny / "kept" / "state").is_dir()
+    state = {name for name in contents("kept") if name.startswith("state/")}
+    assert {name: digest for name, digest in contents("kept").items() if name not in state} == contents("plain")
+
+
+def test_a_watched_run_has_its_scores_in_the_trace(tiny: Path) -> None:
+    adapt(UNSCORED, "--watch", "4")
+    watched = {line["update"]: line["watched"] for line in trace("adapted-symerge") if line["watched"]}
+    assert watched.keys() == {0, 4, 6}
+    assert set(watched[4]["scores"]) == {"digits", "shapes"}
+    assert watched[4]["diagnostic"] is True
+    refused(2, "adapt", *SHORT, "--watch", "4", "--split", "adapt", "-o", "x", folder=tiny, says=("has no labels",))
 
 
 # --- the same from Python, and with what is written ------------------------------------------------------------
@@ -343,3 +363,21 @@ def test_the_model_is_one_that_other_commands_read(tiny: Path) -> None:
     assert outcome.paths == ["again.safetensors"]
     assert (tiny / "again.safetensors").read_bytes() == (tiny / "found" / "model.safetensors").read_bytes()
     assert run("eval", "found", "--limit", "20", "--quiet").code == 0
+
+
+# --- --method auto ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_auto_tries_candidates_and_says_which_it_keeps(tiny: Path) -> None:
+    outcome = run("adapt", "-m", "auto", "--budget", "12", "--limit", "64", "--json")
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    jsonschema.Draft202012Validator(schema()).validate({key: document[key] for key in document if key != "path"})
+    tried = {one["name"]: one["agreement"] for one in document["chosen"]["tried"]}
+    assert tried[document["chosen"]["candidate"]] == max(tried.values())
+    for name in tried:
+        assert outcome.err.count(f"trying {name}\n") == 1
+    assert outcome.err.count("note: merging the 2 experts") == 1
+    assert "* chosen by agreement, without a label" in outcome.err
+    assert read_adapted(tiny / "adapted-auto").manifest.method == document["method"]

@@ -87,7 +87,7 @@ def dry_run(asked: AdaptRequest, running: AdaptRunning) -> DryRun:
         seconds, device = costs.phases(asked), learning.device
         return DryRun(
             method=asked.spec.method, output=str(place), device=device.type, items=costs.training(asked.spec),
-            learnt=learnt(begun.adaptation), updates=begun.adaptation.total, update_seconds=costs.update,
+            learnt=learnt(begun.adaptation), updates=costs.updates(asked), update_seconds=costs.update,
             seconds=seconds, memory=costs.memory(), device_memory=_device_memory(device),
             shorter=tuple(shorter(asked, seconds, device.type)), notes=tuple(learning.notes),
         )  # fmt: skip
@@ -158,6 +158,14 @@ class _Costs:
         """Items that are learnt from, by task."""
         return {name: count - int(_held(spec) * count) for name, count in self.whole.items()}
 
+    def updates(self, asked: AdaptRequest) -> int:
+        """Updates of the whole run; one pass over the items takes more than it would over the few of here."""
+        horizon, parts = self.begun.adaptation.horizon, asked.parts
+        if parts.iterations is None:
+            most = max(self.training(asked.spec).values())
+            horizon = replace(horizon, iterations=ceil(most / parts.batch_size))
+        return horizon.total(len(self.whole))
+
     def phases(self, asked: AdaptRequest) -> dict[str, float]:
         """Seconds of each phase of the whole run."""
         more = self.per_item * sum(self._left(side) for side in self.begun.adaptation.sides)
@@ -168,10 +176,10 @@ class _Costs:
             "reading and merging experts": self.looked["reading experts"] + self.looked.get("merging", 0.0),
             "asking experts": asking + more,
             "starting": self._starting(asked.parts) + (more if frozen else 0.0),
-            "updates": (self.update or 0.0) * self.begun.adaptation.total,
+            "updates": (self.update or 0.0) * self.updates(asked),
         }
         if asked.spec.stop is not None:
-            total = self.begun.adaptation.total
+            total = self.updates(asked)
             looks = 2 + total // (asked.spec.every or usual_every(total))
             found["looking at held-out items"] = looks * self.per_item * _held(asked.spec) * sum(self.whole.values())
         return found
