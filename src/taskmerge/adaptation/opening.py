@@ -48,6 +48,11 @@ class Place:
     def module(self) -> nn.Module:
         return self.backbone.module
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the encoder's parameters, and so of everything that learns."""
+        return next(self.module.parameters()).dtype
+
 
 @dataclass(frozen=True)
 class OpenedTask:
@@ -108,7 +113,7 @@ def open_tasks(
             raise TypeError("a suite's heads are modules")
         _check_entropy(task, head, objective)
         items = load_unlabelled(task, spec.adapt_split, place.backbone.prepare, loading)
-        opened.append(OpenedTask(task, items, head.to(place.device), objective))
+        opened.append(OpenedTask(task, items, head.to(place.device, place.dtype), objective))
     if left_out:
         place.note(
             f"entropy says nothing about {listed(left_out)}: left to the other tasks (--objective self takes "
@@ -182,7 +187,7 @@ def taught(opened: OpenedTask, experts: Experts, filled: Opened, place: Place, t
         "expert": experts.digests[source.task], "head": head_digest, "scale": teaching.scale,
         "features": teaching.features,
         "backbone": teaching.backbone, "device": place.device.type, "torch": torch.__version__,
-        "dtype": str(next(place.module.parameters()).dtype),
+        "dtype": str(place.dtype),
         "base": "" if source.kind == "weight" and teaching.scale == 1 else experts.base_digest,
     }  # fmt: skip
     return teaching.cache.teacher(key, opened.items, compute)

@@ -86,7 +86,7 @@ def _adapter(parts: Parts, opened: OpenedTask, place: Place, spec: AdaptSpec) ->
         if learnt.kind == "surgery"
         else prob_surgery(width, name, hidden=learnt.size, seed=spec.seed)
     )
-    return made.to(place.device, next(place.module.parameters()).dtype)
+    return made.to(place.device, place.dtype)
 
 
 def _start(
