@@ -37,8 +37,8 @@ class OnWeights:
     def effective(self, update: int) -> Effective:
         """Coefficients and gates of one update, as functions of the raw values."""
         raw = self.values[COEFFICIENTS]
-        learnt = self.parts.of(Coefficients)
-        clamped = raw.clamp(0, 1) if isinstance(learnt, Coefficients) and learnt.clamped else raw
+        shape = self.parts.shaped_by(Coefficients)
+        clamped = raw.clamp(0, 1) if isinstance(shape, Coefficients) and shape.clamped else raw
         coefficients = clamped if clamped.dim() > 1 else clamped.expand(len(self.composed), -1)
         return Effective(coefficients, {**self._masks(), **self._relaxed(update)})
 
@@ -65,8 +65,8 @@ class OnWeights:
 
     def _masks(self) -> dict[str, Tensor]:
         """b = 1[β > 0] forward, σ(β / temperature) backward."""
-        learnt = self.parts.of(Masks)
-        temperature = learnt.temperature if isinstance(learnt, Masks) else 1.0
+        shape = self.parts.shaped_by(Masks)
+        temperature = shape.temperature if isinstance(shape, Masks) else 1.0
         gates = {}
         for name, raw in self.values.items():
             if name.startswith(MASKS):
@@ -112,11 +112,12 @@ def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, sta
 
 def _fresh_masks(parts: Parts, composed: Sequence[Composed]) -> dict[str, nn.Parameter]:
     """Logits at +0.1 of the components that are on, at -0.1 of the others."""
-    masks = parts.of(Masks)
+    masks = parts.shaped_by(Masks)
     if not isinstance(masks, Masks):
         return {}
+    learnt = parts.of(Masks) is not None
     return {
-        MASKS + one.name: _parameter(torch.where(_kept(one.component, masks.kept), OPEN, -OPEN).to(one.origin), True)
+        MASKS + one.name: _parameter(torch.where(_kept(one.component, masks.kept), OPEN, -OPEN).to(one.origin), learnt)
         for one in composed if isinstance(one.component, Factored)
     }  # fmt: skip
 

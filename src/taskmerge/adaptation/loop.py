@@ -115,9 +115,10 @@ class Adaptation:
         masks = [value for name, value in self.on_weights.values.items() if name.startswith(MASKS)]
         before = [value.detach() > 0 for value in masks]
         self.optimised.step()
-        if self.project:
+        coefficients = self.on_weights.values[COEFFICIENTS]
+        if self.project and coefficients.requires_grad:
             with torch.no_grad():
-                self.on_weights.values[COEFFICIENTS].clamp_(0, 1)
+                coefficients.clamp_(0, 1)
         return sum(int(((value > 0) != bits).sum()) for value, bits in zip(masks, before, strict=True))
 
     def _record(

@@ -126,11 +126,13 @@ class Parts:
     """A method, taken apart. `origin` is what components are added to: the base, the experts' mean, or (`init`) a
     merged checkpoint as it is. `rates` are Adam's learning rates by learnable (None: depends on the horizon).
 
-    `on` says what objectives between model and expert compare. `iterations` None: one pass over the items of the
-    largest task. `refit` fits heads to convergence in the end. `supervised` methods need labels.
+    `fixed` coefficients and masks shape weights too, and stay where they start. `on` says what objectives between
+    model and expert compare. `iterations` None: one pass over the items of the largest task. `refit` fits heads to
+    convergence in the end. `supervised` methods need labels.
     """
 
     learns: Learns
+    fixed: Learns = field(default_factory=dict)
     origin: Origin = "base"
     components: Components = field(default_factory=Whole)
     objective: Objective = "entropy"
@@ -147,6 +149,10 @@ class Parts:
         """The learnable of a kind, if it is among those that are learnt."""
         return next((one for one in self.learns.values() if isinstance(one, kind)), None)
 
+    def shaped_by(self, kind: type[Learnable]) -> Learnable | None:
+        """The one of a kind that shapes weights, whether it is learnt or fixed."""
+        return self.of(kind) or next((one for one in self.fixed.values() if isinstance(one, kind)), None)
+
     @property
     def shapes_weights(self) -> bool:
         """Whether merged weights change while it learns."""
@@ -158,12 +164,16 @@ class Parts:
         return any(isinstance(one, Heads | Block | Adapter) for one in self.learns.values())
 
     def trained(self, names: tuple[str, ...]) -> "Parts":
-        """The same with these learnables only (`both`: coefficients and masks)."""
+        """The same where these alone are learnt (`both`: coefficients and masks); what shapes weights stays, fixed."""
         wanted = {own for name in names for own in (("coefficients", "masks") if name == "both" else (name,))}
         if strangers := sorted(wanted - self.learns.keys()):
             hint = f"it learns {', '.join(self.learns)}"
             raise UsageError(f"`{strangers[0]}` is not learnt by this method", where="--train", hint=hint)
-        return replace(self, learns={name: one for name, one in self.learns.items() if name in wanted})
+        left = {name: one for name, one in self.learns.items() if name not in wanted}
+        return replace(
+            self, learns={name: one for name, one in self.learns.items() if name in wanted},
+            fixed={name: one for name, one in left.items() if isinstance(one, Coefficients | Masks)},
+        )  # fmt: skip
 
 
 RATES: Mapping[str, float | None] = MappingProxyType(
@@ -173,7 +183,7 @@ RATES: Mapping[str, float | None] = MappingProxyType(
 
 def usual_start(parts: Parts, tasks: int) -> float:
     """Where coefficients start if nobody says: the papers' values."""
-    coefficients = parts.of(Coefficients)
+    coefficients = parts.shaped_by(Coefficients)
     if isinstance(coefficients, Coefficients) and coefficients.start is not None:
         return coefficients.start
     if parts.origin == "mean" and isinstance(parts.components, Truncated):
