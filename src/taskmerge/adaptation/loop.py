@@ -35,9 +35,12 @@ class Horizon:
         return self.iterations * (tasks if self.updates == "sequential" else 1)
 
     def turn(self, update: int, sides: Sequence[TaskSide]) -> tuple[int, list[TaskSide]]:
-        """(iteration, the tasks of one update): all, or the one whose turn it is in the iteration's random order."""
+        """(iteration, the tasks of one update): all, or the one whose turn it is in the iteration's random order.
+
+        All come in the order of their names: sums of gradients don't depend on how a suite lists its tasks.
+        """
         if self.updates == "joint":
-            return update, list(sides)
+            return update, sorted(sides, key=lambda side: side.name)
         iteration, place = divmod(update, len(sides))
         order = task_order(self.seed, iteration, (side.name for side in sides))
         return iteration, [side for side in sides if side.name == order[place]]
