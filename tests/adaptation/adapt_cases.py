@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor, nn
 
+from taskmerge.adaptation.build import built
 from taskmerge.adaptation.loop import Adaptation
 from taskmerge.adaptation.opening import Opened, Place
 from taskmerge.adaptation.teachers import Teacher
@@ -179,24 +180,34 @@ class Assembled:
         return {name: tensor.detach().clone() for name, tensor in self.module.state_dict().items()}
 
 
+def adapt(suite: Suite, output: Path, inputs: Any = (), **keywords: Any) -> adapted.AdaptReceipt:
+    """`taskmerge.adapt` on one thread, without scores; the batch is one that these suites can fill."""
+    plain = {"suite": suite, "output": output, "threads": 1, "scores": False, "batch_size": 8}
+    return adapted.adapt(inputs, **{**plain, **keywords})
+
+
 class _EnoughError(Exception):
     """Raised in place of the first update."""
 
 
-def assembled(suite: Suite, output: Path, inputs: Any = (), **keywords: Any) -> Assembled:
-    """Everything that `adapt` puts together, through `adapt` itself; arithmetic stays on one thread."""
+def assembled(suite: Suite, output: Path, inputs: Any = (), *, goes_on: bool = False, **keywords: Any) -> Assembled:
+    """Everything that `adapt` puts together, through `adapt` itself; arithmetic stays on one thread.
+
+    The run has not begun, or (`goes_on`) has come to its end.
+    """
     found: list[Assembled] = []
-    built = adapted.built
 
     def catch(opened: Opened, teachers: Mapping[str, Teacher], *rest: Any, **named: Any) -> Adaptation:
         run = built(opened, teachers, *rest, **named)
         run.setting, run.weights = replace(run.setting, pool=None), replace(run.weights, pool=None)
         found.append(Assembled(run, opened, teachers, rest[3], suite))
-        raise _EnoughError
+        if not goes_on:
+            raise _EnoughError
+        return run
 
     with pytest.MonkeyPatch.context() as patch, suppress(_EnoughError):
         patch.setattr(adapted, "built", catch)
-        adapted.adapt(inputs, suite=suite, output=output, threads=1, scores=False, **keywords)
+        adapt(suite, output, inputs, **keywords)
     return found[0]
 
 
