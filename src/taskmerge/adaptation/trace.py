@@ -1,6 +1,7 @@
 """What happened at each update: one line of trace.jsonl, and warnings that need no label."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,8 +45,17 @@ class StepRecord:
         return sum(self.held_out.values()) / len(self.held_out) if self.held_out else None
 
     def line(self) -> str:
-        """One line of trace.jsonl."""
-        return json.dumps(asdict(self), sort_keys=True) + "\n"
+        """One line of trace.jsonl; what is not finite is null there, for JSON has no word for it."""
+        return json.dumps(_finite(asdict(self)), sort_keys=True, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Plain values without NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {name: _finite(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_trace(path: Path, updates: int) -> list[StepRecord]:
