@@ -41,6 +41,8 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "film", "worth", "seeing", "ba
 TINY = Path(__file__).parents[2] / "examples" / "tiny" / "suite.yaml"
 SLICE = ("arrows", "digits", "shapes")
 State = dict[str, Tensor]
+LABELLED = {"supervised_heads": {"adapt_split": "test"}}
+"""Options of methods that do not run without."""
 
 
 # --- suites ----------------------------------------------------------------------------------------------------
@@ -69,7 +71,7 @@ def write_experts(folder: Path, base: State, heads: Mapping[str, State] | None =
 
 
 def clip_suite(folder: Path, tasks: tuple[str, ...] = TASKS) -> Suite:
-    """A small open_clip ViT, experts, head files, and pictures without labels."""
+    """A small open_clip ViT, experts, head files, and pictures: without labels, and (`test`) with any."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.json").write_text(json.dumps(CLIP))
     visual = {
@@ -82,8 +84,9 @@ def clip_suite(folder: Path, tasks: tuple[str, ...] = TASKS) -> Suite:
         weight = 3 * torch.randn(CLASSES[task], CLIP["embed_dim"], generator=generator)
         save_file({"weight": weight}, folder / f"head_{task}.safetensors")
         pictures = np.random.default_rng(place).integers(0, 256, (ITEMS, 16, 16, 3), dtype=np.uint8)
-        np.savez(folder / f"{task}.npz", x=pictures)
-        splits = {"adapt": Split("npz", folder / f"{task}.npz", ("x",))}
+        labels = np.arange(ITEMS) % CLASSES[task]
+        np.savez(folder / f"{task}.npz", x=pictures, y=labels)
+        splits = {name: Split("npz", folder / f"{task}.npz", ("x",), y) for name, y in (("adapt", None), ("test", "y"))}
         made.append(_task(folder, task, folder / f"head_{task}.safetensors", splits))
     backbone = BackboneSpec("open_clip", folder / "model.json", None, Preprocess(16, (0.5,) * 3, (0.25,) * 3))
     return _suite(folder, backbone, made, tasks)
@@ -183,7 +186,7 @@ class Assembled:
 def adapt(suite: Suite, output: Path, inputs: Any = (), **keywords: Any) -> adapted.AdaptReceipt:
     """`taskmerge.adapt` on one thread, without scores; the batch is one that these suites can fill."""
     plain = {"suite": suite, "output": output, "threads": 1, "scores": False, "batch_size": 8}
-    return adapted.adapt(inputs, **{**plain, **keywords})
+    return adapted.adapt(inputs, **{**plain, **LABELLED.get(keywords.get("method", ""), {}), **keywords})
 
 
 class _EnoughError(Exception):

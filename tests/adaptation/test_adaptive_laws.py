@@ -1,109 +1,272 @@
-"""Laws that every adaptive method keeps, on three tasks of the example: bytes, order, threads, what changes nothing."""
+"""Laws that every adaptive method keeps: the bytes it writes, order and threads, interruption, what changes nothing."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from adapt_cases import SLICE, adapt, assembled, contents, hearing, tiny
+from adapt_cases import TASKS, adapt, assembled, clip_suite, contents, hearing, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 
 from taskmerge.adaptation import running
 from taskmerge.adaptation.loop import Adaptation
-from taskmerge.adaptation.objectives import ExpertView, TaskObjective
+from taskmerge.adaptation.objectives import TaskObjective
+from taskmerge.adaptation.state import load_state
+from taskmerge.adaptation.trace import StepRecord
 from taskmerge.checkpoint.learned import read_learned
-from taskmerge.errors import TaskmergeError
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.request import requested
 from taskmerge.methods.adaptive_registry import adaptive_methods
+from taskmerge.specs.suite import Suite
+from taskmerge.workflows.rebuild import rebuild
+from vector_cases import agrees
 
 METHODS = tuple(adaptive_methods())
-LEARNING = tuple(name for name, method in adaptive_methods().items() if method.bound({}).iterations)
-SMALL: dict[str, Any] = {"iterations": 2, "limit": 64, "batch_size": 16}
+LEARNING = tuple(name for name, method in adaptive_methods().items() if method.bound({}).iterations != 0)
+"""Those that make updates: `heads` solves."""
+EXAMPLE: dict[str, Any] = {"iterations": 2, "limit": 64, "batch_size": 16}
 PARTS = ("model.safetensors", "coefficients.safetensors", "masks.safetensors", "heads/", "blocks/", "adapters/")
+Whole = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder that a method wrote, on one thread; each runs once."""
-    place = tmp_path_factory.mktemp("laws")
+def of_example(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The folder that a method writes of three tasks of the example, on one thread; each runs once."""
+    place = tmp_path_factory.mktemp("example")
 
     @cache
     def of(method: str) -> Path:
-        adapt(tiny(), place / method, method=method, **SMALL)
+        adapt(tiny(), place / method, method=method, **EXAMPLE)
         return place / method
 
     return of
 
 
-def run_of(method: str, folder: Path, **options: Any) -> Adaptation:
-    """A run before its first update."""
-    return assembled(tiny(), folder / "out", method=method, **{**SMALL, "limit": 16, "batch_size": 8, **options}).run
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    """Smaller than the example."""
+    return clip_suite(tmp_path_factory.mktemp("suite"))
 
 
-def frozen(run: Adaptation) -> dict[str, Tensor]:
-    """Everything that an update may change."""
-    state = run.snapshot()
-    kinds = {"value": state.values, "mean": state.means, "square": state.squares, "step": state.steps}
-    return {f"{kind} {name}": tensor for kind, own in kinds.items() for name, tensor in own.items()}
+@pytest.fixture(scope="module")
+def whole(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The folder that a method writes of the smaller suite; each runs once."""
+    place = tmp_path_factory.mktemp("whole")
+
+    @cache
+    def of(method: str) -> Path:
+        adapt(suite, place / method, method=method, iterations=2)
+        return place / method
+
+    return of
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def updates_of(folder: Path) -> int:
+    """How many updates a finished run made."""
+    return len((folder / "trace.jsonl").read_text().splitlines()) - 1
 
 
 # --- what is written -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_recipe_forms_the_same_bytes_again(method: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = folder_of(method)
-    request = requested((), {"output": tmp_path / "again.safetensors"}, recipe=folder / "recipe.yaml")
-    merge_requested(request)
+def test_saved_and_formed_again_it_is_the_same_bytes(method: str, of_example: Whole, tmp_path: Path) -> None:
+    folder = of_example(method)
+    rebuild(folder, output=tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    merge_requested(requested((), {"output": tmp_path / "recipe.safetensors"}, recipe=folder / "recipe.yaml"))
+    assert agrees(tmp_path / "recipe.safetensors", folder / "model.safetensors", 0.0)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_parts_are_those_of_the_live_run(method: str, tmp_path: Path) -> None:
-    """Coefficients, bits and what tasks have of their own are written as they were learnt."""
-    options = {**SMALL, "mask_lr": 0.06}
-    found = assembled(tiny(), tmp_path / "out", method=method, goes_on=True, **options)
-    run, folder = found.run, tmp_path / "out"
-    if run.on_weights.composed:
-        learned, effective = read_learned(folder), run.on_weights.effective(0)
-        assert learned.tasks == tuple(sorted(SLICE))
-        for row, name in enumerate(found.names):
-            assert torch.equal(learned.coefficients[name], effective.coefficients[row].detach())
-        flat = {name: mask[..., : mask.shape[-1]].flatten() for name, mask in learned.masks.items()}
-        gates = {name: gates.detach() > 0 for name, gates in effective.gates.items()}
-        assert same(flat, gates)
-    for side in run.sides:
+def test_two_runs_on_one_thread_and_on_two_write_equal_files(method: str, of_example: Whole, tmp_path: Path) -> None:
+    adapt(tiny(), tmp_path / "two", method=method, threads=2, **EXAMPLE)
+    assert contents(tmp_path / "two") == contents(of_example(method))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_order_of_tasks_changes_no_byte(method: str, whole: Whole, tmp_path: Path) -> None:
+    """Joint updates add up in the order of names; which task comes when in sequential ones is a function of names."""
+    adapt(clip_suite(tmp_path / "suite", tuple(reversed(TASKS))), tmp_path / "out", method=method, iterations=2)
+    ours, others = contents(tmp_path / "out"), contents(whole(method))
+    assert ours.keys() == others.keys()
+    for name, found in ours.items():
+        assert not name.startswith(PARTS) or found == others[name], name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_parts_are_what_was_learnt(method: str, suite: Suite, tmp_path: Path) -> None:
+    """Coefficients, bits and what tasks have of their own are written as they are in the run at its end."""
+    folder = tmp_path / "out"
+    found = assembled(suite, folder, method=method, goes_on=True, iterations=2, mask_lr=0.06)
+    if found.run.on_weights.composed:
+        learned, effective = read_learned(folder), found.run.on_weights.effective(0)
+        assert learned.tasks == TASKS
+        assert list(learned.coefficients) == found.names
+        assert torch.equal(torch.stack(list(learned.coefficients.values())), effective.coefficients.detach())
+        bits = {name: mask.flatten() for name, mask in learned.masks.items()}  # every task has all components here
+        assert same(bits, {name: gates.detach() > 0 for name, gates in effective.gates.items()})
+        assert bool(bits) == (method == "adarank")
+    for side in found.run.sides:
         for name, value in side.own.items():
             kind, _, tensor = name.partition("/")
-            file = folder / f"{kind}s" / f"{side.name}.safetensors"
-            assert torch.equal(load_file(file)[tensor], value.detach())
+            assert torch.equal(load_file(folder / f"{kind}s" / f"{side.name}.safetensors")[tensor], value.detach())
 
 
-def test_the_same_again_on_two_threads_gives_the_same_files(folder_of: Callable[[str], Path], tmp_path: Path) -> None:
-    pass
+# --- a run that is interrupted ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_threads_change_no_byte(method: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
-    adapt(tiny(), tmp_path / "two", method=method, threads=2, **SMALL)
-    assert contents(tmp_path / "two") == contents(folder_of(method))
+class Interruption(Exception):
+    """What a listener raises."""
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_order_of_tasks_changes_no_byte(method: str, folder_of: Callable[[str], Path], tmp_path: Path) -> None:
-    """Joint updates add up in the order of names; which task comes when in sequential ones is a function of names."""
-    adapt(tiny(*reversed(SLICE)), tmp_path / "out", method=method, **SMALL)
-    ours, others = contents(tmp_path / "out"), contents(folder_of(method))
-    assert {n: v for n, v in ours.items() if n.startswith(PARTS)} == {n: v for n, v in others.items() if n.startswith(PARTS)}
+def interrupted(suite: Suite, output: Path, update: int, patch: pytest.MonkeyPatch, **options: Any) -> None:
+    """A run that stops once it has told of an update."""
+
+    def heard(record: StepRecord, total: int) -> None:
+        if record.update == update:
+            raise Interruption
+
+    with hearing(patch, heard), pytest.raises(Interruption):
+        adapt(suite, output, **options)
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    method: str, suite: Suite, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the state after the last update but one, which is saved before the last is told of."""
+    monkeypatch.setattr(running, "SAVED_EVERY", -1.0)
+    total, output, options = updates_of(whole(method)), tmp_path / "out", {"method": method, "iterations": 2}
+    interrupted(suite, output, total, monkeypatch, **options)
+    assert load_state(output / "state")[0].update == total - 1
+    assert not (output / "folder.json").exists()
+    adapt(suite, output, resume=True, **options)
+    assert contents(output) == contents(whole(method))
+
+
+@pytest.mark.parametrize(("method", "options"), [
+    ("symerge", {"layer": "last", "iterations": 1}), ("adarank", {"mask_lr": 0.06, "with_": "tint", "iterations": 1}),
+    ("probsurgery", {"updates": "joint", "iterations": 3}),
+    ("adarank", {"mask_lr": 0.06, "stop": "agreement", "every": 2, "iterations": 3}),
+])  # fmt: skip
+def test_from_any_update(
+    suite: Suite, method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "SAVED_EVERY", -1.0)
+    options = {"method": method, **options}
+    adapt(suite, tmp_path / "whole", **options)
+    for update in range(1, updates_of(tmp_path / "whole") + 1):
+        output = tmp_path / f"{update}"
+        interrupted(suite, output, update, monkeypatch, **options)
+        adapt(suite, output, resume=True, **options)
+        assert contents(output) == contents(tmp_path / "whole"), update
+
+
+def test_interrupted_twice_and_between_two_saved_states(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was told after the last saved state is cut from the trace and made again."""
+    options = {"method": "adarank", "iterations": 5, "mask_lr": 0.06}
+    adapt(suite, tmp_path / "whole", **options)
+    output = tmp_path / "out"
+    interrupted(suite, output, 4, monkeypatch, **options)
+    assert load_state(output / "state")[0].update == 0
+    assert updates_of(output) == 4
+    interrupted(suite, output, 3, monkeypatch, resume=True, **options)
+    adapt(suite, output, resume=True, keep_state=True, **options)
+    ours = {name: value for name, value in contents(output).items() if not name.startswith("state/")}
+    assert ours == contents(tmp_path / "whole")
+    assert load_state(output / "state")[0].update == 5
 
 
 # --- updates that change nothing -------------------------------------------------------------------------------
+
+
+def everything(run: Adaptation) -> dict[str, Tensor]:
+    """All that an update may change: values, moments, numbers of steps."""
+    state = run.snapshot()
+    kinds = {"value": state.values, "mean": state.means, "square": state.squares, "step": state.steps}
+    return {f"{kind} {name}": tensor for kind, own in kinds.items() for name, tensor in own.items()}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def nothing_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(TaskObjective, "kept", lambda self, outputs, expert: torch.zeros(len(outputs), dtype=torch.bool))
+
+
+def infinite_loss(patch: pytest.MonkeyPatch) -> None:
+    loss = TaskObjective.loss
+    patch.setattr(TaskObjective, "loss", lambda self, *given: loss(self, *given) * float("inf"))
+
+
+def no_number(patch: pytest.MonkeyPatch) -> None:
+    loss = TaskObjective.loss
+    patch.setattr(TaskObjective, "loss", lambda self, *given: loss(self, *given) + float("nan"))
+
+
+def infinite_gradient(patch: pytest.MonkeyPatch) -> None:
+    """A finite loss with a slope that is none: √x at 0."""
+    loss = TaskObjective.loss
+    patch.setattr(TaskObjective, "loss", lambda self, *given: (loss(self, *given) * 0).sqrt())
+
+
+WRONGS = {
+    nothing_kept: "the filter keeps nothing", infinite_loss: "a loss is not finite", no_number: "a loss is not finite",
+    infinite_gradient: "a gradient is not finite",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_an_update_that_goes_wrong_changes_nothing_and_is_counted(
+    method: str, suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = assembled(suite, tmp_path / "out", method=method, iterations=len(WRONGS) + 2).run
+    updates = run.updates()
+    assert next(updates).skipped is None
+    before = everything(run)
+    for number, (wrong, reason) in enumerate(WRONGS.items(), 1):
+        with monkeypatch.context() as patch:
+            wrong(patch)
+            record = next(updates)
+        assert record.skipped == reason
+        assert record.flips == 0
+        assert json.loads(record.line(), parse_constant=pytest.fail)["skipped"] == reason
+        assert run.counts["skipped"] == number
+        assert same(everything(run), before)
+    assert next(updates).skipped is None
+    assert not same(everything(run), before)
+
+
+def test_a_task_of_which_nothing_is_kept_adds_nothing_to_the_others(suite: Suite, tmp_path: Path) -> None:
+    """A joint update in which one task's filter keeps nothing is that of the other tasks."""
+    grads = []
+    for tasks in (TASKS, TASKS[:2]):
+        run = assembled(suite, tmp_path / "out", method="tint", updates="joint", overwrite=True).run
+        if tasks == TASKS:
+            object.__setattr__(run.sides[2], "objective", Nothing("self"))
+        else:
+            run.sides = run.sides[:2]
+        record = next(run.updates())
+        grads.append({name: value.grad for name, value in run.optimised.values.items()})
+        assert record.skipped is None
+    assert record.tasks.keys() == set(TASKS[:2])
+    for name, grad in grads[0].items():
+        if "signs" in name:
+            assert grad is None
+        else:
+            assert torch.equal(grad, grads[1][name])
+
+
+class Nothing(TaskObjective):
+    """An objective whose filter keeps nothing."""
+
+    def kept(self, outputs: Tensor, expert: Any) -> Tensor:
+        return torch.zeros(len(outputs), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Before the first update a method is the training-free one that it generalises (E14): live weights and written model."""
+"""Before the first update a method is the training-free one that it generalises (E14), live and as it is written."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +32,15 @@ class Pair:
 
 
 TA = {"coefficient": 0.3}
+LEFT = ("visual.proj", "visual.ln_post.*")
+SEARCHED = {"rank": 0.16, "coefficient": 2.3}
+"""What AdaRank's authors start from."""
 PAIRS = (
     Pair("adamerging", "task_arithmetic", {}, TA),
     Pair("adamerging", "task_arithmetic", {"layout": "task", "coefficient": 0.7}, {"coefficient": 0.7}),
     Pair("adamerging", "task_arithmetic", {"parity": True}, TA),
     Pair("adamerging", "average", {"origin": "mean"}),
-    Pair("adamerging", "task_arithmetic", {"exclude": ("visual.proj", "visual.ln_post.*")}, {**TA, "exclude": ("visual.proj", "visual.ln_post.*")}),
+    Pair("adamerging", "task_arithmetic", {"exclude": LEFT}, {**TA, "exclude": LEFT}),
     Pair("adamerging_plus", "ties", {}, {**TIES, "density": 0.2}),
     Pair("adamerging_plus", "ties", {"density": 0.5}, {**TIES, "density": 0.5}),
     Pair("cart_plus", "cart"),
@@ -48,9 +51,9 @@ PAIRS = (
     Pair("adarank", "truncated_task_arithmetic", {"rank": 0.2}, {**TA, "rank": 0.2}),
     Pair("adarank", "truncated_task_arithmetic", {"rank": 3, "qkv": "split"}, {**TA, "rank": 3, "qkv": "split"}),
     Pair("adarank", "cart", {"origin": "mean"}),
-    Pair("adarank", "cart", {"origin": "mean", "rank": 0.16, "coefficient": 2.3}, {"rank": 0.16, "coefficient": 2.3}),
+    Pair("adarank", "cart", {"origin": "mean", **SEARCHED}, SEARCHED),
     Pair("adarank", "cart", {"origin": "mean", "rank": 0.16, "train": ("coefficients",)}, {"rank": 0.16}),
-    Pair("adarank", "cart", {"origin": "mean", "rank": 0.16, "coefficient": 2.3, "train": ("masks",)}, {"rank": 0.16, "coefficient": 2.3}),
+    Pair("adarank", "cart", {"origin": "mean", "train": ("masks",), **SEARCHED}, SEARCHED),
     Pair("adarank", "cart", {"origin": "mean", "rank": "energy:0.5"}, {"rank": "energy:0.5"}),
     Pair("tint", "task_arithmetic", {}, TA),
     Pair("tint", "task_arithmetic", {"train": ("heads",), "coefficient": 0.2}, {"coefficient": 0.2}),
@@ -64,6 +67,12 @@ PAIRS = (
     Pair("probsurgery", "task_arithmetic", {"init": "task_arithmetic"}, TA),
     Pair("supervised_heads", "average"),
 )  # fmt: skip
+
+
+OF_TEXTS = (
+    Pair("adamerging", "task_arithmetic", {}, TA),
+    Pair("adarank", "cart", {"origin": "mean", "qkv": "fused"}, {"qkv": "fused"}),
+)
 
 
 def far(got: State, wanted: State) -> float:
@@ -107,7 +116,7 @@ def test_a_block_of_its_own_starts_at_the_merged_weights(suite: Suite, tmp_path:
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-@pytest.mark.parametrize("pair", [Pair("adamerging", "task_arithmetic", {}, TA), Pair("adarank", "cart", {"origin": "mean", "qkv": "fused"}, {"qkv": "fused"})], ids=str)  # fmt: skip
+@pytest.mark.parametrize("pair", OF_TEXTS, ids=str)
 def test_experts_with_heads_of_their_own(pair: Pair, family: str, tmp_path: Path) -> None:
     """They are left out of the model, which has the encoder alone, under the experts' names."""
     suite = text_suite(tmp_path / "suite", family)
