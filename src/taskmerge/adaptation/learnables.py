@@ -100,7 +100,7 @@ def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, sta
         shape = (tasks,) if per_task else (len(composed), tasks)
         coefficients = torch.full(shape, usual_start(parts, tasks))
     values = {COEFFICIENTS: _parameter(coefficients.to(device, dtype), learnt is not None)}
-    values |= _fresh_masks(parts, composed)
+    values |= _fresh_masks(parts, composed, tasks)
     relaxed = parts.of(Relaxed)
     if isinstance(relaxed, Relaxed):
         values |= {
@@ -110,24 +110,25 @@ def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, sta
     return OnWeights(parts, composed, values, seed)
 
 
-def _fresh_masks(parts: Parts, composed: Sequence[Composed]) -> dict[str, nn.Parameter]:
+def _fresh_masks(parts: Parts, composed: Sequence[Composed], tasks: int) -> dict[str, nn.Parameter]:
     """Logits at +0.1 of the components that are on, at -0.1 of the others."""
     masks = parts.shaped_by(Masks)
     if not isinstance(masks, Masks):
         return {}
     learnt = parts.of(Masks) is not None
-    return {
-        MASKS + one.name: _parameter(torch.where(_kept(one.component, masks.kept), OPEN, -OPEN).to(one.origin), learnt)
-        for one in composed if isinstance(one.component, Factored)
-    }  # fmt: skip
+    found = {}
+    for one in composed:
+        if isinstance(one.component, Factored):
+            on = _kept(one.component, masks.kept, tasks)
+            found[MASKS + one.name] = _parameter(torch.where(on, OPEN, -OPEN).to(one.origin), learnt)
+    return found
 
 
-def _kept(component: Factored, rank: Rank) -> Tensor:
-    """bool [K]: the components that are on at the start."""
+def _kept(component: Factored, rank: Rank, tasks: int) -> Tensor:
+    """bool [K]: the components that are on at the start; a matrix that a task did not move has none of it."""
     counts = []
     for triplets in component.matrices:
         full = min(component.unit.matrix)
-        tasks = int(triplets.tasks.max()) + 1 if len(triplets.tasks) else 0
         if rank.kind == "energy":
             counts.append([energy_rank(triplets.values[triplets.tasks == task], rank.value) for task in range(tasks)])
         else:
