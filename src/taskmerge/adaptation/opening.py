@@ -68,13 +68,15 @@ class OpenedTask:
 class Opened:
     """The tasks that take part, the suite's base, and those tasks whose experts are merged but not heard.
 
-    `complete` is the checkpoint that fills what of the backbone no expert has.
+    `whole` are the experts that are whole checkpoints, by task; `complete` is the checkpoint that fills what of the
+    backbone no expert has.
     """
 
     tasks: tuple[OpenedTask, ...]
     left_out: tuple[str, ...]
     base: Checkpoint | None
     complete: Checkpoint
+    whole: Mapping[str, Checkpoint] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,11 @@ def open_tasks(
             f"`{parts.objective}` says nothing about any task of this suite ({kinds})", where="--objective",
             hint="--objective self compares with the experts' own outputs",
         )  # fmt: skip
-    complete = next((own for own in experts.values() if own is not None), base)
+    whole = {name: own for name, own in experts.items() if own is not None}
+    complete = next(iter(whole.values()), base)
     if complete is None:
         raise UsageError("no expert is a whole checkpoint and there is no base", where=suite.where, hint="add `base:`")
-    return Opened(tuple(opened), tuple(left_out), base, complete)
+    return Opened(tuple(opened), tuple(left_out), base, complete, whole)
 
 
 def _plain(task: Task, suite: Suite, stack: ExitStack) -> Checkpoint | None:
@@ -194,8 +197,14 @@ def taught(opened: OpenedTask, experts: Experts, filled: Opened, place: Place, t
 
 
 def fill_expert(experts: Experts, source: Source, filled: Opened, place: Place, scale: float = 1.0) -> None:
-    """Puts θ₀ + scale τ_t (the expert itself at 1) into the backbone, whatever kind of file holds it."""
-    fill(place.backbone, filled.complete, filled.base)
+    """Puts θ₀ + scale τ_t (the expert itself at 1) into the backbone, whatever kind of file holds it.
+
+    What is not merged is the expert's own. Raises UsageError for another scale where there is no base.
+    """
+    if scale != 1 and experts.rows.base is None:
+        what = f"experts scaled by {scale:g} lie between the base and themselves, and there is no base"
+        raise UsageError(what, where="--teacher-scale", hint="add `base:` to the suite, or leave it out")
+    fill(place.backbone, filled.whole.get(source.task, filled.complete), filled.base)
     slots = live_tensors(place.module)
     space: Space = "weight" if scale == 1 else "delta"
     rows = replace(experts.rows, experts=[source], weights=torch.ones(1, dtype=torch.float64), space=space)
