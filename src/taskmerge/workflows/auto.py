@@ -52,8 +52,9 @@ def adapt_auto(
 ) -> AdaptReceipt:  # fmt: skip
     """Runs every candidate with a part of the unlabelled items held out, and keeps the best by agreement on those.
 
-    `budget` are iterations, shared evenly by the candidates whose encoder learns; the others take their usual ones. Labels, where there are any, only say
-    afterwards how good the choice was. Raises a TaskmergeError; candidates that cannot be run are left out with a note.
+    `budget` are iterations, shared evenly by the candidates whose encoder learns; the others take their usual ones.
+    Labels, where there are any, only say afterwards how good the choice was. Raises a TaskmergeError; candidates that
+    cannot be run are left out with a note.
     """
     if budget < 1:
         raise UsageError(f"a budget of {budget}", where="--budget", hint="give iterations, such as 200")
