@@ -42,6 +42,7 @@ from taskmerge.methods.composed import Learned
 from taskmerge.models.backbones import build
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.solved_heads import Solved
+from taskmerge.processes import ALONE, Group, group
 from taskmerge.specs.adapt import short_of_flips
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
@@ -60,7 +61,7 @@ class AdaptRunning:
     """Options that don't shape the result: where it goes, what it may cost, who hears of it.
 
     `cache` is a folder that keeps decoded items and experts' outputs between runs. `scores` has the written model
-    evaluated on the suite's labelled split at the end.
+    evaluated on the suite's labelled split at the end. `group` are processes that share the work already.
     """
 
     output: Path | None = None
@@ -75,6 +76,13 @@ class AdaptRunning:
     heard: Heard | None = None
     doing: Callable[[str], None] = unheard
     note: Note = unheard
+    group: Group = ALONE
+
+    def within(self, together: Group) -> "AdaptRunning":
+        """The same in one of several processes, of which the first one alone is heard."""
+        if together.is_first:
+            return replace(self, group=together)
+        return replace(self, group=together, heard=None, doing=unheard, note=unheard)
 
 
 def adapt(
@@ -109,7 +117,14 @@ def adapt(
 
 
 def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
-    """Carries an adaptation out."""
+    """Carries an adaptation out, in all processes that torchrun has started: every one gets the receipt."""
+    device = named_device(running.device, accelerate=True)
+    with group(device, within=running.group) as together:
+        return _adapted(asked, running.within(together), together.placed(device))
+
+
+def _adapted(asked: AdaptRequest, running: AdaptRunning, device: torch.device) -> AdaptReceipt:
+    """Opens, learns and writes, on this process's device."""
     started = time.perf_counter()
     place = running.output or Path(f"adapted-{asked.spec.method.replace('_', '-')}")
     suite = replace(asked.suite, tasks=named_tasks(asked.suite, asked.spec.tasks or None))
@@ -120,19 +135,19 @@ def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
         notes.append(text)
         running.note(text)
 
-    folder = open_folder(place, overwrite=running.overwrite, resume=running.resume)
+    by_first = running.group.by_first
+    folder = by_first(lambda: open_folder(place, overwrite=running.overwrite, resume=running.resume))
     with ExitStack() as stack:
         encoder = encoder_of(asked, folder.path / MODEL)
         stack.callback(encoder.experts.inputs.close)
         for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
             note(text)
-        device = named_device(running.device, accelerate=True)
-        crew = stack.enter_context(workers(device, running.threads))
+        crew = stack.enter_context(workers(device, running.threads, running.group))
         learning = _Learning(asked, running, encoder, folder, crew, device, note)
         run, solved, learned = learning.carry_out(stack)
         encoder.experts.inputs.check_unchanged()
         done = Done(asked, encoder, run, solved, learned, learning.parts, learning.about, tuple(notes), started)
-    return receipt_of(done, folder, running)
+    return by_first(lambda: receipt_of(done, folder, running))
 
 
 @dataclass
@@ -163,7 +178,7 @@ class _Learning:
         init = None
         if self.asked.parts.origin == "init":
             doing("merging")
-            self._write_model(None)
+            self.running.group.by_first(lambda: self._write_model(None))
             init = stack.enter_context(open_plain(self.folder.path / MODEL))
         doing("learning")
         start = _start_values(self.encoder, pieces)
@@ -177,14 +192,16 @@ class _Learning:
         run.carry_out(resume=self.folder.resumes)
         solved = refit(adaptation.sides, opened.tasks, place, spec) if spec.refit_heads else {}
         run.conclude()
-        return run, solved, self._written(adaptation, experts)
+        learned = self._learned(adaptation, experts)
+        self.running.group.by_first(lambda: self._write(adaptation, experts, learned))
+        return run, solved, learned
 
     def _place(self) -> Place:
         backbone = build(self.asked.suite.backbone, resolve=resolve)
         if self.asked.merging.get("compute_dtype") == "float64":
             backbone.module.double()
         backbone.module.to(self.device)
-        return Place(backbone, self.device, self.crew.count, self.note)
+        return Place(backbone, self.device, self.crew.count, self.note, self.running.group)
 
     def _experts(self, place: Place) -> Experts:
         prepared = self.encoder.experts
@@ -208,8 +225,8 @@ class _Learning:
         """What every expert says of its task's items."""
         features = self.asked.parts.on == "features" or self.asked.parts.of(Adapter) is not None
         teaching = Teaching(
-            self.asked.spec.teacher_scale, features, TeacherCache(self.running.cache, self.note),
-            repr(self.asked.suite.backbone),
+            self.asked.spec.teacher_scale, features,
+            TeacherCache(self.running.cache, self.note, self.running.group), repr(self.asked.suite.backbone),
         )  # fmt: skip
         if self.asked.parts.supervised:
             return labels_as_teachers(opened, spec=self.asked.spec, place=place, cache=self.running.cache)
@@ -226,7 +243,7 @@ class _Learning:
             "merge": self.encoder.request.spec.recipe({}),
             "experts": dict(experts.digests), "base": experts.base_digest,
             "items": {task.task.name: task.items.fingerprint for task in opened.tasks},
-            "torch": torch.__version__, "device": self.device.type,
+            "torch": torch.__version__, "device": self.device.type, "processes": self.running.group.size,
         }  # fmt: skip
 
     def _run(self, adaptation: Adaptation, opened: Opened, place: Place) -> Running:
@@ -241,18 +258,20 @@ class _Learning:
             run.watch_every = spec.watch
         return run
 
-    def _written(self, adaptation: Adaptation, experts: Experts) -> Learned | None:
+    def _learned(self, adaptation: Adaptation, experts: Experts) -> Learned | None:
+        """What shapes the merged weights, if anything does."""
+        if self.asked.parts.origin == "init":
+            return None
+        return adaptation.on_weights.learned(tuple(source.task for source in experts.rows.experts))
+
+    def _write(self, adaptation: Adaptation, experts: Experts, learned: Learned | None) -> None:
         """Writes what was learnt and, from that, the model."""
-        learned = None
         parts = self.asked.parts
-        if parts.origin != "init":
-            learned = adaptation.on_weights.learned(tuple(source.task for source in experts.rows.experts))
         names = {module: own for own, module in experts.spots.items()}
         heads = parts.of(Heads) is not None or self.asked.spec.refit_heads
         self.parts = write_parts(self.folder.path, adaptation.sides, learned, names, heads=heads)
         if learned is not None:
             self._write_model(learned)
-        return learned
 
     def _write_model(self, learned: Learned | None) -> None:
         merge_requested(self.encoder.final(learned, self.folder.path / MODEL))
