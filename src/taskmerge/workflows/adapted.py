@@ -118,13 +118,12 @@ def adapt(
 
 def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
     """Carries an adaptation out, in all processes that torchrun has started: every one gets the receipt."""
-    device = named_device(running.device, accelerate=True)
-    with group(device, within=running.group) as together:
-        return _adapted(asked, running.within(together), together.placed(device))
+    with group(named_device(running.device, accelerate=True), within=running.group) as together:
+        return _adapted(asked, running.within(together))
 
 
-def _adapted(asked: AdaptRequest, running: AdaptRunning, device: torch.device) -> AdaptReceipt:
-    """Opens, learns and writes, on this process's device."""
+def _adapted(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
+    """Opens, learns and writes, in one of the processes."""
     started = time.perf_counter()
     place = running.output or Path(f"adapted-{asked.spec.method.replace('_', '-')}")
     suite = replace(asked.suite, tasks=named_tasks(asked.suite, asked.spec.tasks or None))
@@ -142,6 +141,7 @@ def _adapted(asked: AdaptRequest, running: AdaptRunning, device: torch.device) -
         stack.callback(encoder.experts.inputs.close)
         for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
             note(text)
+        device = running.group.placed(named_device(running.device, accelerate=True))
         crew = stack.enter_context(workers(device, running.threads, running.group))
         learning = _Learning(asked, running, encoder, folder, crew, device, note)
         run, solved, learned = learning.carry_out(stack)
