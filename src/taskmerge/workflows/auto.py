@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,8 @@ from taskmerge.checkpoint.staging import staging_folder
 from taskmerge.errors import Mismatch, UsageError
 from taskmerge.evaluation.run import evaluate
 from taskmerge.merging.options import Arguments
+from taskmerge.numerics.device import named_device
+from taskmerge.processes import group
 from taskmerge.specs.suite import Suite
 from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import adapt_requested
@@ -59,10 +62,12 @@ def adapt_auto(
     if budget < 1:
         raise UsageError(f"a budget of {budget}", where="--budget", hint="give iterations, such as 200")
     place = running.output or Path("adapted-auto")
-    shutil.rmtree(open_folder(place, overwrite=running.overwrite, resume=False).path)
     learning = [name for name, own in candidates.items() if own["method"] not in ("heads", "blocks")]
     share = max(1, budget // max(1, len(learning)))
-    with staging_folder(place) as work:
+    device = named_device(running.device, accelerate=True)
+    with group(device, within=running.group) as together, ExitStack() as stack:
+        running = running.within(together)
+        work = together.by_first(lambda: _work_folder(place, running, stack))
         receipts: dict[str, AdaptReceipt] = {}
         for name, own in candidates.items():
             running.doing(f"trying {name}")
@@ -75,8 +80,18 @@ def adapt_auto(
         if not receipts:
             raise UsageError("none of the candidates can be run here", where="--method", hint="name one to see why")
         best = max(receipts, key=lambda name: (_agreement(receipts[name]), -list(receipts).index(name)))
-        tried = _tried(receipts, suite, running, work, options)
-        return _kept(receipts[best], best, tried, work / best, place, running)
+
+        def kept() -> AdaptReceipt:
+            tried = _tried(receipts, suite, running, work, options)
+            return _kept(receipts[best], best, tried, work / best, place, running)
+
+        return together.by_first(kept)
+
+
+def _work_folder(place: Path, running: AdaptRunning, stack: ExitStack) -> Path:
+    """Where the candidates are tried, once it is clear that the result may take its place."""
+    shutil.rmtree(open_folder(place, overwrite=running.overwrite, resume=False).path)
+    return stack.enter_context(staging_folder(place))
 
 
 def _agreement(receipt: AdaptReceipt) -> float:
