@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapt_cases import adapt, assembled, clip_suite, hearing
+from adaptation_cases import adapt, assembled, clip_suite, hearing
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

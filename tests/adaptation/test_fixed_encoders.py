@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapt_cases import TASKS, Assembled, State, assembled, clip_suite, doubles, text_suite
+from adaptation_cases import TASKS, Assembled, State, assembled, clip_suite, doubles, text_suite
 from naive import Answer, answer, task_loss
 from paired import own
 from torch import Tensor

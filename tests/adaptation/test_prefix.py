@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapt_cases import ITEMS, Assembled, assembled, clip_suite, text_suite
+from adaptation_cases import ITEMS, Assembled, assembled, clip_suite, text_suite
 from torch import Tensor, nn
 
 from taskmerge.adaptation import prefix

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapt_cases import TASKS, State, adapt, assembled, clip_suite, text_suite
+from adaptation_cases import TASKS, State, adapt, assembled, clip_suite, text_suite
 from safetensors.torch import load_file
 
 import taskmerge
