@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapt_cases import CLASSES, TASKS, Assembled, assembled, clip_suite, text_suite
+from adaptation_cases import CLASSES, TASKS, Assembled, assembled, clip_suite, text_suite
 from naive import is_kept
 from torch import Tensor
 

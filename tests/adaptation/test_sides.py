@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapt_cases import ITEMS, TASKS, Assembled, assembled, clip_suite
+from adaptation_cases import ITEMS, TASKS, Assembled, assembled, clip_suite
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

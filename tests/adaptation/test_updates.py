@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapt_cases import State, assembled, clip_suite, text_suite
+from adaptation_cases import State, assembled, clip_suite, text_suite
 from naive import Form, Merged
 from paired import WRAPPERS, Both, Case
 

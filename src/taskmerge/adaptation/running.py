@@ -13,9 +13,9 @@ from torch import Tensor
 
 from taskmerge.adaptation.held_out import agreements
 from taskmerge.adaptation.loop import Adaptation
-from taskmerge.adaptation.state import AdaptState, load_state, save_state
+from taskmerge.adaptation.state import FILE, AdaptState, load_state, save_state
 from taskmerge.adaptation.trace import StepRecord, read_trace
-from taskmerge.errors import BadOutput, UsageError, listed
+from taskmerge.errors import BadFile, BadOutput, UsageError, listed
 from taskmerge.processes import Group
 
 TRACE, STATE, BEST = "trace.jsonl", "state", "best"
@@ -143,10 +143,20 @@ class Running:
             what = f"the unfinished run there is another one: {listed(other)} differ"
             hint = "resume it with the options it was started with, or start again with --overwrite"
             raise UsageError(what, where=str(self.folder), hint=hint)
+        self._check(state, self.folder / STATE)
         self.records = read_trace(self.folder / TRACE, state.update)
         if any(record.held_out for record in self.records):
             self.best, _ = load_state(self.folder / STATE / BEST)
+            self._check(self.best, self.folder / STATE / BEST)
         self.adaptation.restore(state)
+
+    def _check(self, state: AdaptState, folder: Path) -> None:
+        """Raises BadFile for a state that says it is of this run and is not."""
+        late = f"it is of update {state.update} of {self.adaptation.total}"
+        what = late if state.update > self.adaptation.total else self.adaptation.optimised.misfit(state)
+        if what:
+            hint = "start again with --overwrite"
+            raise BadFile(f"is no state of this run: {what}", where=str(folder / FILE), hint=hint)
 
 
 @contextmanager
