@@ -45,6 +45,8 @@ bench: setup
 
 tables: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/tables.py --adapt-split test
 
 clean:
 	rm -rf .venv quickstart build dist

@@ -1,6 +1,6 @@
 """The merged encoder while it learns: weights formed in place once an update, and gradients pulled back from them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -10,21 +10,20 @@ from torch import Tensor, nn
 
 from taskmerge.adaptation.components import Composed, Effective
 
-Map = Callable[[Callable[[int], object], range], Iterable[object]]
-
 
 @dataclass(frozen=True)
 class Weights:
     """An encoder's module and the tensors in it that are merged.
 
-    `composed` are these tensors, `slots` the module's live tensors by name; `pool` forms several at once (None: one
-    after the other). The module's parameters are the leaves of every graph: gradients end there.
+    `composed` are these tensors, `slots` the module's live tensors by name; `pool` forms several at once, `workers` of
+    them (None: one after the other). The module's parameters are the leaves of every graph: gradients end there.
     """
 
     module: nn.Module
     composed: Sequence[Composed]
     slots: Mapping[str, Tensor]
     pool: ThreadPoolExecutor | None = None
+    workers: int = 1
 
     def form(self, effective: Effective) -> None:
         """Puts θ = origin + Σ_t λ_t D_t into the module, in its own dtype."""
@@ -75,15 +74,19 @@ class Weights:
         return whole
 
     def _each(self, work: Callable[[int], None]) -> None:
-        """The work over all merged tensors, the largest first; each writes into places of its own."""
+        """The work over all merged tensors, dealt out by size; each writes into places of its own."""
         order = sorted(range(len(self.composed)), key=lambda place: -len(self.composed[place].origin))
-        with torch.no_grad():
-            if self.pool is None:
-                for place in order:
-                    work(place)
-            else:
-                for _ in self.pool.map(torch.no_grad()(work), order):
-                    pass
+
+        @torch.no_grad()
+        def hand(first: int) -> None:
+            for place in order[first :: self.workers]:
+                work(place)
+
+        if self.pool is None:
+            hand(0)
+        else:
+            for _ in self.pool.map(hand, range(self.workers)):  # few jobs: small encoders have many small tensors
+                pass
 
 
 def live_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ class AdaptWords:
     method: Annotated[
         str | None,
         option(
-            "Adaptive method, see `taskmerge methods` (default: symerge); auto tries several, and keeps the one that "
+            "Adaptive method, see `taskmerge methods` (default: blocks); auto tries several, and keeps the one that "
             "agrees best with the experts.",
             "--method",
             "-m",
@@ -59,6 +59,7 @@ class AdaptWords:
             "A task's own layer: head, a block (0, 1 ... as in tensor names; first, middle, last), early, late, all."
         ),
     ] = None
+    block_start: Annotated[str | None, option("Where a task's own block starts: merged, or the expert's.")] = None
 
     iterations: Annotated[
         int | None, option("Visits of every task; an update each, or one a task.", "--iterations", "-n")
