@@ -103,6 +103,7 @@ def test_the_layer_is_named_as_in_the_tensors_names(tiny: Path) -> None:
         (["-m", "AdaMerging++", "--density", "0.4"], ("task vectors trimmed to 0.4", "--density 0.4")),
         (["-m", "tint++", "--parity"], ("clamped to [0, 1]", "filter code")),
         (["-m", "surgery", "--size", "4"], ("surgery adapters of width 4", "objective l1 on features")),
+        (["-m", "blocks"], ("a block of every task's own (last, from its expert's); heads solved for at the end",)),
         (["--stop", "agreement"], ("0.2 of them held out for --stop",)),
         (["--mask-lr", "1e-4", "-m", "adarank"], ("no bit can flip", "--mask-lr 0.333")),
     ],
@@ -316,12 +317,15 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tiny: Path) -> None:
     assert "exists already" in outcome.err
 
 
-@pytest.mark.parametrize(("method", "updates"), [("heads", 0), ("surgery", 2000), ("supervised_heads", 2 * 5)])
+@pytest.mark.parametrize(
+    ("method", "updates"), [("heads", 0), ("surgery", 2000), ("supervised_heads", 2 * 5), ("blocks", 400)]
+)
 def test_a_dry_run_of_what_leaves_the_encoder(tiny: Path, method: str, updates: int) -> None:
     split = ["--adapt-split", "test"] if method == "supervised_heads" else []
     found = json.loads(run("adapt", "--limit", "150", "-m", method, "--dry-run", "--json", *split).out)
     assert found["updates"] == updates
-    assert "coefficients" not in found["learnt"]
+    learnt = {"surgery": {"adapter parameters"}, "blocks": {"block parameters", "head parameters"}}
+    assert set(found["learnt"]) == learnt.get(method, {"head parameters"})
 
 
 # --- options that are about the run ----------------------------------------------------------------------------

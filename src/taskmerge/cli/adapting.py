@@ -31,8 +31,8 @@ from taskmerge.workflows.auto import BUDGET, adapt_auto
 
 AUTO, TRYING = "auto", "trying "
 OF_ONE = frozenset({
-    "dry_run", "every", "heads_start", "init", "iterations", "layer", "objective", "origin", "refit_heads", "resume",
-    "seeds", "stop", "train", "with_",
+    "block_start", "dry_run", "every", "heads_start", "init", "iterations", "layer", "objective", "origin",
+    "refit_heads", "resume", "seeds", "stop", "train", "with_",
 })  # fmt: skip
 """Words that are about one method and one run, and say nothing with `--method auto`."""
 KEYWORDS = frozenset({*SHAPE, *MERGING})

@@ -87,14 +87,14 @@ def dry_run(asked: AdaptRequest, running: AdaptRunning) -> DryRun:
         seconds, device = costs.phases(asked), learning.device
         return DryRun(
             method=asked.spec.method, output=str(place), device=device.type, items=costs.training(asked.spec),
-            learnt=learnt(begun.adaptation), updates=costs.updates(asked), update_seconds=costs.update,
+            learnt=learnt(begun.adaptation, asked.parts), updates=costs.updates(asked), update_seconds=costs.update,
             seconds=seconds, memory=costs.memory(), device_memory=_device_memory(device),
             shorter=tuple(shorter(asked, seconds, device.type)), notes=tuple(learning.notes),
         )  # fmt: skip
 
 
-def learnt(adaptation: Adaptation) -> dict[str, int]:
-    """How many values of each kind are learnt; bits of masks count as one each."""
+def learnt(adaptation: Adaptation, parts: Parts) -> dict[str, int]:
+    """How many values of each kind are learnt; bits of masks count as one each. Heads may be solved for at the end."""
     values = {name: value for name, value in adaptation.on_weights.values.items() if value.requires_grad}
     counts = {
         "coefficients": sum(value.numel() for name, value in values.items() if name == COEFFICIENTS),
@@ -102,6 +102,8 @@ def learnt(adaptation: Adaptation) -> dict[str, int]:
         "entries of a shared mask": sum(value.numel() for name, value in values.items() if name.startswith(RELAXED)),
         **{told: _own(adaptation.sides, prefix) for prefix, told in OWN.items()},
     }
+    if parts.refit and not counts[OWN[HEAD]]:
+        counts[OWN[HEAD]] = sum(value.numel() for side in adaptation.sides for value in side.head.parameters())
     return {name: count for name, count in counts.items() if count}
 
 
@@ -169,7 +171,7 @@ class _Costs:
     def phases(self, asked: AdaptRequest) -> dict[str, float]:
         """Seconds of each phase of the whole run."""
         more = self.per_item * sum(self._left(side) for side in self.begun.adaptation.sides)
-        frozen = any(side.frozen is not None for side in self.begun.adaptation.sides)
+        frozen = any(side.frozen is not None or side.short is not None for side in self.begun.adaptation.sides)
         asking = sum(seconds for activity, seconds in self.looked.items() if activity.startswith(ASKING))
         found = {
             "reading items": self.looked["reading items"],
@@ -178,6 +180,8 @@ class _Costs:
             "starting": self._starting(asked.parts) + (more if frozen else 0.0),
             "updates": (self.update or 0.0) * self.updates(asked),
         }
+        if asked.parts.refit:
+            found["heads at the end"] = self.per_item * sum(self.whole.values())
         if asked.spec.stop is not None:
             total = self.updates(asked)
             looks = 2 + total // (asked.spec.every or usual_every(total))
@@ -206,7 +210,8 @@ def _held(spec: AdaptSpec) -> float:
 
 def _bytes_per_item(side: TaskSide) -> int:
     kept = [side.teacher.outputs, side.teacher.features, *([side.frozen.values] if side.frozen is not None else [])]
-    return sum(values[0].nbytes for values in kept if len(values))
+    below = side.short.hidden.nbytes // len(side.items) if side.short is not None else 0
+    return below + sum(values[0].nbytes for values in kept if len(values))
 
 
 def _per_item(begun: Begun) -> float:
