@@ -59,7 +59,6 @@ class AdaptWords:
             "A task's own layer: head, a block (0, 1 ... as in tensor names; first, middle, last), early, late, all."
         ),
     ] = None
-    block_start: Annotated[str | None, option("Where a task's own block starts: merged, or the expert's.")] = None
 
     iterations: Annotated[
         int | None, option("Visits of every task; an update each, or one a task.", "--iterations", "-n")
