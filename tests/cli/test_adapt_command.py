@@ -6,12 +6,13 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from adapt_command_cases import SHORT, adapt, contents, report, suite_here, trace
+from adapt_command_cases import METHOD, SHORT, adapt, contents, report, suite_here, trace
 from eval_cases import prepared, rewritten
 from merge_cases import merge, refused, run, tree
 
 import taskmerge
 from taskmerge.checkpoint.adapted import read_adapted
+from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.workflows.adapt_schema import schema
 
 UNSCORED = "--no-scores"
@@ -38,10 +39,10 @@ def tiny(here: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_folder_goes_to_stdout_and_everything_else_to_stderr(tiny: Path) -> None:
     outcome = adapt()
     assert outcome.out == "adapted-symerge\n"
+    assert "no --method" not in outcome.err
     assert read_adapted(tiny / "adapted-symerge").manifest.parts
     for text in (
         "note: the suite is suite.yaml of the working directory (--suite names another)",
-        "note: no --method: symerge, the recommended one",
         "symerge: 2 tasks (digits, shapes), task vectors added to the base",
         "learns coefficients, one a task and tensor; heads from the suite's; objective self on outputs, against the "
         "experts, filter code",
@@ -55,6 +56,12 @@ def test_the_folder_goes_to_stdout_and_everything_else_to_stderr(tiny: Path) -> 
     assert outcome.words.index("6 updates; rates") < outcome.words.index("in percent")
     assert "done in" in outcome.err.splitlines()[-1]
     assert not (tiny / "adapted-symerge" / "state").exists()
+
+
+def test_without_a_method_the_recommended_one_is_named(tiny: Path) -> None:
+    outcome = run("adapt", "-n", "1", "--limit", "64", UNSCORED)
+    assert outcome.paths == [f"adapted-{RECOMMENDED.replace('_', '-')}"]
+    assert f"note: no --method: {RECOMMENDED}, the recommended one" in outcome.err
 
 
 def test_scores_are_a_table_of_tasks_in_80_columns(tiny: Path) -> None:
@@ -197,7 +204,7 @@ def test_inputs_that_are_no_experts_of_the_suite(tiny: Path) -> None:
 )  # fmt: skip
 def test_wrong_usage_leaves_no_trace(tiny: Path, arguments: list[str], says: tuple[str, ...]) -> None:
     code = 3 if arguments[0] == "-s" else 2
-    given = () if "--iterations" in arguments or "auto" in arguments else SHORT[:2]
+    given = METHOD if "--iterations" in arguments or "auto" in arguments else SHORT
     outcome = refused(code, "adapt", "--limit", "64", *given, *arguments, folder=tiny, says=says)
     assert "hint: " in outcome.err or arguments[:2] == ["--with", "ties"]
 
@@ -318,11 +325,12 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "updates"), [("heads", 0), ("surgery", 2000), ("supervised_heads", 2 * 5), ("blocks", 400)]
+    ("method", "updates"), [("heads", 0), ("surgery", 80), ("supervised_heads", 2 * 5), ("blocks", 80)]
 )
 def test_a_dry_run_of_what_leaves_the_encoder(tiny: Path, method: str, updates: int) -> None:
+    horizon = ["-n", "40"] if updates == 80 else []
     split = ["--adapt-split", "test"] if method == "supervised_heads" else []
-    found = json.loads(run("adapt", "--limit", "150", "-m", method, "--dry-run", "--json", *split).out)
+    found = json.loads(run("adapt", "--limit", "150", "-m", method, "--dry-run", "--json", *split, *horizon).out)
     assert found["updates"] == updates
     learnt = {"surgery": {"adapter parameters"}, "blocks": {"block parameters", "head parameters"}}
     assert set(found["learnt"]) == learnt.get(method, {"head parameters"})

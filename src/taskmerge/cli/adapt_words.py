@@ -59,6 +59,9 @@ class AdaptWords:
             "A task's own layer: head, a block (0, 1 ... as in tensor names; first, middle, last), early, late, all."
         ),
     ] = None
+    block_start: Annotated[
+        str | None, option("Where a task's own block starts: merged, or expert (as its expert has it).")
+    ] = None
 
     iterations: Annotated[
         int | None, option("Visits of every task; an update each, or one a task.", "--iterations", "-n")
@@ -81,9 +84,6 @@ class AdaptWords:
         str | None, option("A merging method, a checkpoint, a folder of adapt, or a file of coefficients.")
     ] = None
     heads_start: Annotated[str | None, option("Heads start: given, fitted (solved for) or random.")] = None
-    block_start: Annotated[
-        str | None, option("A task's own block starts: merged or expert (as its expert has it).")
-    ] = None
     refit_heads: Annotated[bool, option("Solve for every head at the end.", "--refit-heads")] = False
     head_pull: Annotated[float, option("How far solved heads are pulled to the original ones (default: 0.001).")] = 1e-3
     head_temperature: Annotated[float, option("Of the experts' soft labels for solved heads (default: 1).")] = 1.0
