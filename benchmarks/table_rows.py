@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Kind = Literal["given", "static", "adaptive", "auto"]
-JOINT, SEQUENTIAL = 40, 60
+JOINT, SEQUENTIAL = 40, 40
 """Iterations of methods that shape weights: updates if joint, times the number of tasks if sequential."""
 FEATURES = 100
 """Iterations of methods that see frozen features alone."""
@@ -109,7 +109,7 @@ SELF_LABELLED = (
 CHOSEN = (
     _adaptive("blocks", "blocks", None),
     _adaptive("blocks-late", "blocks", None, layer="late"),
-    Row("auto", "auto", iterations=120),
+    Row("auto", "auto", iterations=60),
     _adaptive("symerge-stop", "symerge", SEQUENTIAL, stop="agreement", every=40, watch=40),
 )
 """What is recommended, and choices that read no label; `watch` has labels look on for the regret."""
