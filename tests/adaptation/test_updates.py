@@ -104,7 +104,8 @@ def test_projection_keeps_coefficients_alive_and_clamping_lets_them_die(
 
 
 def test_what_is_not_learnt_is_not_projected(suites: dict[str, Suite], tmp_path: Path) -> None:
-    options = {"coefficient": 2.3, "iterations": 1, "batch_size": BATCH, "project": True}
+    options = {"coefficient": 2.3, "iterations": 1, "batch_size": BATCH}
     run = assembled(suites["clip"], tmp_path / "out", method="adarank", train=("masks",), **options).run
+    run.project = True
     list(run.updates())
     assert bool((run.on_weights.values["coefficients"] == 2.3).all())
