@@ -67,7 +67,9 @@ def built(
     on_weights = fresh(parts, composed, experts, spec.seed, start)
     block = parts.of(Block)
     names = block_names(place.module, block.layer) if isinstance(block, Block) else ()
-    weights = Weights(place.module, composed, live_tensors(place.module), workers.pool, workers.count)
+    weights = Weights(
+        place.module, composed, live_tensors(place.module), workers.pool, workers.count, spec.amp == "bf16"
+    )
     if composed:
         weights.form(detached(on_weights.effective(0)))
     merged = {name: value.detach() for name, value in place.module.named_parameters() if name in names}
