@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskmerge.adaptation.build import Workers, all_cores, built, workers
+from taskmerge.adaptation.build import Workers, built, workers
 from taskmerge.adaptation.components import Composed
 from taskmerge.adaptation.folder import Folder, open_folder, write_parts
 from taskmerge.adaptation.loop import Adaptation
@@ -147,12 +147,7 @@ def _adapted(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
         run, solved, learned = learning.carry_out(stack)
         encoder.experts.inputs.check_unchanged()
         done = Done(asked, encoder, run, solved, learned, learning.parts, learning.about, tuple(notes), started)
-
-    def finished() -> AdaptReceipt:
-        with all_cores(running.group, running.threads):
-            return receipt_of(done, folder, running)
-
-    return by_first(finished)
+    return by_first(lambda: receipt_of(done, folder, running))
 
 
 @dataclass
