@@ -11,7 +11,7 @@ import torch
 from process_cases import ended, interrupt, start_each, start_torchrun, torchrun
 from taskmerge.errors import NotEnough, UsageError
 from taskmerge.launched import Ended, Seat, seat
-from taskmerge.processes import ALONE, SMALL, Group, group
+from taskmerge.processes import ALONE, Group, group
 
 CPU = torch.device("cpu")
 LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
@@ -82,18 +82,18 @@ def drifts(together, value):
         return error.message
     return None
 
-def exchanged(together):
+def exchanged(together, place):
     def of(rank, shape, dtype=torch.float32):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(rank)).to(dtype)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(rank)).to(place, dtype)
     kinds = [((3, 2), torch.float32), ((), torch.float64), ((0,), torch.float32), ((5,), torch.float32)]
     mine = [of(together.rank, *kind) for kind in kinds]
     expected = [of(0, *kind) for kind in kinds]
     for rank in range(1, together.size):
         expected = [a + of(rank, *kind) for a, kind in zip(expected, kinds)]
     total = together.sum_in_order(mine)
-    large = torch.full((SMALL + 1,), float(together.rank + 1))
+    large = torch.full((SMALL + 1,), float(together.rank + 1), device=place)
     (sums,) = together.sum_in_order([large])
-    sent = torch.full((2, 2), float(together.rank))
+    sent = torch.full((2, 2), float(together.rank), device=place)
     together.broadcast(sent, together.size - 1)
     return {
         "rank": together.rank, "first": together.is_first,
@@ -102,16 +102,16 @@ def exchanged(together):
         "made": together.by_first(lambda: {"by": together.rank}), "none": together.by_first(lambda: None),
         "all": together.all(True), "some": together.all(together.rank == 0),
         "same": drifts(together, 1.0), "other": drifts(together, float(together.rank)),
-        "device": str(together.placed(torch.device("cpu"))),
+        "device": str(place),
     }
 
-device = torch.device("cpu")
+device = torch.device(sys.argv[2])
 found = []
 for _ in range(2):  # one after the other in the same process
     with group(device) as together:
         with group(device, within=together) as same:
             assert same is together
-        found.append(exchanged(together))
+        found.append(exchanged(together, together.placed(device)))
 Path(sys.argv[1], f"{together.rank}.json").write_text(json.dumps(found))
 """
 
@@ -122,20 +122,31 @@ def script(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.slow
-def test_exchanges_give_all_processes_the_same(tmp_path: Path) -> None:
-    outcome = torchrun([script(tmp_path, EXCHANGES), tmp_path], processes=3)
+def exchanges(folder: Path, device: str, processes: int) -> None:
+    """All processes find what their exchanges should give, twice: in one group, and in the next."""
+    outcome = torchrun([script(folder, EXCHANGES), folder, device], processes=processes)
     assert outcome.code == 0, outcome.err
-    for rank in range(3):
-        first, second = json.loads((tmp_path / f"{rank}.json").read_text())
+    for rank in range(processes):
+        first, second = json.loads((folder / f"{rank}.json").read_text())
         assert first == second == {
-            "rank": rank, "first": rank == 0, "small": True, "large": [6.0], "sent": [2.0],
+            "rank": rank, "first": rank == 0, "small": True, "sent": [processes - 1.0],
+            "large": [processes * (processes + 1) / 2],
             "made": {"by": 0}, "none": None, "all": True, "some": False, "same": None,
             "other": "update 7: the processes have drifted apart\n"
                      "hint: run all processes on machines of one kind, or one process alone",
-            "device": "cpu",
+            "device": device if device == "cpu" else f"{device}:{rank}",
         }  # fmt: skip
-    assert SMALL > 1
+
+
+@pytest.mark.slow
+def test_exchanges_give_all_processes_the_same(tmp_path: Path) -> None:
+    exchanges(tmp_path, "cpu", 3)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_exchanges_between_gpus(tmp_path: Path) -> None:
+    exchanges(tmp_path, "cuda", 2)
 
 
 def test_a_gpu_of_its_own_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,18 @@ def workers(device: torch.device, threads: int | None, group: Group = ALONE) -> 
         yield Workers(pool, count)
 
 
+@contextmanager
+def all_cores(group: Group, threads: int | None) -> Iterator[None]:
+    """Inside, this process works on all cores while the others wait for it: torchrun leaves each of them one thread."""
+    before = torch.get_num_threads()
+    if group.size > 1:
+        torch.set_num_threads(threads or cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def built(
     opened: Opened, teachers: Mapping[str, Teacher], composed: Sequence[Composed], parts: Parts, spec: AdaptSpec,
     place: Place, workers: Workers, *, experts: int, init: Checkpoint | None = None, start: Tensor | None = None,
