@@ -6,7 +6,6 @@ import pytest
 
 from process_cases import Outcome, ended, interrupt, start_torchrun, torchrun
 
-pytest.importorskip("taskmerge.cli.adapt")
 pytestmark = pytest.mark.slow
 SUITE = Path(__file__).parents[2] / "examples/tiny/suite.yaml"
 COMMAND = ("-m", "taskmerge", "adapt", "--suite", str(SUITE), "--method", "adamerging", "--tasks", "digits,letters",

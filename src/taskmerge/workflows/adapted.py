@@ -91,7 +91,7 @@ class AdaptRunning:
         """The same in one of several processes, of which the first one alone is heard."""
         if together.is_first:
             return replace(self, group=together)
-        return replace(self, group=together, heard=None, doing=unheard, note=unheard)
+        return replace(self, group=together, heard=None, planned=_unheard, doing=unheard, note=unheard)
 
 
 def adapt(
