@@ -20,6 +20,7 @@ from taskmerge.methods.adaptive import (
     Objective,
     On,
     Parts,
+    Relaxed,
     Truncated,
     Updates,
     mask_rate,
@@ -138,12 +139,17 @@ class AdaptSpec:
             hint = "give --init METHOD, or choose a method that combines task vectors"
             raise UsageError(f"`{self.method}` leaves the encoder as it is", where="--origin", hint=hint)
         parts = replace(parts, **given, refit=parts.refit or self.refit_heads)
-        return parts if self.rank is None else replace(parts, components=Truncated(self.rank))
+        parts = parts if self.rank is None else replace(parts, components=Truncated(self.rank))
+        if parts.of(Relaxed) is not None and isinstance(parts.components, Truncated):
+            where = "--with" if self.rank is None else "--rank"
+            hint = "leave it out: `--method adarank` learns which components count"
+            raise UsageError("a mask over entries is of whole task vectors, not of components", where=where, hint=hint)
+        return parts
 
     def rates(self, parts: Parts, updates: int) -> dict[str, float]:
         """Adam's learning rate by learnable."""
         usual = {name: parts.rates.get(name) for name in parts.learns}
-        given = {"heads": self.head_lr, "masks": self.mask_lr}
+        given = {"heads": self.head_lr, "masks": self.mask_lr, "relaxed": self.mask_lr}
         rates: dict[str, float] = {}
         for name, own in usual.items():
             said = given.get(name, self.lr)
