@@ -20,8 +20,9 @@ quickstart: setup
 	$(BIN)/taskmerge merge --method cart --rank 0.08 $(TINY)/*.safetensors -o quickstart/cart.safetensors --overwrite
 	$(BIN)/taskmerge merge --method average $(TINY)/*.safetensors -o quickstart/average.safetensors --overwrite
 	$(BIN)/taskmerge merge --method task-arithmetic $(TINY)/*.safetensors -o quickstart/task-arithmetic.safetensors --overwrite
+	$(BIN)/taskmerge adapt --suite $(TINY) --no-scores -o quickstart/adapted --overwrite
 	$(BIN)/taskmerge eval base experts quickstart/average.safetensors quickstart/task-arithmetic.safetensors \
-		quickstart/cart.safetensors --suite $(TINY)/suite.yaml
+		quickstart/cart.safetensors quickstart/adapted --suite $(TINY)/suite.yaml
 
 test: setup
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
@@ -45,6 +46,8 @@ bench: setup
 
 tables: setup
 	$(BIN)/python docs/generate.py
+	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python benchmarks/tables.py --adapt-split test
 
 clean:
 	rm -rf .venv quickstart build dist

@@ -67,3 +67,15 @@ def test_device_memory_stays_within_the_plan(name: str, inputs: list[Path], tmp_
     before = torch.cuda.memory_allocated()
     receipt = taskmerge.merge(inputs, method=name, device="cuda", output=tmp_path / "o.safetensors")
     assert torch.cuda.max_memory_allocated() - before <= receipt.predicted_memory
+
+
+@pytest.mark.parametrize("options", [{"method": "adarank", "iterations": 3}, {"method": "symerge", "iterations": 2}])
+def test_adapting_on_cuda_is_adapting_on_the_cpu(options: dict[str, object], tmp_path: Path) -> None:
+    suite = Path(__file__).parents[1] / "examples" / "tiny"
+    found = {}
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        taskmerge.adapt(suite=suite, tasks=["digits", "shapes"], limit=64, device=device, output=out, **options)
+        found[device] = load_file(out / "coefficients.safetensors")
+    for name, wanted in found["cpu"].items():
+        torch.testing.assert_close(found["cuda"][name], wanted, rtol=0, atol=1e-3)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from adapt_cases import TASKS, State, doubles
+from adaptation_cases import TASKS, State, doubles
 from torch import Tensor, nn
 from torch.func import functional_call
 

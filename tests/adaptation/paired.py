@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from adapt_cases import Assembled, State
+from adaptation_cases import Assembled, State
 from naive import Answer, Form, Merged, answer, task_loss
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapt_cases import TASKS, adapt, assembled, clip_suite, contents, hearing, tiny
+from adaptation_cases import TASKS, adapt, assembled, clip_suite, contents, hearing, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 

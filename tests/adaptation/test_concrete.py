@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapt_cases import TASKS, State, adapt, assembled, clip_suite, doubles
+from adaptation_cases import TASKS, State, adapt, assembled, clip_suite, doubles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file

@@ -6,7 +6,7 @@ from functools import cache, cached_property
 
 import pytest
 import torch
-from adapt_cases import Assembled, State, assembled, clip_suite, text_suite
+from adaptation_cases import Assembled, State, assembled, clip_suite, text_suite
 from naive import Answer, Form, Merged, is_kept
 from paired import MASKS, WRAPPERS, Both, Case
 from torch import Tensor

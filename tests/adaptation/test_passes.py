@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapt_cases import CLASSES, TASKS, Assembled, assembled, clip_suite, text_suite
+from adaptation_cases import CLASSES, TASKS, Assembled, assembled, clip_suite, text_suite
 from naive import is_kept
 from torch import Tensor
 
@@ -191,3 +191,19 @@ def test_texts_of_a_shard_are_cut_to_their_longest(tmp_path: Path) -> None:
         assert all(tensor.shape == (1, length) for tensor in cut.values())
     both = inputs_at(inputs, torch.tensor([int(lengths.argmin()), int(lengths.argmax())]), torch.device("cpu"))
     assert both["input_ids"].shape == (2, int(lengths.max()))
+
+
+def test_bfloat16_is_for_the_encoder_and_losses_are_in_full_precision(suite: Suite, tmp_path: Path) -> None:
+    """Gradients have the parameters' type, and are close to those of full precision."""
+    grads = []
+    for amp in (None, "bf16"):
+        found = assembled(suite, tmp_path / "out", method="tint", batch_size=BATCH, amp=amp, updates="joint")
+        found.run.form()
+        side, batch = batches(found)[0]
+        shard = forward(found.run.setting, side, batch, 0)
+        assert shard.loss.dtype == torch.float32
+        gradients, _ = passes(found.run.setting, batches(found), 0)
+        assert all(grad.dtype == torch.float32 for grad in gradients.shared.values())
+        grads.append(torch.cat([grad.flatten() for _, grad in sorted(gradients.shared.items())]))
+    assert not torch.equal(*grads)
+    assert float(torch.cosine_similarity(*grads, dim=0)) > 0.99

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from adapt_cases import TASKS, State, adapt, assembled, clip_suite, text_suite
+from adaptation_cases import TASKS, State, adapt, assembled, clip_suite, text_suite
 from safetensors.torch import load_file
 
 import taskmerge
 from taskmerge.methods.adaptive_registry import adaptive_methods
 from taskmerge.specs.suite import Suite
+from taskmerge.workflows.adapt_request import INIT
 
 TOLERANCE = 2e-6
 TIES = {"aggregate": "sum", "threshold": "next", "coefficient": 0.3}
@@ -63,11 +64,13 @@ PAIRS = (
     Pair("symerge", "task_arithmetic", {}, TA),
     Pair("symerge", "task_arithmetic", {"layer": "last"}, TA),
     Pair("symerge", "average", {"origin": "mean"}),
-    Pair("heads", "average"),
-    Pair("surgery", "average"),
+    Pair("heads", INIT),
+    Pair("heads", "average", {"init": "average"}),
+    Pair("blocks", INIT),
+    Pair("surgery", INIT),
     Pair("surgery", "cart", {"init": "cart", "rank": 0.3}, {"rank": 0.3}),
     Pair("probsurgery", "task_arithmetic", {"init": "task_arithmetic"}, TA),
-    Pair("supervised_heads", "average"),
+    Pair("supervised_heads", INIT),
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapt_cases import TASKS, Assembled, assembled, clip_suite, doubles, text_suite
+from adaptation_cases import TASKS, Assembled, assembled, clip_suite, doubles, text_suite
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapt_cases import State, assembled, clip_suite, text_suite
+from adaptation_cases import State, assembled, clip_suite, text_suite
 from naive import Form, Merged
 from paired import WRAPPERS, Both, Case
 
@@ -106,7 +106,8 @@ def test_projection_keeps_coefficients_alive_and_clamping_lets_them_die(
 
 
 def test_what_is_not_learnt_is_not_projected(suites: dict[str, Suite], tmp_path: Path) -> None:
-    options = {"coefficient": 2.3, "iterations": 1, "batch_size": BATCH, "project": True}
+    options = {"coefficient": 2.3, "iterations": 1, "batch_size": BATCH}
     run = assembled(suites["clip"], tmp_path / "out", method="adarank", train=("masks",), **options).run
+    run.project = True
     list(run.updates())
     assert bool((run.on_weights.values["coefficients"] == 2.3).all())

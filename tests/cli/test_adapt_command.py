@@ -6,12 +6,13 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from adapt_command_cases import SHORT, adapt, contents, report, suite_here, trace
+from adapt_command_cases import METHOD, SHORT, adapt, contents, report, suite_here, trace
 from eval_cases import prepared, rewritten
 from merge_cases import merge, refused, run, tree
 
 import taskmerge
 from taskmerge.checkpoint.adapted import read_adapted
+from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.workflows.adapt_schema import schema
 
 UNSCORED = "--no-scores"
@@ -38,10 +39,10 @@ def tiny(here: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_folder_goes_to_stdout_and_everything_else_to_stderr(tiny: Path) -> None:
     outcome = adapt()
     assert outcome.out == "adapted-symerge\n"
+    assert "no --method" not in outcome.err
     assert read_adapted(tiny / "adapted-symerge").manifest.parts
     for text in (
         "note: the suite is suite.yaml of the working directory (--suite names another)",
-        "note: no --method: symerge, the recommended one",
         "symerge: 2 tasks (digits, shapes), task vectors added to the base",
         "learns coefficients, one a task and tensor; heads from the suite's; objective self on outputs, against the "
         "experts, filter code",
@@ -55,6 +56,12 @@ def test_the_folder_goes_to_stdout_and_everything_else_to_stderr(tiny: Path) -> 
     assert outcome.words.index("6 updates; rates") < outcome.words.index("in percent")
     assert "done in" in outcome.err.splitlines()[-1]
     assert not (tiny / "adapted-symerge" / "state").exists()
+
+
+def test_without_a_method_the_recommended_one_is_named(tiny: Path) -> None:
+    outcome = run("adapt", "-n", "1", "--limit", "64", UNSCORED)
+    assert outcome.paths == [f"adapted-{RECOMMENDED.replace('_', '-')}"]
+    assert f"note: no --method: {RECOMMENDED}, the recommended one" in outcome.err
 
 
 def test_scores_are_a_table_of_tasks_in_80_columns(tiny: Path) -> None:
@@ -103,6 +110,7 @@ def test_the_layer_is_named_as_in_the_tensors_names(tiny: Path) -> None:
         (["-m", "AdaMerging++", "--density", "0.4"], ("task vectors trimmed to 0.4", "--density 0.4")),
         (["-m", "tint++", "--parity"], ("clamped to [0, 1]", "filter code")),
         (["-m", "surgery", "--size", "4"], ("surgery adapters of width 4", "objective l1 on features")),
+        (["-m", "blocks"], ("a block of every task's own (last, from its expert's); heads solved for at the end",)),
         (["--stop", "agreement"], ("0.2 of them held out for --stop",)),
         (["--mask-lr", "1e-4", "-m", "adarank"], ("no bit can flip", "--mask-lr 0.333")),
     ],
@@ -196,7 +204,7 @@ def test_inputs_that_are_no_experts_of_the_suite(tiny: Path) -> None:
 )  # fmt: skip
 def test_wrong_usage_leaves_no_trace(tiny: Path, arguments: list[str], says: tuple[str, ...]) -> None:
     code = 3 if arguments[0] == "-s" else 2
-    given = () if "--iterations" in arguments or "auto" in arguments else SHORT[:2]
+    given = METHOD if "--iterations" in arguments or "auto" in arguments else SHORT
     outcome = refused(code, "adapt", "--limit", "64", *given, *arguments, folder=tiny, says=says)
     assert "hint: " in outcome.err or arguments[:2] == ["--with", "ties"]
 
@@ -316,12 +324,36 @@ def test_a_dry_run_finds_what_a_run_would_refuse(tiny: Path) -> None:
     assert "exists already" in outcome.err
 
 
-@pytest.mark.parametrize("method", ["heads", "surgery", "supervised_heads"])
-def test_a_dry_run_of_what_leaves_the_encoder(tiny: Path, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "updates"), [("heads", 0), ("surgery", 80), ("supervised_heads", 2 * 5), ("blocks", 80)]
+)
+def test_a_dry_run_of_what_leaves_the_encoder(tiny: Path, method: str, updates: int) -> None:
+    horizon = ["-n", "40"] if updates == 80 else []
     split = ["--adapt-split", "test"] if method == "supervised_heads" else []
-    found = json.loads(run("adapt", "--limit", "64", "-m", method, "--dry-run", "--json", *split).out)
-    assert (found["updates"] == 0) == (method == "heads")
-    assert "coefficients" not in found["learnt"]
+    found = json.loads(run("adapt", "--limit", "150", "-m", method, "--dry-run", "--json", *split, *horizon).out)
+    assert found["updates"] == updates
+    learnt = {"surgery": {"adapter parameters"}, "blocks": {"block parameters", "head parameters"}}
+    assert set(found["learnt"]) == learnt.get(method, {"head parameters"})
+
+
+# --- options that are about the run ----------------------------------------------------------------------------
+
+
+def test_options_of_the_run_do_not_change_the_result(tiny: Path) -> None:
+    adapt(UNSCORED, "-o", "plain")
+    adapt(UNSCORED, "-o", "kept", "--keep-state", "-j", "2", "--no-cache")
+    assert (tiny / "kept" / "state").is_dir()
+    state = {name for name in contents("kept") if name.startswith("state/")}
+    assert {name: digest for name, digest in contents("kept").items() if name not in state} == contents("plain")
+
+
+def test_a_watched_run_has_its_scores_in_the_trace(tiny: Path) -> None:
+    adapt(UNSCORED, "--watch", "4")
+    watched = {line["update"]: line["watched"] for line in trace("adapted-symerge") if line["watched"]}
+    assert watched.keys() == {0, 4, 6}
+    assert set(watched[4]["scores"]) == {"digits", "shapes"}
+    assert watched[4]["diagnostic"] is True
+    refused(2, "adapt", *SHORT, "--watch", "4", "--split", "adapt", "-o", "x", folder=tiny, says=("has no labels",))
 
 
 # --- the same from Python, and with what is written ------------------------------------------------------------
@@ -343,3 +375,21 @@ def test_the_model_is_one_that_other_commands_read(tiny: Path) -> None:
     assert outcome.paths == ["again.safetensors"]
     assert (tiny / "again.safetensors").read_bytes() == (tiny / "found" / "model.safetensors").read_bytes()
     assert run("eval", "found", "--limit", "20", "--quiet").code == 0
+
+
+# --- --method auto ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_auto_tries_candidates_and_says_which_it_keeps(tiny: Path) -> None:
+    outcome = run("adapt", "-m", "auto", "--budget", "12", "--limit", "64", "--json")
+    assert outcome.code == 0, outcome.err
+    document = json.loads(outcome.out)
+    jsonschema.Draft202012Validator(schema()).validate({key: document[key] for key in document if key != "path"})
+    tried = {one["name"]: one["agreement"] for one in document["chosen"]["tried"]}
+    assert tried[document["chosen"]["candidate"]] == max(tried.values())
+    for name in tried:
+        assert outcome.err.count(f"trying {name}\n") == 1
+    assert outcome.err.count("note: merging the 2 experts") == 1
+    assert "* chosen by agreement, without a label" in outcome.err
+    assert read_adapted(tiny / "adapted-auto").manifest.method == document["method"]

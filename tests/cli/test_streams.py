@@ -13,6 +13,8 @@ import pytest
 import torch
 from merge_cases import load, merge, run, save, tree, write_experts
 
+from taskmerge.methods.adaptive_registry import find_adaptive
+
 PROGRAM = [sys.executable, "-m", "taskmerge"]
 Files = dict[str, Path]
 
@@ -308,12 +310,12 @@ def test_methods_lists_all_and_explains_one(here: Path) -> None:
 
 
 def test_pages_of_adaptive_methods_say_what_is_learnt_and_how(here: Path) -> None:
-    page = " ".join(run("methods", "AdaRank").out.split())
+    page, parts = " ".join(run("methods", "AdaRank").out.split()), find_adaptive("adarank").bound({})
     for text in (
         "paper: arXiv:2503.22178", "taskmerge adapt --method adarank", "needs: a suite with unlabelled items",
         "needs a base: yes (--origin mean: no)", "components of task vectors (full rank)",
         "learns: coefficients, one a task and tensor; masks of components, at first full rank", "objective: entropy",
-        "horizon: 500 iterations of 16 items a task, one update of all tasks",
+        f"horizon: {parts.iterations} iterations of 16 items a task, one update of all tasks",
         "learning rates (Adam): coefficients 0.001, masks 1/updates", "--parity sets: clamped no, iterations 10000",
         "--temperature (number 0.001..; default 10)", "notes: - the authors run 10,000 updates",
         "which task an item is of: no",

@@ -25,6 +25,7 @@ from taskmerge.methods.adaptive import Block, Parts
 from taskmerge.models.fill import fill
 from taskmerge.numerics.device import cores
 from taskmerge.numerics.lapack import settle_thread, single_threaded
+from taskmerge.processes import ALONE, Group
 from taskmerge.specs.adapt import AdaptSpec
 
 GROUPS: Mapping[str, str] = {HEAD: "heads", ADAPTER: "adapter", BLOCK: "block"}
@@ -40,14 +41,27 @@ class Workers:
 
 
 @contextmanager
-def workers(device: torch.device, threads: int | None) -> Iterator[Workers]:
-    """The workers of a run. Inside, arithmetic is single-threaded: results are the same for any number of them."""
+def workers(device: torch.device, threads: int | None, group: Group = ALONE) -> Iterator[Workers]:
+    """The workers of a run: the processes of a group share this machine's cores. Inside, arithmetic is single-threaded:
+    results are the same for any number of them."""
     if device.type != "cpu":
         yield Workers(None, 1)
         return
-    count = threads or cores()
+    count = threads or max(1, cores() // group.local_size)
     with single_threaded(factoring=False), ThreadPoolExecutor(count, "adapt", settle_thread) as pool:
         yield Workers(pool, count)
+
+
+@contextmanager
+def all_cores(group: Group, threads: int | None) -> Iterator[None]:
+    """Inside, this process works on all cores while the others wait for it: torchrun leaves each of them one thread."""
+    before = torch.get_num_threads()
+    if group.size > 1:
+        torch.set_num_threads(threads or cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def built(
@@ -65,7 +79,9 @@ def built(
     on_weights = fresh(parts, composed, experts, spec.seed, start)
     block = parts.of(Block)
     names = block_names(place.module, block.layer) if isinstance(block, Block) else ()
-    weights = Weights(place.module, composed, live_tensors(place.module), workers.pool)
+    weights = Weights(
+        place.module, composed, live_tensors(place.module), workers.pool, workers.count, spec.amp == "bf16"
+    )
     if composed:
         weights.form(detached(on_weights.settled()))
     merged = {name: value.detach() for name, value in place.module.named_parameters() if name in names}
@@ -80,7 +96,7 @@ def built(
     horizon = Horizon(iterations=iterations, batch_size=parts.batch_size, updates=parts.updates, seed=spec.seed)
     _check_batches(sides, horizon)
     rates = spec.rates(parts, horizon.total(len(sides)))
-    setting = Setting(place.device, spec.amp == "bf16", workers.pool, workers.count, shared, spec.seed)
+    setting = Setting(place.device, spec.amp == "bf16", workers.pool, workers.count, shared, spec.seed, place.group)
     return Adaptation(
         sides, weights, on_weights, Optimised(_groups(on_weights, sides), rates), horizon, setting, spec.project
     )

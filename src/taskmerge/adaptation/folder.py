@@ -38,9 +38,10 @@ class Folder:
         """Takes away what a run has left that saved no state: nothing could be continued from it."""
         if is_adapted(self.path) or resumable(self.place):
             return
-        shutil.rmtree(self.path, ignore_errors=True)
-        if not self.new:
-            self.path.mkdir(exist_ok=True)
+        if self.new:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            _empty(self.path)
 
     def finish(self, manifest: Manifest, *, keep_state: bool) -> None:
         """The manifest, last; only then the state goes, and a finished folder that was here before."""
@@ -49,12 +50,27 @@ class Folder:
             shutil.rmtree(self.path / STATE, ignore_errors=True)
         if self.path == self.place:
             return
-        publish_folder(self.path, self.place)
+        publish_folder(self.path, _real(self.place))
+
+
+def _real(place: Path) -> Path:
+    """Where it is: behind links, and under its own name."""
+    return Path(os.path.realpath(place))
+
+
+def _empty(folder: Path) -> None:
+    """Takes everything out of a folder, which itself may be a link or the working directory."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def working_path(place: Path) -> Path:
     """Where a run works that is to end up in `place`."""
-    return place.with_name(f".{place.name}.unfinished") if is_adapted(place) else place
+    real = _real(place)
+    return real.with_name(f".{real.name}.unfinished") if is_adapted(place) else place
 
 
 def resumable(place: Path) -> bool:
@@ -90,10 +106,10 @@ def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
     check_free(place, overwrite=overwrite, resume=resume)
     path = working_path(place)
     new = not path.is_dir()
-    if not resume and not new:
-        shutil.rmtree(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            _empty(path)
     except OSError as error:
         raise BadOutput(f"cannot be made: {error.strerror}", where=str(place), hint="choose another with -o") from error
     for folder in (path, *(path / part for part in PLACES.values())):

@@ -10,6 +10,7 @@ from torch import Tensor
 from taskmerge.adaptation.components import Effective
 from taskmerge.adaptation.learnables import COEFFICIENTS, MASKS, OnWeights
 from taskmerge.adaptation.passes import Gradients, Setting, passes
+from taskmerge.adaptation.spread import summed
 from taskmerge.adaptation.state import AdaptState, Optimised
 from taskmerge.adaptation.tasks import TaskSide
 from taskmerge.adaptation.trace import StepRecord, TaskRecord
@@ -19,6 +20,8 @@ from taskmerge.methods.adaptive import Updates
 
 ZERO = 1e-5
 """Coefficients below it count as zero, as in the Tinting paper."""
+COMPARED = 50
+"""Updates between two looks at whether all processes hold the same values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,7 @@ class Adaptation:
             self.counts["skipped"] += skipped is not None
             self.counts["flips"] += flips
             self.update += 1
+            self._compare()
             yield self._record(iteration, told, flips, skipped, time.perf_counter() - started)
 
     def start(self) -> StepRecord:
@@ -111,10 +115,15 @@ class Adaptation:
             return "the filter keeps nothing"
         if any(record.loss is not None and not abs(record.loss) < float("inf") for record in told.values()):
             return "a loss is not finite"
+        pulled = None
         if self.setting.shared and self.on_weights.parts.shapes_weights:
-            self.on_weights.push(effective, self.weights.pull(gradients.shared, detached(effective)))
-        for side in self.sides:
-            for name, grad in gradients.own.get(side.name, {}).items():
+            pulled = self.weights.pull(gradients.shared, detached(effective))
+        turn = [side for side in self.sides if side.name in told]
+        pulled, own = summed(self.setting.group, pulled, gradients.own, turn)
+        if pulled is not None:
+            self.on_weights.push(effective, pulled)
+        for side in turn:
+            for name, grad in own.get(side.name, {}).items():
                 side.own[name].grad = grad
         return None if self.optimised.finite() else "a gradient is not finite"
 
@@ -128,6 +137,11 @@ class Adaptation:
             with torch.no_grad():
                 coefficients.clamp_(0, 1)
         return sum(int(((value > 0) != bits).sum()) for value, bits in zip(masks, before, strict=True))
+
+    def _compare(self) -> None:
+        """Raises BadNumber where processes have come to different values, now and then and at the end."""
+        if self.update % COMPARED == 0 or self.update == self.total:
+            self.setting.group.check_same(self.optimised.values.values(), f"update {self.update}")
 
     def _record(
         self, iteration: int, told: Mapping[str, TaskRecord], flips: int, skipped: str | None, seconds: float

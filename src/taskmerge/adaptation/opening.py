@@ -27,6 +27,7 @@ from taskmerge.models.contract import Backbone
 from taskmerge.models.encode import encode
 from taskmerge.models.fill import fill
 from taskmerge.models.heads import load_head
+from taskmerge.processes import ALONE, Group
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.specs.suite import Suite, Task
 from taskmerge.types import Note, Space, unheard
@@ -37,12 +38,14 @@ ENCODED = 64
 
 @dataclass(frozen=True)
 class Place:
-    """Where adaptation runs: the backbone on its device, so many threads, and what hears notes."""
+    """Where adaptation runs: the backbone on its device, so many threads, what hears notes, the processes that share
+    the work."""
 
     backbone: Backbone
     device: torch.device
     workers: int = 1
     note: Note = unheard
+    group: Group = ALONE
 
     @property
     def module(self) -> nn.Module:
@@ -240,7 +243,10 @@ def expert_tensors(experts: Experts, task: str, names: Sequence[str]) -> dict[st
 def features_of(place: Place, items: Items, places: Tensor | None = None, module: nn.Module | None = None) -> Tensor:
     """Features of items (some of them) under the encoder as it is, without gradients, on the device."""
     inputs = items.inputs if places is None else {name: whole[places] for name, whole in items.inputs.items()}
-    return encode(module or place.module, inputs, batch_size=ENCODED, device=place.device, workers=place.workers)
+    return encode(
+        module or place.module, inputs, batch_size=ENCODED, device=place.device, workers=place.workers,
+        group=place.group,
+    )  # fmt: skip
 
 
 def head_outputs(head: nn.Module, features: Tensor, device: torch.device) -> Tensor:

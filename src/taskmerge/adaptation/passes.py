@@ -1,4 +1,4 @@
-"""Forward and backward of a task's batch, in shards side by side: gradients are the same for any number of threads."""
+"""Forward and backward of tasks' batches, in shards side by side: gradients are the same for any number of threads."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,10 +8,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from taskmerge.adaptation.spread import Share, dealt, kept_by_all, tallied_by_all
 from taskmerge.adaptation.tasks import TaskSide
 from taskmerge.adaptation.trace import TaskRecord
 from taskmerge.models.adapters import ProbAdapter
 from taskmerge.numerics import losses
+from taskmerge.processes import ALONE, Group
 from taskmerge.seeds import uniform_at
 
 R = TypeVar("R")
@@ -20,8 +22,8 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all passes share: where they run, whether in bfloat16, the workers (None: one after the other), and the
-    encoder's parameters by name whose gradients are wanted."""
+    """What all passes share: where they run, whether in bfloat16, the workers (None: one after the other), the
+    encoder's parameters by name whose gradients are wanted, and the processes that the shards are spread over."""
 
     device: torch.device
     amp: bool
@@ -29,6 +31,7 @@ class Setting:
     workers: int
     shared: Mapping[str, nn.Parameter]
     seed: int = 0
+    group: Group = ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,33 +95,45 @@ def passes(
 ) -> tuple[Gradients, dict[str, TaskRecord]]:
     """Every task's batch forward and backward: gradients of the sum of the tasks' mean losses, and what to tell.
 
-    So many tasks at once as keep the workers busy. A task whose filter keeps nothing adds nothing.
+    So many tasks at once as keep the workers busy. A task whose filter keeps nothing adds nothing. Of several processes
+    each returns the gradients of its own shards, and all what is to be told of everything.
     """
     gradients = Gradients({}, {})
-    records: dict[str, TaskRecord] = {}
-    for group in _groups(setting, batches):
-        jobs = [(side, places) for side, batch in group for places in side.shards(batch)]
+    tallies: dict[str, Tensor] = {}
+    for shares in _groups(setting, dealt(setting.group, batches)):
+        jobs = [(share.side, places) for share in shares for places in share.shards]
         shards = list(_mapped(setting, lambda job: forward(setting, *job, update), jobs))
-        counted: list[tuple[Shard, int]] = []
-        for side, _ in group:
-            own = [shard for shard in shards if shard.side is side]
-            records[side.name] = _record(own)
-            kept = sum(int(shard.kept.sum()) for shard in own)
-            counted += [(shard, kept) for shard in own if bool(shard.kept.any())]
+        of_tasks = [(share, [shard for shard in shards if shard.side is share.side]) for share in shares]
+        kept = kept_by_all(setting.group, shares, [_kept(own) for _, own in of_tasks])
+        tallies |= {share.side.name: _tally(share.side, own) for share, own in of_tasks}
+        counted = [
+            (shard, count) for (_, own), count in zip(of_tasks, kept, strict=True)
+            for shard in own if bool(shard.kept.any())
+        ]  # fmt: skip
         shards.clear()
+        of_tasks.clear()
         pulled = _mapped(setting, lambda job: backward(setting, *job), counted)
         for (shard, _), (shared, of_task) in zip(counted, pulled, strict=True):
             gradients.add(shard.side.name, shared, of_task)
-    return gradients, records
+    sides = [side for side, _ in batches]
+    told = tallied_by_all(setting.group, [tallies.get(side.name, _tally(side, ())) for side in sides])
+    return gradients, {side.name: _record(side, tally) for side, tally in zip(sides, told, strict=True)}
 
 
-def _groups(setting: Setting, batches: Sequence[tuple[TaskSide, Tensor]]) -> Iterator[list[tuple[TaskSide, Tensor]]]:
-    """The tasks in their order, as many at a time as have a shard for every worker."""
-    group: list[tuple[TaskSide, Tensor]] = []
+def _groups(setting: Setting, shares: Sequence[Share]) -> Iterator[list[Share]]:
+    """The tasks in their order, as many at a time as have a shard for every worker.
+
+    Those that are divided between processes come first and at once: what the filter keeps of them is counted together.
+    """
+    if divided := [share for share in shares if share.divided]:
+        yield divided
+    group: list[Share] = []
     held = 0
-    for side, batch in batches:
-        group.append((side, batch))
-        held += sum(1 for _ in side.shards(batch))
+    for share in shares:
+        if share.divided or not share.shards:
+            continue
+        group.append(share)
+        held += len(share.shards)
         if held >= setting.workers:
             yield group
             group, held = [], 0
@@ -140,19 +155,34 @@ def _mapped(setting: Setting, work: Callable[[A], R], jobs: Sequence[A]) -> Iter
         yield future.result()
 
 
-def _record(shards: Sequence[Shard]) -> TaskRecord:
+def _kept(shards: Sequence[Shard]) -> int:
+    return sum(int(shard.kept.sum()) for shard in shards)
+
+
+def _tally(side: TaskSide, shards: Sequence[Shard]) -> Tensor:
+    """Sums over some of a task's items, float64: items, kept ones, their loss; of classes also the items with the
+    expert's class, entropy, and how many are predicted to be of each."""
+    sums = [
+        float(sum(len(own.loss) for own in shards)), float(_kept(shards)),
+        sum((float(own.loss.detach()[own.kept].sum()) for own in shards), 0.0),
+    ]  # fmt: skip
+    if side.task.kind != "classification":
+        return torch.tensor(sums, dtype=torch.float64)
+    sums.append(float(sum(own.agreeing or 0 for own in shards)))
+    sums.append(sum((own.entropy or 0.0 for own in shards), 0.0))
+    predicted = torch.zeros(side.teacher.outputs.shape[1], dtype=torch.float64)
+    for own in shards:
+        predicted += own.predicted.cpu() if own.predicted is not None else 0
+    return torch.cat([torch.tensor(sums, dtype=torch.float64), predicted])
+
+
+def _record(side: TaskSide, tally: Tensor) -> TaskRecord:
     """What one task's batch came to."""
-    items = sum(len(own.loss) for own in shards)
-    kept = sum(int(own.kept.sum()) for own in shards)
-    total = sum(float(own.loss.detach()[own.kept].sum()) for own in shards)
-    agreeing = [own.agreeing for own in shards if own.agreeing is not None]
-    entropies = [own.entropy for own in shards if own.entropy is not None]
-    predicted = [own.predicted for own in shards if own.predicted is not None]
-    largest = float(torch.stack(predicted).sum(0).max()) / items if predicted else None
-    return TaskRecord(
-        items, kept / items, total / kept if kept else None, sum(agreeing) / items if agreeing else None,
-        sum(entropies) / items if entropies else None, largest,
-    )  # fmt: skip
+    items, kept, loss = tally[:3].tolist()
+    means: list[float | None] = [None, None, None]
+    if side.task.kind == "classification":
+        means = [*(tally[3:5] / items).tolist(), float(tally[5:].max()) / items]
+    return TaskRecord(int(items), kept / items, loss / kept if kept else None, *means)
 
 
 def _told(side: TaskSide, outputs: Tensor, expert: Tensor) -> tuple[int | None, float | None, Tensor | None]:

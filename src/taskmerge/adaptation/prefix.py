@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from taskmerge.experts.classes import block_of
 from taskmerge.types import Inputs
@@ -41,11 +42,12 @@ class Shortened:
     current: threading.local
 
     def features(self, inputs: Inputs, places: Tensor, device: torch.device) -> Tensor:
-        """Features of the items at `places`, whose `inputs` these are (texts may be cut to their longest)."""
+        """Features of the items at `places`, whose `inputs` these are: encoders cut texts to their longest."""
         hidden = self.hidden.index_select(self.axis, places)
         mask = inputs.get("attention_mask")
         if mask is not None and hidden.dim() > 2:
-            hidden = hidden.narrow(1 - self.axis, 0, mask.shape[1])
+            used = mask.ne(0).any(dim=0).nonzero()
+            hidden = hidden.narrow(1 - self.axis, 0, int(used[-1]) + 1 if len(used) else 1)
         self.current.hidden = hidden.to(device)
         features: Tensor = self.module(inputs)
         return features
@@ -114,7 +116,7 @@ class _Seen:
         return torch.cat(parts, dim=axis)
 
     def of(self, inputs: Inputs, start: int, stop: int) -> Tensor:
-        """The states of some items."""
+        """The states of some items; texts, which encoders cut to the longest of a batch, at their full length."""
         caught: list[Tensor] = []
         below = self.blocks.get_submodule(str(self.index - 1))
 
@@ -128,7 +130,11 @@ class _Seen:
                 self.module({name: whole[start:stop].to(self.device) for name, whole in inputs.items()})
         finally:
             hook.remove()
-        return caught[0]
+        hidden = caught[0] if caught else torch.empty(0)  # no block was called: nothing that could be left out
+        mask = inputs.get("attention_mask")
+        if mask is None or hidden.dim() < 3:
+            return hidden
+        return functional.pad(hidden, (0, 0, 0, mask.shape[1] - hidden.shape[1]))  # nobody looks at what is masked
 
 
 def _without(module: nn.Module, path: str, index: int, as_tuple: bool, current: threading.local) -> nn.Module:

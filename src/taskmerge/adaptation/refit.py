@@ -17,7 +17,7 @@ def refit(
     originals = {task.task.name: task.head for task in opened}
     solved = {}
     for side in sides:
-        features = adapted_features(side, side.places, place.device, place.workers)
+        features = adapted_features(side, side.places, place.device, place.workers, place.group)
         expert = side.teacher.outputs[side.places]
         solved[side.name] = fit_head(side.head, features, expert, side.task.kind, spec, originals[side.name])
     return solved

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from taskmerge.adaptation.held_out import agreements
 from taskmerge.adaptation.loop import Adaptation
-from taskmerge.adaptation.state import AdaptState, load_state, save_state
+from taskmerge.adaptation.state import FILE, AdaptState, load_state, save_state
 from taskmerge.adaptation.trace import StepRecord, read_trace
-from taskmerge.errors import BadOutput, UsageError, listed
+from taskmerge.errors import BadFile, BadOutput, UsageError, listed
+from taskmerge.processes import Group
 
 TRACE, STATE, BEST = "trace.jsonl", "state", "best"
 SAVED_EVERY = 20.0
@@ -36,7 +37,10 @@ class Following:
 
 @dataclass
 class Running:
-    """One adaptation in its folder. `about` is what it belongs to: a state of another one is refused."""
+    """One adaptation in its folder. `about` is what it belongs to: a state of another one is refused.
+
+    Of several processes the first one writes.
+    """
 
     adaptation: Adaptation
     folder: Path
@@ -56,6 +60,7 @@ class Running:
         """
         if resume:
             self._resume()
+        self.group.barrier()  # nothing is written before all have read
         with _writable(self.folder / TRACE), self._trace() as trace:
             if not resume:
                 self._tell(trace, self._looked(self.adaptation.start()))
@@ -74,8 +79,7 @@ class Running:
     def conclude(self) -> None:
         """Measures agreement once more, of the model that is written: heads may have been fitted since."""
         if self.following is not None:
-            setting = self.adaptation.setting
-            self.final = agreements(self.adaptation.sides, self.following.held, setting.device, setting.workers)
+            self.final = self._agreements(self.following)
 
     @property
     def chosen(self) -> StepRecord | None:
@@ -83,8 +87,15 @@ class Running:
         measured = [record for record in self.records if record.agreement is not None]
         return max(measured, key=lambda record: record.agreement or 0.0) if measured else None
 
+    @property
+    def group(self) -> Group:
+        """The processes that carry it out."""
+        return self.adaptation.setting.group
+
     def _trace(self) -> IO[str]:
         """The trace, cut behind what the saved state has seen."""
+        if not self.group.is_first:
+            return Path(os.devnull).open("a", encoding="utf-8")
         (self.folder / TRACE).write_text("".join(record.line() for record in self.records), encoding="utf-8")
         return (self.folder / TRACE).open("a", encoding="utf-8")
 
@@ -94,14 +105,17 @@ class Running:
         if self.heard is not None:
             self.heard(record, self.adaptation.total)
 
+    def _agreements(self, following: Following) -> dict[str, float]:
+        setting = self.adaptation.setting
+        return agreements(self.adaptation.sides, following.held, setting.device, setting.workers, self.group)
+
     def _looked(self, record: StepRecord) -> StepRecord:
         """The record with what is measured beside it, where that is due: agreement, diagnostics."""
         update, last = record.update, record.update == self.adaptation.total
         following = self.following
         if following is not None and (update % following.every == 0 or last):
             self.adaptation.settle()
-            setting = self.adaptation.setting
-            measured = agreements(self.adaptation.sides, following.held, setting.device, setting.workers)
+            measured = self._agreements(following)
             before = max((own.agreement or 0.0 for own in self.records if own.held_out), default=-1.0)
             record = replace(record, held_out=measured)
             if (record.agreement or 0.0) > before:
@@ -113,6 +127,8 @@ class Running:
 
     def _save(self, trace: IO[str]) -> None:
         """The state, and the best one, behind the trace that led there."""
+        if not self.group.is_first:
+            return
         trace.flush()
         os.fsync(trace.fileno())
         if self.best is not None:
@@ -127,10 +143,20 @@ class Running:
             what = f"the unfinished run there is another one: {listed(other)} differ"
             hint = "resume it with the options it was started with, or start again with --overwrite"
             raise UsageError(what, where=str(self.folder), hint=hint)
+        self._check(state, self.folder / STATE)
         self.records = read_trace(self.folder / TRACE, state.update)
         if any(record.held_out for record in self.records):
             self.best, _ = load_state(self.folder / STATE / BEST)
+            self._check(self.best, self.folder / STATE / BEST)
         self.adaptation.restore(state)
+
+    def _check(self, state: AdaptState, folder: Path) -> None:
+        """Raises BadFile for a state that says it is of this run and is not."""
+        late = f"it is of update {state.update} of {self.adaptation.total}"
+        what = late if state.update > self.adaptation.total else self.adaptation.optimised.misfit(state)
+        if what:
+            hint = "start again with --overwrite"
+            raise BadFile(f"is no state of this run: {what}", where=str(folder / FILE), hint=hint)
 
 
 @contextmanager

@@ -73,8 +73,23 @@ class Optimised:
             dict(counts),
         )
 
+    def misfit(self, state: AdaptState) -> str | None:
+        """What keeps a snapshot from being one of these learnables, in words; None where it is one."""
+        if state.values.keys() != self.values.keys():
+            strange = sorted(state.values.keys() ^ self.values.keys())
+            return f"it holds {len(state.values)} values, not {len(self.values)} ({strange[0]})"
+        if not state.means.keys() == state.squares.keys() == state.steps.keys() <= self.values.keys():
+            return "its moments are not those of its values"
+        for kind in (state.values, state.means, state.squares):
+            for name, tensor in kind.items():
+                if tensor.shape != self.values[name].shape or tensor.dtype != self.values[name].dtype:
+                    return f"`{name}` is {tensor.dtype} {list(tensor.shape)}"
+                if not bool(torch.isfinite(tensor).all()):
+                    return f"`{name}` holds NaN or infinity"
+        return None
+
     def restore(self, state: AdaptState) -> None:
-        """Back to a snapshot."""
+        """Back to a snapshot of these learnables."""
         with torch.no_grad():
             for name, value in self.values.items():
                 value.copy_(state.values[name])
@@ -111,8 +126,10 @@ def load_state(folder: Path) -> tuple[AdaptState, dict[str, object]]:
         values, means, squares, steps = (_of(tensors, prefix) for prefix in (VALUE, MEAN, SQUARE, STEPS))
         counts = {str(name): int(count) for name, count in record["counts"].items()}
         state = AdaptState(int(record["update"]), values, means, squares, steps, counts)
+        if state.update < 0:
+            raise ValueError(f"update {state.update}")
         return state, dict(record["about"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         hint = "start again with --overwrite"
         raise BadFile(f"is no saved state: {error}", where=str(path), hint=hint) from None
 

@@ -56,9 +56,10 @@ class TaskSide:
         """The places, among all items, of the batch of one iteration."""
         return self.places[places(seed, self.name, iteration, count=len(self.places), batch_size=batch_size)]
 
-    def shards(self, batch: Tensor) -> Iterator[Tensor]:
-        """The batch in pieces of `SHARD`, all at once where there is no encoder to run."""
-        yield from torch.split(batch, len(batch) if self.frozen is not None else SHARD)
+    def shards(self, batch: Tensor, processes: int = 1) -> Iterator[Tensor]:
+        """The batch in pieces of `SHARD`, smaller ones for more processes; whole where there is no encoder to run."""
+        size = min(SHARD, -(-len(batch) // processes))
+        yield from torch.split(batch, len(batch) if self.frozen is not None else size)
 
     def features(self, places: Tensor, device: torch.device) -> Tensor:
         """Features of some items, with a graph where the encoder learns."""

@@ -15,6 +15,7 @@ from taskmerge.adaptation.objectives import ExpertView
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.data.items import Items
 from taskmerge.errors import TaskmergeError
+from taskmerge.processes import ALONE, Group
 from taskmerge.types import Note, unheard
 
 ENDING = ".teacher"
@@ -36,10 +37,14 @@ class Teacher:
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """Where experts' outputs are kept between runs (None: nowhere); `note` hears when nothing could be kept."""
+    """Where experts' outputs are kept between runs (None: nowhere); `note` hears when nothing could be kept.
+
+    Of several processes all compute, or none: they may not see the same disk.
+    """
 
     folder: Path | None
     note: Note = unheard
+    group: Group = ALONE
 
     def teacher(self, key: Mapping[str, object], items: Items, compute: Callable[[], Teacher]) -> Teacher:
         """What is kept under `key` and the items' content, else what `compute` makes, which is kept then."""
@@ -47,10 +52,12 @@ class TeacherCache:
             return compute()
         file = self.folder / f"{_digest({**key, 'items': items.fingerprint})}{ENDING}"
         kept = _read(file, len(items))
-        if kept is not None:
+        everywhere = self.group.all(kept is not None)
+        if kept is not None and everywhere:
             return kept
         made = compute()
-        self._keep(file, made)
+        if self.group.is_first:
+            self._keep(file, made)
         return made
 
     def _keep(self, file: Path, teacher: Teacher) -> None:

@@ -63,7 +63,9 @@ def read_trace(path: Path, updates: int) -> list[StepRecord]:
     try:
         with path.open(encoding="utf-8") as lines:
             records = [_record(json.loads(line)) for line, _ in zip(lines, range(updates + 1))]  # noqa: B905  the fewer
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if [record.update for record in records] != list(range(len(records))):
+            raise ValueError("its updates are not one after the other")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadFile(f"is no trace: {error}", where=str(path), hint="start again with --overwrite") from None
     if len(records) <= updates:
         what = f"has {len(records)} lines where the saved state is of update {updates}"

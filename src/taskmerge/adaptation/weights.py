@@ -1,6 +1,6 @@
 """The merged encoder while it learns: weights formed in place once an update, and gradients pulled back from them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -8,23 +8,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from taskmerge.adaptation.components import Composed, Effective
-
-Map = Callable[[Callable[[int], object], range], Iterable[object]]
+from taskmerge.adaptation.components import Composed, Effective, Factored
 
 
 @dataclass(frozen=True)
 class Weights:
     """An encoder's module and the tensors in it that are merged.
 
-    `composed` are these tensors, `slots` the module's live tensors by name; `pool` forms several at once (None: one
-    after the other). The module's parameters are the leaves of every graph: gradients end there.
+    `composed` are these tensors, `slots` the module's live tensors by name; `pool` forms several at once, `workers` of
+    them (None: one after the other). `amp` multiplies factors in bfloat16; products are added to origins in full
+    precision. The module's parameters are the leaves of every graph: gradients end there.
     """
 
     module: nn.Module
     composed: Sequence[Composed]
     slots: Mapping[str, Tensor]
     pool: ThreadPoolExecutor | None = None
+    workers: int = 1
+    amp: bool = False
 
     def form(self, effective: Effective) -> None:
         """Puts θ = origin + Σ_t λ_t D_t into the module, in its own dtype."""
@@ -32,7 +33,9 @@ class Weights:
         def work(place: int) -> None:
             one = self.composed[place]
             gates = effective.gates.get(one.name)
-            formed = one.component.form(effective.coefficients[place], gates).add_(one.origin)
+            with self._products(one):
+                formed = one.component.form(effective.coefficients[place], gates)
+            formed = formed.to(one.origin.dtype).add_(one.origin)
             for name, own in one.spots:
                 target = self.slots[name]
                 target.copy_(formed[own].view(target.shape))
@@ -53,7 +56,8 @@ class Weights:
             gates = effective.gates.get(one.name)
             if grad is None:
                 return
-            of_tasks[place], own = one.component.pull(grad, effective.coefficients[place], gates)
+            with self._products(one):
+                of_tasks[place], own = one.component.pull(grad, effective.coefficients[place], gates)
             if own is not None and gates is not None:
                 of_gates[one.name] = own
 
@@ -61,6 +65,11 @@ class Weights:
         for name, gates in effective.gates.items():
             of_gates.setdefault(name, torch.zeros_like(gates))
         return Effective(of_tasks, of_gates)
+
+    def _products(self, one: Composed) -> torch.autocast:
+        """Where the factors of a tensor are multiplied."""
+        enabled = self.amp and isinstance(one.component, Factored)
+        return torch.autocast(one.origin.device.type, torch.bfloat16, enabled=enabled)
 
     def _gathered(self, one: Composed, grads: Mapping[str, Tensor]) -> Tensor | None:
         """The gradient [n] of a merged tensor from those of its parts."""
@@ -75,15 +84,19 @@ class Weights:
         return whole
 
     def _each(self, work: Callable[[int], None]) -> None:
-        """The work over all merged tensors, the largest first; each writes into places of its own."""
+        """The work over all merged tensors, dealt out by size; each writes into places of its own."""
         order = sorted(range(len(self.composed)), key=lambda place: -len(self.composed[place].origin))
-        with torch.no_grad():
-            if self.pool is None:
-                for place in order:
-                    work(place)
-            else:
-                for _ in self.pool.map(torch.no_grad()(work), order):
-                    pass
+
+        @torch.no_grad()
+        def hand(first: int) -> None:
+            for place in order[first :: self.workers]:
+                work(place)
+
+        if self.pool is None:
+            hand(0)
+        else:
+            for _ in self.pool.map(hand, range(self.workers)):  # few jobs: small encoders have many small tensors
+                pass
 
 
 def live_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ class AdaptMeter:
 
     def heard(self, record: "StepRecord", total: int) -> None:
         """One update of `total`; the first record is of the start, or of the first update after --resume."""
-        if self._quiet:
+        if self._quiet or not total:
             return
         now = time.monotonic()
         if self._began[0] < 0:

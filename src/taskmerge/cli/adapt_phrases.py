@@ -28,7 +28,8 @@ def components(parts: Parts) -> str:
 
 def learnt(parts: Parts) -> str:
     """Everything that is learnt."""
-    return "; ".join(map(_learnable, parts.learns.values()))
+    refit = ["heads solved for at the end"] if parts.refit else []
+    return "; ".join([*map(_learnable, parts.learns.values()), *refit])
 
 
 def _learnable(one: Learnable) -> str:
@@ -43,7 +44,8 @@ def _learnable(one: Learnable) -> str:
         case Heads():
             return f"heads {STARTS[one.start]}"
         case Block():
-            return f"a block of every task's own ({one.layer})"
+            start = ", from its expert's" if one.start == "expert" else ""
+            return f"a block of every task's own ({one.layer}{start})"
         case Adapter():
             return f"{one.kind} adapters of width {one.size}"
 

@@ -33,7 +33,7 @@ class AdaptWords:
     method: Annotated[
         str | None,
         option(
-            "Adaptive method, see `taskmerge methods` (default: symerge); auto tries several, and keeps the one that "
+            "Adaptive method, see `taskmerge methods` (default: blocks); auto tries several, and keeps the one that "
             "agrees best with the experts.",
             "--method",
             "-m",
@@ -58,6 +58,9 @@ class AdaptWords:
         option(
             "A task's own layer: head, a block (0, 1 ... as in tensor names; first, middle, last), early, late, all."
         ),
+    ] = None
+    block_start: Annotated[
+        str | None, option("Where a task's own block starts: merged, or expert (as its expert has it).")
     ] = None
 
     iterations: Annotated[

@@ -1,5 +1,6 @@
 """What `taskmerge adapt` does with its words: one request, then plan, adapt, show."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,8 +31,8 @@ from taskmerge.workflows.auto import BUDGET, adapt_auto
 
 AUTO, TRYING = "auto", "trying "
 OF_ONE = frozenset({
-    "dry_run", "every", "heads_start", "init", "iterations", "layer", "objective", "origin", "refit_heads", "resume",
-    "seeds", "stop", "train", "with_",
+    "block_start", "dry_run", "every", "heads_start", "init", "iterations", "layer", "objective", "origin",
+    "refit_heads", "resume", "seeds", "stop", "train", "with_",
 })  # fmt: skip
 """Words that are about one method and one run, and say nothing with `--method auto`."""
 KEYWORDS = frozenset({*SHAPE, *MERGING})
@@ -116,7 +117,7 @@ def _auto(words: AdaptWords) -> None:
     suite, running = _suite(words), _running(words)
     given = {name: value for name, value in _keywords(words).items() if name not in ("method", "seed")}
     budget = BUDGET if words.budget is None else words.budget
-    told: list[str] = []
+    told, began = list[str](), time.perf_counter()
 
     def note(text: str) -> None:
         if text not in told:  # candidates have most of their notes in common
@@ -128,14 +129,15 @@ def _auto(words: AdaptWords) -> None:
         def doing(activity: str) -> None:
             if activity.startswith(TRYING):
                 show.say(activity, words.quiet)
-            meter.doing(activity)
+            else:
+                meter.doing(activity)
 
         receipt = adapt_auto(
             suite, replace(running, heard=meter.heard, doing=doing, note=note), inputs, budget=budget, seed=words.seed,
             **{**given, **options},
         )  # fmt: skip
     show.say(candidates_text(receipt.report["chosen"]), words.quiet)
-    _finish(receipt, words)
+    _finish(replace(receipt, seconds=time.perf_counter() - began), words)
 
 
 def _dry_run(asked: AdaptRequest, running: AdaptRunning, words: AdaptWords) -> None:

@@ -16,7 +16,9 @@ import typer
 from taskmerge.cli.commands import load
 from taskmerge.cli.program import app
 from taskmerge.cli.show import plain
+from taskmerge.cli.together import one_voice, speaks
 from taskmerge.errors import BadFile, BadOutput, Interrupted, TaskmergeError
+from taskmerge.launched import told
 
 COMPLETION = "_TASKMERGE_COMPLETE"
 INTERRUPTED = 130
@@ -59,8 +61,9 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     load(arguments)
     try:
-        outcome = app(args=list(arguments), prog_name="taskmerge", standalone_mode=False)
-        sys.stdout.flush()
+        with one_voice(arguments):
+            outcome = app(args=list(arguments), prog_name="taskmerge", standalone_mode=False)
+            sys.stdout.flush()
         if outcome == INTERRUPTED:  # Typer turns Ctrl-C into this status
             raise KeyboardInterrupt
         return outcome if isinstance(outcome, int) else 0
@@ -68,9 +71,8 @@ def run(arguments: Sequence[str]) -> int:
         return _say(error, error.message, error.exit_code, debug, kind="interrupted")
     except TaskmergeError as error:
         return _say(error, error.message, error.exit_code, debug)
-    except (KeyboardInterrupt, typer.Abort):
-        print("interrupted: no unfinished output is left", file=sys.stderr)
-        return INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort) as error:
+        return _say(error, "no unfinished output is left", INTERRUPTED, debug=False, kind="interrupted")
     except (BrokenPipeError, SystemExit):  # the argument parser exits by itself when the reader has gone
         _give_up_stdout()
         return BROKEN_PIPE
@@ -106,7 +108,9 @@ def _usage(error: Any, debug: bool) -> int:
 
 
 def _say(error: BaseException, message: str, code: int, debug: bool, *, kind: str = "error") -> int:
-    """The one message on stderr."""
+    """The one message on stderr, of the process that failed first where there are several."""
+    if not speaks(error, message, code):
+        return code
     if debug:
         traceback.print_exception(error)
     complaint, _, hint = message.partition("\nhint: ")
@@ -114,6 +118,7 @@ def _say(error: BaseException, message: str, code: int, debug: bool, *, kind: st
         print(f"{kind}: {_shown(complaint)}", file=sys.stderr)
         if hint:
             print(f"hint: {_shown(hint)}", file=sys.stderr)
+    told()
     return code
 
 

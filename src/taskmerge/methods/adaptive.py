@@ -142,7 +142,7 @@ class Parts:
     on: On = "outputs"
     filter: Filter = "none"
     updates: Updates = "joint"
-    iterations: int | None = 500
+    iterations: int | None = 200
     batch_size: int = 16
     rates: Mapping[str, float | None] = field(default_factory=lambda: dict(RATES))
     refit: bool = False

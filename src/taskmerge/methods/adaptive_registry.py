@@ -11,7 +11,7 @@ from taskmerge.errors import UsageError, unknown_name
 from taskmerge.methods.adaptive import Adaptive
 from taskmerge.methods.registry import methods
 
-RECOMMENDED = "symerge"
+RECOMMENDED = "blocks"
 """What `adapt` takes where nobody chooses: the best of the embedded example's measurements (docs/adapt.md)."""
 
 

@@ -13,7 +13,8 @@ def tinted(coefficient: float | None) -> Parts:
     """Coefficients and heads by self-labels, task after task in random order: what tint, tint++ and symerge share."""
     return Parts(
         learns={"coefficients": Coefficients(start=coefficient), "heads": Heads()},
-        objective="self", updates="sequential", batch_size=32, rates=PUBLISHED,
+        objective="self", updates="sequential", iterations=100, batch_size=32,
+        rates=PUBLISHED,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from taskmerge.numerics.lapack import settle_thread
+from taskmerge.processes import ALONE, Group
 from taskmerge.types import Inputs
 
 AT_ONCE = 8
@@ -19,7 +20,7 @@ Map = Callable[[Callable[[int], Tensor], range], Iterable[Tensor]]
 
 def encode(
     module: nn.Module, inputs: Inputs, *, batch_size: int, device: torch.device, progress: Step | None = None,
-    workers: int | None = None,
+    workers: int | None = None, group: Group = ALONE,
 ) -> Tensor:  # fmt: skip
     """Features of N items on `device`, [N, D] or maps [N, D, h, w], in the items' order; float32, or float64 if the
     module is.
@@ -27,7 +28,8 @@ def encode(
     Pictures go to the device as they are stored (uint8). Texts are encoded by length, each batch cut to its longest,
     so padding costs next to nothing. The same on every run: no autotuning, no TF32. No gradient is recorded, yet the
     features are ordinary tensors: a head that learns from them may save them for its own gradient. A CPU encodes
-    `workers` batches at once, by default as many as it has threads.
+    `workers` batches at once, by default as many as it has threads. The processes of a `group` encode some batches
+    each, and all get all features.
     """
     inputs, order, lengths = _by_length(inputs)
     count = len(next(iter(inputs.values())))
@@ -39,13 +41,17 @@ def encode(
             features: Tensor = module(batch)
             return features.to(torch.promote_types(features.dtype, torch.float32))
 
-    parts, starts = [], range(0, count, batch_size)
+    parts, every = [], range(0, count, batch_size)
+    spread = group.size > 1 and len(every) >= group.size
+    starts = every[slice(*group.bounds(len(every))[group.rank])] if spread else every
     with torch.no_grad(), _exact(device), _mapped(device, len(starts), workers) as mapped:
         for features in mapped(forward, starts):
             parts.append(features)
             if progress is not None:
                 progress(len(features))
         joined = torch.cat(parts)
+        if spread:
+            joined = _from_all(group, joined, count, batch_size)
         return joined if order is None else _restored(joined, order.to(device))
 
 
@@ -84,6 +90,17 @@ def _by_length(inputs: Inputs) -> tuple[Inputs, Tensor | None, list[int] | None]
 def _slice(whole: Tensor, start: int, stop: int, lengths: list[int] | None) -> Tensor:
     """Items start ... stop as a view; texts cut to the longest, which is the first."""
     return whole[start:stop] if lengths is None or whole.dim() < 2 else whole[start:stop, : max(lengths[start], 1)]
+
+
+def _from_all(group: Group, mine: Tensor, count: int, batch_size: int) -> Tensor:
+    """The features of all items from those that each process has, in runs of whole batches."""
+    whole = mine.new_empty(count, *mine.shape[1:])
+    for rank, (start, stop) in enumerate(group.bounds(-(-count // batch_size))):
+        run = whole[start * batch_size : stop * batch_size]
+        if rank == group.rank:
+            run.copy_(mine)
+        group.broadcast(run, rank)
+    return whole
 
 
 def _restored(features: Tensor, order: Tensor) -> Tensor:

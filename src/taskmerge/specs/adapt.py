@@ -23,6 +23,7 @@ from taskmerge.methods.adaptive import (
     Relaxed,
     Truncated,
     Updates,
+    Whole,
     mask_rate,
 )  # fmt: skip
 from taskmerge.methods.adaptive_registry import RECOMMENDED, find_adaptive
@@ -102,21 +103,31 @@ class AdaptSpec:
             object.__setattr__(self, "with_", find_adaptive(self.with_, where="--with").name)
         if self.rank is not None:
             object.__setattr__(self, "rank", Rank.parse(self.rank))
+        for name in ("train", "tasks"):
+            said = getattr(self, name)
+            object.__setattr__(self, name, (said,) if isinstance(said, str) else tuple(said))
+        if _is_number(self.layer):
+            object.__setattr__(self, "layer", str(self.layer))
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise unknown_name(name.replace("_", " "), str(value), choices, where=_flag(name))
+        self._check_numbers()
+        _check_layer(self.layer)
+
+    def _check_numbers(self) -> None:
+        """Refuses what is no number, or out of its range."""
         for name in POSITIVE:
-            _check_number(name, getattr(self, name), least=1)
-        _check_number("iterations", self.iterations, least=0)
+            _check_whole(name, getattr(self, name), least=1)
+        _check_whole("iterations", self.iterations, least=0)
+        _check_whole("seed", self.seed if self.seed is not None else math.nan)
         for name in (*RATES, "head_pull", "head_temperature"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if not (value is None and name in RATES) and not (_is_number(value) and 0 < value < math.inf):
                 raise UsageError(f"{value} is out of range", where=_flag(name), hint="give a number above 0")
-        _check_layer(self.layer)
-        if not 0 < self.held_out < 1:
+        if not (_is_number(self.held_out) and 0 < self.held_out < 1):
             raise UsageError(f"{self.held_out} is no share", where="--held-out", hint="such as 0.2")
-        if not math.isfinite(self.teacher_scale):
+        if not (_is_number(self.teacher_scale) and math.isfinite(self.teacher_scale)):
             raise UsageError(f"{self.teacher_scale} is no factor", where="--teacher-scale", hint="such as 0.8")
 
     @property
@@ -138,12 +149,9 @@ class AdaptSpec:
         if parts.origin == "init" and "origin" in given:
             hint = "give --init METHOD, or choose a method that combines task vectors"
             raise UsageError(f"`{self.method}` leaves the encoder as it is", where="--origin", hint=hint)
-        parts = replace(parts, **given, refit=parts.refit or self.refit_heads)
-        parts = parts if self.rank is None else replace(parts, components=Truncated(self.rank))
-        if parts.of(Relaxed) is not None and isinstance(parts.components, Truncated):
-            where = "--with" if self.rank is None else "--rank"
-            hint = "leave it out: `--method adarank` learns which components count"
-            raise UsageError("a mask over entries is of whole task vectors, not of components", where=where, hint=hint)
+        parts = self._truncated(replace(parts, **given, refit=parts.refit or self.refit_heads))
+        self._check_projected(parts)
+        self._check_entries(parts)
         return parts
 
     def rates(self, parts: Parts, updates: int) -> dict[str, float]:
@@ -182,6 +190,9 @@ class AdaptSpec:
             return parts
         other = find_adaptive(self.with_, where="--with")
         more = other.bound(bind(other, {}))
+        if more.supervised:
+            hint = f"`--method {other.name}` does, on a merged model that stays"
+            raise UsageError(f"`{other.name}` learns from labels, this run does not", where="--with", hint=hint)
         learns: dict[str, Learnable] = {
             **{k: v for k, v in more.learns.items() if k not in parts.learns},
             **parts.learns,
@@ -208,6 +219,31 @@ class AdaptSpec:
         learns: dict[str, Learnable] = {name: one for name, one in parts.learns.items() if not isinstance(one, Heads)}
         rates = {**parts.rates, "block": BLOCK_RATE, "coefficients": BLOCK_RATE}
         return replace(parts, learns={**learns, "block": own}, rates=rates)
+
+    def _truncated(self, parts: Parts) -> Parts:
+        """Of truncated task vectors, where a rank is given to a method that takes them whole."""
+        if self.rank is None:
+            return parts
+        if parts.origin == "init" or not isinstance(parts.components, Whole):
+            hint = "choose a method that combines whole task vectors, such as adamerging or symerge"
+            raise UsageError(f"`{self.method}` has no rank to choose here", where="--rank", hint=hint)
+        return replace(parts, components=Truncated(self.rank))
+
+    def _check_projected(self, parts: Parts) -> None:
+        """Projection is for coefficients that learn and are not clamped on the way, where ends have no gradient."""
+        coefficients = parts.of(Coefficients)
+        if not self.project or (isinstance(coefficients, Coefficients) and not coefficients.clamped):
+            return
+        what = "clamps coefficients already" if coefficients else "learns no coefficients"
+        raise UsageError(f"this run {what}", where="--project", hint="leave --project out")
+
+    def _check_entries(self, parts: Parts) -> None:
+        """A mask over entries needs them: components have none."""
+        if parts.of(Relaxed) is None or not isinstance(parts.components, Truncated):
+            return
+        hint = "leave it out: `--method adarank` learns which components count"
+        where = "--with" if self.rank is None else "--rank"
+        raise UsageError("a mask over entries is of whole task vectors, not of components", where=where, hint=hint)
 
     def _published(self, parts: Parts) -> Parts:
         """The reference codes' own choices."""
@@ -248,9 +284,18 @@ def _check_layer(layer: str | None) -> None:
     raise unknown_name("layer", layer, LAYERS, where="--layer")
 
 
-def _check_number(name: str, value: int | None, *, least: int) -> None:
-    if value is not None and value < least:
+def _check_whole(name: str, value: object, *, least: int | None = None) -> None:
+    """Refuses what is no whole number, or too small."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UsageError(f"{value} is no whole number", where=_flag(name), hint=f"such as {max(1, least or 0)}")
+    if least is not None and value < least:
         raise UsageError(f"{value} is out of range", where=_flag(name), hint=f"give {least} or more")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flag(name: str) -> str:

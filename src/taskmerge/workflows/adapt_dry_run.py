@@ -87,14 +87,14 @@ def dry_run(asked: AdaptRequest, running: AdaptRunning) -> DryRun:
         seconds, device = costs.phases(asked), learning.device
         return DryRun(
             method=asked.spec.method, output=str(place), device=device.type, items=costs.training(asked.spec),
-            learnt=learnt(begun.adaptation), updates=begun.adaptation.total, update_seconds=costs.update,
+            learnt=learnt(begun.adaptation, asked.parts), updates=costs.updates(asked), update_seconds=costs.update,
             seconds=seconds, memory=costs.memory(), device_memory=_device_memory(device),
             shorter=tuple(shorter(asked, seconds, device.type)), notes=tuple(learning.notes),
         )  # fmt: skip
 
 
-def learnt(adaptation: Adaptation) -> dict[str, int]:
-    """How many values of each kind are learnt; bits of masks count as one each."""
+def learnt(adaptation: Adaptation, parts: Parts) -> dict[str, int]:
+    """How many values of each kind are learnt; bits of masks count as one each. Heads may be solved for at the end."""
     values = {name: value for name, value in adaptation.on_weights.values.items() if value.requires_grad}
     counts = {
         "coefficients": sum(value.numel() for name, value in values.items() if name == COEFFICIENTS),
@@ -102,6 +102,8 @@ def learnt(adaptation: Adaptation) -> dict[str, int]:
         "entries of a shared mask": sum(value.numel() for name, value in values.items() if name.startswith(RELAXED)),
         **{told: _own(adaptation.sides, prefix) for prefix, told in OWN.items()},
     }
+    if parts.refit and not counts[OWN[HEAD]]:
+        counts[OWN[HEAD]] = sum(value.numel() for side in adaptation.sides for value in side.head.parameters())
     return {name: count for name, count in counts.items() if count}
 
 
@@ -158,20 +160,30 @@ class _Costs:
         """Items that are learnt from, by task."""
         return {name: count - int(_held(spec) * count) for name, count in self.whole.items()}
 
+    def updates(self, asked: AdaptRequest) -> int:
+        """Updates of the whole run; one pass over the items takes more than it would over the few of here."""
+        horizon, parts = self.begun.adaptation.horizon, asked.parts
+        if parts.iterations is None:
+            most = max(self.training(asked.spec).values())
+            horizon = replace(horizon, iterations=ceil(most / parts.batch_size))
+        return horizon.total(len(self.whole))
+
     def phases(self, asked: AdaptRequest) -> dict[str, float]:
         """Seconds of each phase of the whole run."""
         more = self.per_item * sum(self._left(side) for side in self.begun.adaptation.sides)
-        frozen = any(side.frozen is not None for side in self.begun.adaptation.sides)
+        frozen = any(side.frozen is not None or side.short is not None for side in self.begun.adaptation.sides)
         asking = sum(seconds for activity, seconds in self.looked.items() if activity.startswith(ASKING))
         found = {
             "reading items": self.looked["reading items"],
             "reading and merging experts": self.looked["reading experts"] + self.looked.get("merging", 0.0),
             "asking experts": asking + more,
             "starting": self._starting(asked.parts) + (more if frozen else 0.0),
-            "updates": (self.update or 0.0) * self.begun.adaptation.total,
+            "updates": (self.update or 0.0) * self.updates(asked),
         }
+        if asked.parts.refit:
+            found["heads at the end"] = self.per_item * sum(self.whole.values())
         if asked.spec.stop is not None:
-            total = self.begun.adaptation.total
+            total = self.updates(asked)
             looks = 2 + total // (asked.spec.every or usual_every(total))
             found["looking at held-out items"] = looks * self.per_item * _held(asked.spec) * sum(self.whole.values())
         return found
@@ -198,7 +210,8 @@ def _held(spec: AdaptSpec) -> float:
 
 def _bytes_per_item(side: TaskSide) -> int:
     kept = [side.teacher.outputs, side.teacher.features, *([side.frozen.values] if side.frozen is not None else [])]
-    return sum(values[0].nbytes for values in kept if len(values))
+    below = side.short.hidden.nbytes // len(side.items) if side.short is not None else 0
+    return below + sum(values[0].nbytes for values in kept if len(values))
 
 
 def _per_item(begun: Begun) -> float:

@@ -53,7 +53,8 @@ def watcher(adaptation: Adaptation, split: str, place: Place, cache: Path | None
         scores: dict[str, float] = {}
         for side in adaptation.sides:
             data = labelled[side.name]
-            outputs = side_outputs(side.over(data.items), torch.arange(len(data)), place.device, place.workers)
+            places = torch.arange(len(data))
+            outputs = side_outputs(side.over(data.items), places, place.device, place.workers, place.group)
             score, _ = score_of(side.task.metric, contributions(side.task.metric, outputs, data.labels), seed=0)
             scores[side.name] = score.value
         return {"diagnostic": True, "split": split, "scores": scores}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from taskmerge.adaptation.build import all_cores
 from taskmerge.adaptation.folder import Folder
 from taskmerge.adaptation.running import Running
 from taskmerge.adaptation.trace import warnings
@@ -109,10 +110,11 @@ def _scores(done: Done, folder: Folder, manifest: Manifest, running: "AdaptRunni
     if not running.scores or not labelled:
         return None
     running.doing("evaluating")
-    return evaluate(
-        {"adapted": folder.path}, suite=suite, split=running.split,
-        device=running.device, cache=running.cache, manifests={folder.path: manifest},
-    )  # fmt: skip
+    with all_cores(running.group, running.threads):
+        return evaluate(
+            {"adapted": folder.path}, suite=suite, split=running.split,
+            device=running.device, cache=running.cache, manifests={folder.path: manifest},
+        )  # fmt: skip
 
 
 # --- the document ----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from taskmerge.methods.composed import Learned
 from taskmerge.models.backbones import build
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.solved_heads import Solved
+from taskmerge.processes import ALONE, Group, group
 from taskmerge.specs.adapt import short_of_flips
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
@@ -68,7 +69,7 @@ class AdaptRunning:
 
     `cache` is a folder that keeps decoded items and experts' outputs between runs. `scores` has the written model
     evaluated on the suite's labelled split at the end. `planned` hears of the plan before anything is read, `doing` of
-    what goes on, `heard` of every update.
+    what goes on, `heard` of every update. `group` are processes that share the work already.
     """
 
     output: Path | None = None
@@ -84,6 +85,13 @@ class AdaptRunning:
     heard: Heard | None = None
     doing: Callable[[str], None] = unheard
     note: Note = unheard
+    group: Group = ALONE
+
+    def within(self, together: Group) -> "AdaptRunning":
+        """The same in one of several processes, of which the first one alone is heard."""
+        if together.is_first:
+            return replace(self, group=together)
+        return replace(self, group=together, heard=None, planned=_unheard, doing=unheard, note=unheard)
 
 
 def adapt(
@@ -123,9 +131,16 @@ def place_of(asked: AdaptRequest, running: AdaptRunning) -> Path:
 
 
 def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
-    """Carries an adaptation out. What stops it before anything was learnt leaves no folder behind."""
+    """Carries an adaptation out, in all processes that torchrun has started: every one gets the receipt."""
+    with group(named_device(running.device, accelerate=True), within=running.group) as together:
+        return _adapted(asked, running.within(together))
+
+
+def _adapted(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
+    """Opens, learns and writes, in one of the processes. What stops it before anything was learnt leaves no folder."""
     started = time.perf_counter()
-    folder = open_folder(place_of(asked, running), overwrite=running.overwrite, resume=running.resume)
+    by_first, place = running.group.by_first, place_of(asked, running)
+    folder = by_first(lambda: open_folder(place, overwrite=running.overwrite, resume=running.resume))
     try:
         with ExitStack() as stack:
             learning = begin(asked, running, folder, stack)
@@ -135,9 +150,10 @@ def adapt_asked(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
             done = Done(
                 learning.asked, learning.encoder, run, solved, learned, learning.parts, learning.about, notes, started
             )
-        return receipt_of(done, folder, running)
+        return by_first(lambda: receipt_of(done, folder, running))
     except BaseException:
-        folder.abandon()
+        if running.group.is_first:
+            folder.abandon()
         raise
 
 
@@ -145,8 +161,8 @@ def begin(asked: AdaptRequest, running: AdaptRunning, folder: Folder, stack: Exi
     """Opens the headers of everything that is merged, and tells their notes; `stack` closes them."""
     encoder = encoder_of(asked, folder.path / MODEL)
     stack.callback(encoder.experts.inputs.close)
-    device = named_device(running.device, accelerate=True)
-    crew = stack.enter_context(workers(device, running.threads))
+    device = running.group.placed(named_device(running.device, accelerate=True))
+    crew = stack.enter_context(workers(device, running.threads, running.group))
     learning = Learning(heard(asked, encoder), running, encoder, folder, crew, device)
     running.planned(learning.asked, device.type)
     for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
@@ -194,7 +210,9 @@ class Learning:
         spec = self.asked.spec
         solved = refit(adaptation.sides, opened.tasks, begun.place, spec) if self.asked.parts.refit else {}
         run.conclude()
-        return run, solved, self._written(adaptation, begun.experts)
+        learned = self._learned(adaptation, begun.experts)
+        self.running.group.by_first(lambda: self._write(adaptation, begun.experts, learned))
+        return run, solved, learned
 
     def prepared(self, stack: ExitStack, cut: Callable[[Opened], Opened] = lambda opened: opened) -> Begun:
         """Everything that comes before the first update; `cut` may leave fewer items than there are."""
@@ -210,7 +228,7 @@ class Learning:
         init = None
         if parts.origin == "init":
             doing("merging")
-            self._write_model(None)
+            self.running.group.by_first(lambda: self._write_model(None))
             init = stack.enter_context(open_plain(self.folder.path / MODEL))
         doing("learning")
         adaptation = built(
@@ -227,7 +245,7 @@ class Learning:
         if self.asked.merging.get("compute_dtype") == "float64":
             backbone.module.double()
         backbone.module.to(self.device)
-        return Place(backbone, self.device, self.crew.count, self.note)
+        return Place(backbone, self.device, self.crew.count, self.note, self.running.group)
 
     def _experts(self, place: Place) -> Experts:
         prepared = self.encoder.experts
@@ -251,8 +269,8 @@ class Learning:
         """What every expert says of its task's items."""
         features = self.asked.parts.on == "features" or self.asked.parts.of(Adapter) is not None
         teaching = Teaching(
-            self.asked.spec.teacher_scale, features, TeacherCache(self.running.cache, self.note),
-            repr(self.asked.suite.backbone),
+            self.asked.spec.teacher_scale, features,
+            TeacherCache(self.running.cache, self.note, self.running.group), repr(self.asked.suite.backbone),
         )  # fmt: skip
         if self.asked.parts.supervised:
             return labels_as_teachers(opened, spec=self.asked.spec, place=place, cache=self.running.cache)
@@ -277,7 +295,7 @@ class Learning:
             "merge": self.encoder.request.spec.recipe({}),
             "experts": dict(experts.digests), "base": experts.base_digest,
             "items": {task.task.name: task.items.fingerprint for task in opened.tasks},
-            "torch": torch.__version__, "device": self.device.type,
+            "torch": torch.__version__, "device": self.device.type, "processes": self.running.group.size,
         }  # fmt: skip
 
     def _run(self, adaptation: Adaptation, opened: Opened, place: Place) -> Running:
@@ -292,18 +310,20 @@ class Learning:
             run.watch_every = spec.watch
         return run
 
-    def _written(self, adaptation: Adaptation, experts: Experts) -> Learned | None:
+    def _learned(self, adaptation: Adaptation, experts: Experts) -> Learned | None:
+        """What shapes the merged weights, if anything does."""
+        if self.asked.parts.origin == "init":
+            return None
+        return adaptation.on_weights.learned(tuple(source.task for source in experts.rows.experts))
+
+    def _write(self, adaptation: Adaptation, experts: Experts, learned: Learned | None) -> None:
         """Writes what was learnt and, from that, the model."""
-        learned = None
         parts = self.asked.parts
-        if parts.origin != "init":
-            learned = adaptation.on_weights.learned(tuple(source.task for source in experts.rows.experts))
         names = {module: own for own, module in experts.spots.items()}
         heads = parts.of(Heads) is not None or parts.refit
         self.parts = write_parts(self.folder.path, adaptation.sides, learned, names, heads=heads)
         if learned is not None:
             self._write_model(learned)
-        return learned
 
     def _write_model(self, learned: Learned | None) -> None:
         merge_requested(self.encoder.final(learned, self.folder.path / MODEL))

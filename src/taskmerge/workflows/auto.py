@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,9 +13,11 @@ from taskmerge.adaptation.folder import open_folder
 from taskmerge.checkpoint.publish import publish_folder
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.checkpoint.staging import staging_folder
-from taskmerge.errors import UsageError
+from taskmerge.errors import Mismatch, UsageError
 from taskmerge.evaluation.run import evaluate
 from taskmerge.merging.options import Arguments
+from taskmerge.numerics.device import named_device
+from taskmerge.processes import group
 from taskmerge.specs.suite import Suite
 from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import adapt_requested
@@ -25,13 +28,12 @@ BUDGET = 200
 Options = Mapping[str, Any]
 CANDIDATES: Mapping[str, Options] = MappingProxyType(
     {
-        "heads-average": {"method": "heads", "init": "average"},
-        "heads-cart": {"method": "heads", "init": "cart", "rank": "0.16"},
         "heads-iso-cts": {"method": "heads", "init": "iso_cts"},
+        "heads-cart": {"method": "heads", "init": "cart", "rank": "0.16"},
         "cart-plus": {"method": "cart_plus"},
         "symerge": {"method": "symerge", "refit_heads": True},
         "symerge-mean": {"method": "symerge", "origin": "mean", "rank": "0.16", "refit_heads": True},
-        "symerge-last": {"method": "symerge", "layer": "last", "objective": "soft", "refit_heads": True},
+        "blocks": {"method": "blocks"},
     }
 )
 """What is tried: methods, origins and layers that the embedded example's measurements (docs/adapt.md) speak for."""
@@ -53,25 +55,43 @@ def adapt_auto(
 ) -> AdaptReceipt:  # fmt: skip
     """Runs every candidate with a part of the unlabelled items held out, and keeps the best by agreement on those.
 
-    `budget` are iterations, shared evenly by the candidates that make any. Labels, where there are any, only say
-    afterwards how good the choice was. Raises a TaskmergeError; candidates that cannot be run are left out with a note.
+    `budget` are iterations, shared evenly by the candidates whose encoder learns; the others take their usual ones.
+    Labels, where there are any, only say afterwards how good the choice was. Raises a TaskmergeError; candidates that
+    cannot be run are left out with a note.
     """
     if budget < 1:
         raise UsageError(f"a budget of {budget}", where="--budget", hint="give iterations, such as 200")
     place = running.output or Path("adapted-auto")
-    shutil.rmtree(open_folder(place, overwrite=running.overwrite, resume=False).path)
-    learning = [name for name, own in candidates.items() if own["method"] != "heads"]
+    learning = [name for name, own in candidates.items() if own["method"] not in ("heads", "blocks")]
     share = max(1, budget // max(1, len(learning)))
-    with staging_folder(place) as work:
+    device = named_device(running.device, accelerate=True)
+    with group(device, within=running.group) as together, ExitStack() as stack:
+        running = running.within(together)
+        work = together.by_first(lambda: _work_folder(place, running, stack))
         receipts: dict[str, AdaptReceipt] = {}
         for name, own in candidates.items():
             running.doing(f"trying {name}")
             more = {"iterations": share} if name in learning else {}
-            asked = adapt_requested(suite, inputs, {**options, **own, **more, "stop": "agreement", "seed": seed})
-            receipts[name] = adapt_asked(asked, replace(running, output=work / name, scores=False, resume=False))
+            try:
+                asked = adapt_requested(suite, inputs, {**options, **own, **more, "stop": "agreement", "seed": seed})
+                receipts[name] = adapt_asked(asked, replace(running, output=work / name, scores=False, resume=False))
+            except Mismatch as error:  # such as a method on matrices where there are none
+                running.note(f"{name} is left out: {error.what}")
+        if not receipts:
+            raise UsageError("none of the candidates can be run here", where="--method", hint="name one to see why")
         best = max(receipts, key=lambda name: (_agreement(receipts[name]), -list(receipts).index(name)))
-        tried = _tried(receipts, suite, running, work, options)
-        return _kept(receipts[best], best, tried, work / best, place, running)
+
+        def kept() -> AdaptReceipt:
+            tried = _tried(receipts, suite, running, work, options)
+            return _kept(receipts[best], best, tried, work / best, place, running)
+
+        return together.by_first(kept)
+
+
+def _work_folder(place: Path, running: AdaptRunning, stack: ExitStack) -> Path:
+    """Where the candidates are tried, once it is clear that the result may take its place."""
+    shutil.rmtree(open_folder(place, overwrite=running.overwrite, resume=False).path)
+    return stack.enter_context(staging_folder(place))
 
 
 def _agreement(receipt: AdaptReceipt) -> float:
