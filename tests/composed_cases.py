@@ -1,5 +1,6 @@
 """Small models with every kind of tensor, things learnt of them at random, and what they should give: in float64."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,16 @@ def learned(qkv: Qkv = "as-is", k: int | None = None, seed: int = 5) -> Learned:
     return Learned(TASKS, coefficients, masks)
 
 
+def masked(share: float = 0.5, seed: int = 6) -> Learned:
+    """Coefficients at random, and a mask of every tensor's entries that keeps about such a share."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, shape in SHAPES.items():
+        bits = torch.rand(math.prod(shape), generator=generator) < share
+        masks[name] = (bits if bool(bits.any()) else ~bits).view(1, 1, -1)
+    return Learned(TASKS, learned().coefficients, masks)
+
+
 def constant(value: float, qkv: Qkv = "as-is", k: int | None = None) -> Learned:
     """One coefficient everywhere, and all bits one."""
     plain = learned(qkv, k)
@@ -119,6 +130,9 @@ def expected(
             ]).reshape(rows.shape[1:])  # fmt: skip
         else:
             step = sum((scale * row for scale, row in zip(scales, rows, strict=True)), torch.zeros_like(rows[0]))
+            if name in what.masks:
+                bits = what.masks[name].double().view(step.shape)
+                step = step * bits / bits.mean()
         sizes = [SHAPES[part][0] for part in parts] if len(parts) > 1 else None
         pieces = [step] if sizes is None else list(step.split(sizes))
         result |= {part: origin[part] + piece for part, piece in zip(parts, pieces, strict=True)}
@@ -159,11 +173,11 @@ def changed(what: Learned, change: Callable[[State, State], None]) -> Learned:
 
 def adapted(
     models: Mapping[str, Path], folder: Path, method: str = "composed_base", *, qkv: Qkv = "as-is",
-    k: int | None = None, blocks: Mapping[str, State] | None = None, **options: Any,
+    k: int | None = None, what: Learned | None = None, blocks: Mapping[str, State] | None = None, **options: Any,
 ) -> Path:  # fmt: skip
     """A whole folder: what was learnt, its model, a head of every task, blocks, recipe, trace and report."""
     folder.mkdir(parents=True)
-    what = learned(qkv, k)
+    what = what or learned(qkv, k)
     write_learned(folder, what)
     given = {**options, **({} if k is None else {"rank": k})}
     base = None if method == "composed_mean" else models["base"]
@@ -178,7 +192,7 @@ def adapted(
     (folder / "trace.jsonl").write_text('{"update":0}\n')
     (folder / "report.json").write_text("{}\n")
     parts: list[Part] = ["coefficients", "heads", "recipe", "trace", "report"]
-    parts += (["masks"] if k is not None else []) + (["blocks"] if blocks else [])
+    parts += (["masks"] if what.masks else []) + (["blocks"] if blocks else [])
     manifest = Manifest(method="adamerging", needs_task_index=bool(blocks), parts=tuple(parts), protocol="test")
     write_manifest(folder, manifest)
     return folder

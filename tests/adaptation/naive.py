@@ -27,7 +27,8 @@ class Form:
     """A method's formula: θ = origin + Σ_t λ_t D_t. `rank`: D_t = U_t diag(b_t s_t) V_tᵀ on matrices, as many stored
     components as it says of the full rank; `density`: D_t trimmed as TIES does; else D_t is the task vector.
 
-    `temperature` where masks are learnt; `clamped` coefficients are put into [0, 1] in the forward pass.
+    `temperature` where masks are learnt, `relaxed` that of one mask over entries for all tasks; `clamped` coefficients
+    are put into [0, 1] in the forward pass.
     """
 
     origin: Literal["base", "mean"] = "base"
@@ -35,6 +36,7 @@ class Form:
     density: float | None = None
     clamped: bool = False
     temperature: float | None = None
+    relaxed: float | None = None
     qkv: Qkv = "as-is"
 
 
@@ -116,13 +118,19 @@ class Merged:
         """How many components of a unit have a mask bit."""
         return sum(len(s) for tasks in self.factors[unit] for _, s, _ in tasks)
 
-    def weights(self, coefficients: Tensor, logits: Mapping[str, Tensor]) -> State:
-        """The encoder's tensors under its own names, as a graph of coefficients [L, T] (or [T]) and mask logits."""
+    def weights(self, coefficients: Tensor, logits: Mapping[str, Tensor], uniform: Mapping[str, Tensor]) -> State:
+        """The encoder's tensors under its own names, as a graph of coefficients [L, T] (or [T]) and mask logits; those
+        of a mask over entries come with `uniform` numbers."""
         scales = coefficients.clamp(0, 1) if self.form.clamped else coefficients
         found: State = {}
         for row, (unit, parts) in enumerate(self.units.items()):
             own = scales if scales.dim() == 1 else scales[row]
-            step = self._step(unit, own, logits.get(unit))
+            if self.form.relaxed is None:
+                step = self._step(unit, own, logits.get(unit))
+            else:
+                step = self._step(unit, own, None)
+                if unit in logits:
+                    step = step * self._mask(logits[unit], uniform[unit]).view(step.shape)
             sizes = [self.states["base"][part].shape[0] for part in parts] if len(parts) > 1 else None
             pieces = [step] if sizes is None else list(step.split(sizes))
             for part, piece in zip(parts, pieces, strict=True):
@@ -155,6 +163,14 @@ class Merged:
         """1[β > 0] forward, σ(β / temperature) backward."""
         soft = torch.sigmoid(logits / (self.form.temperature or 1.0))
         return (logits > 0).double() + soft - soft.detach()
+
+    def _mask(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """A draw from the concrete distribution, over its mean; uniform numbers are multiples of 2^-24."""
+        tiny = torch.full_like(uniform, 2.0**-24)
+        uniform = torch.where(uniform == 0, tiny, uniform)
+        noise = torch.log(uniform) - torch.log1p(-uniform)
+        mask = torch.sigmoid((logits + noise) / (self.form.relaxed or 1.0))
+        return mask / mask.mean()
 
     def _pieces(self, unit: str, stack: Tensor) -> Sequence[Tensor]:
         """The matrices [T, m, n] of a unit: three where q, k and v of one tensor are taken apart."""

@@ -10,7 +10,9 @@ from naive import Answer, Form, Merged, answer, task_loss
 from torch import Tensor
 
 from taskmerge.adaptation.tasks import inputs_at
+from taskmerge.seeds import uniform_at
 
+MASKS = ("masks/", "relaxed/")
 WRAPPERS = {"clip": "", "bert": "bert.", "gpt2": "transformer."}
 
 
@@ -45,9 +47,13 @@ class Both:
 
     def answers(self, values: State, update: int = 0) -> dict[str, tuple[Answer, Answer]]:
         """What the model, as a graph of the values, and the expert make of each task's batch of one update."""
-        logits = {name.removeprefix("masks/"): value for name, value in values.items() if name.startswith("masks/")}
-        shared = self.merged.weights(values["coefficients"], logits)
         run, answers = self.found.run, {}
+        logits = {name.partition("/")[2]: value for name, value in values.items() if name.startswith(MASKS)}
+        uniform = {
+            name: uniform_at(run.horizon.seed, f"relaxed/{name}", f"update {update}", 0, len(own)).double()
+            for name, own in logits.items()
+        }
+        shared = self.merged.weights(values["coefficients"], logits, uniform)
         iteration, turn = run.horizon.turn(update, run.sides)
         for side in turn:
             places = side.batch(run.horizon.seed, iteration, run.horizon.batch_size)

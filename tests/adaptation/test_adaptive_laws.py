@@ -104,13 +104,13 @@ def test_the_parts_are_what_was_learnt(method: str, suite: Suite, tmp_path: Path
     folder = tmp_path / "out"
     found = assembled(suite, folder, method=method, goes_on=True, iterations=2, mask_lr=0.06)
     if found.run.on_weights.composed:
-        learned, effective = read_learned(folder), found.run.on_weights.effective(0)
+        learned, settled = read_learned(folder), found.run.on_weights.settled()
         assert learned.tasks == TASKS
         assert list(learned.coefficients) == found.names
-        assert torch.equal(torch.stack(list(learned.coefficients.values())), effective.coefficients.detach())
+        assert torch.equal(torch.stack(list(learned.coefficients.values())), settled.coefficients.detach())
         bits = {name: mask.flatten() for name, mask in learned.masks.items()}  # every task has all components here
-        assert same(bits, {name: gates.detach() > 0 for name, gates in effective.gates.items()})
-        assert bool(bits) == (method == "adarank")
+        assert same(bits, {name: gates.detach() > 0 for name, gates in settled.gates.items()})
+        assert bool(bits) == (method in ("adarank", "concrete"))
     for side in found.run.sides:
         for name, value in side.own.items():
             kind, _, tensor = name.partition("/")

@@ -15,7 +15,7 @@ from taskmerge.experts.rows import Rows, even
 from taskmerge.experts.tensors import TRUNCATED, Part, Unit
 from taskmerge.merging.prepare import prepare
 from taskmerge.merging.request import requested
-from taskmerge.methods.adaptive import Components, Truncated, Whole
+from taskmerge.methods.adaptive import Components, Trimmed, Truncated, Whole
 from taskmerge.methods.composed import Learned, Triplets
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import Factors
@@ -118,6 +118,11 @@ def test_workers_change_no_bit(tmp_path: Path) -> None:
 def test_a_shared_mask_needs_dense_rows(tmp_path: Path) -> None:
     pieces = opened(tmp_path, Whole(), shared_mask=True)
     assert all(isinstance(one.component, Masked) and one.component.stored == one.unit.numel for one in pieces)
+    trimmed = opened(tmp_path / "plain", Trimmed(0.2)), opened(tmp_path / "masked", Trimmed(0.2), shared_mask=True)
+    for one, other in zip(*trimmed, strict=True):
+        assert isinstance(one.component, Dense)
+        assert isinstance(other.component, Masked)
+        assert torch.equal(one.component.rows, other.component.rows)
 
 
 # --- gradients -------------------------------------------------------------------------------------------------

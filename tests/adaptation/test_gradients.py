@@ -8,7 +8,7 @@ import pytest
 import torch
 from adaptation_cases import Assembled, State, assembled, clip_suite, text_suite
 from naive import Answer, Form, Merged, is_kept
-from paired import WRAPPERS, Both, Case
+from paired import MASKS, WRAPPERS, Both, Case
 from torch import Tensor
 
 from taskmerge.adaptation.objectives import TaskObjective
@@ -28,6 +28,7 @@ METHODS = (
     Case("adamerging_plus", Form(density=0.2)),
     Case("cart_plus", Form(origin="mean", rank=0.08)),
     Case("adarank", Form(rank=1.0, temperature=10)),
+    Case("concrete", Form(relaxed=0.5)),
     Case("symerge", Form()),
     Case("tint", Form(), {"updates": "joint"}),
     Case("tint_plus", Form(), {"with_": "surgery", "on": "outputs"}),
@@ -44,6 +45,10 @@ VARIANTS = (
     Case("adarank", Form(rank=1.0, temperature=10), train=("masks",)),
     Case("adarank", Form(rank=1.0, temperature=10), train=("coefficients",)),
     Case("adarank", Form(rank=1.0, temperature=10), {"with_": "tint"}),
+    Case("concrete", Form(relaxed=0.5), train=("relaxed",)),
+    Case("concrete", Form(relaxed=2.0, origin="mean"), {"temperature": 2.0, "origin": "mean", "seed": 4}),
+    Case("concrete", Form(relaxed=0.05), {"temperature": 0.05, "with_": "tint", "updates": "joint"}),
+    Case("adamerging_plus", Form(relaxed=0.5, density=0.2), {"with_": "concrete"}),
     Case("symerge", Form(), train=("heads",)),
     Case("symerge", Form(origin="mean"), {"origin": "mean"}),
     Case("symerge", Form(), {"layer": "1"}),
@@ -52,6 +57,7 @@ VARIANTS = (
     Case("adarank", Form(rank=1.0, temperature=10), {"with_": "tint", "updates": "joint"}, model="bert"),
     Case("cart_plus", Form(origin="mean", rank=0.5, qkv="fused"), {"rank": 0.5, "qkv": "fused"}, model="bert"),
     Case("adarank", Form(rank=1.0, temperature=10, qkv="fused"), {"qkv": "fused"}, model="bert"),
+    Case("concrete", Form(relaxed=0.5), {"qkv": "fused", "with_": "tint", "updates": "joint"}, model="bert"),
     Case("symerge", Form(), {"layer": "last", "updates": "joint"}, model="bert"),
     Case("adarank", Form(rank=1.0, temperature=10), model="gpt2"),
     Case(
@@ -139,7 +145,7 @@ def move(found: Assembled) -> None:
                 continue  # what doesn't learn stays where it is: features of an encoder that is frozen are kept
             if name == "coefficients":
                 value.copy_(0.5 + 0.5 * noise)
-            elif name.startswith("masks/"):
+            elif name.startswith(MASKS):
                 value.add_(noise, alpha=0.2)
             else:
                 value.mul_(0.6).add_(noise, alpha=0.05)  # less sure than the experts: filters keep something

@@ -56,6 +56,8 @@ PAIRS = (
     Pair("adarank", "cart", {"origin": "mean", "rank": 0.16, "train": ("coefficients",)}, {"rank": 0.16}),
     Pair("adarank", "cart", {"origin": "mean", "train": ("masks",), **SEARCHED}, SEARCHED),
     Pair("adarank", "cart", {"origin": "mean", "rank": "energy:0.5"}, {"rank": "energy:0.5"}),
+    Pair("concrete", "task_arithmetic", {}, TA),
+    Pair("concrete", "average", {"origin": "mean", "coefficient": 0.9, "train": ("relaxed",)}),
     Pair("tint", "task_arithmetic", {}, TA),
     Pair("tint", "task_arithmetic", {"train": ("heads",), "coefficient": 0.2}, {"coefficient": 0.2}),
     Pair("tint_plus", "task_arithmetic", {}, TA),

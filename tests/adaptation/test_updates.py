@@ -13,7 +13,7 @@ from taskmerge.specs.suite import Suite
 
 UPDATES = 5
 BATCH = 10
-RATES = {"coefficients": 0.03, "masks": 0.05, "heads": 0.02, "block": 0.03, "adapter": 0.03}
+RATES = {"coefficients": 0.03, "masks": 0.05, "relaxed": 0.05, "heads": 0.02, "block": 0.03, "adapter": 0.03}
 """Large ones, so that five updates flip bits and leave [0, 1]."""
 PREFIXES = {"head": "heads", "adapter": "adapter", "block": "block"}
 CASES = (
@@ -27,6 +27,8 @@ CASES = (
     Case("adarank", Form(rank=1.0, temperature=10)),
     Case("adarank", Form(rank=1.0, temperature=10, origin="mean"), {"origin": "mean", "updates": "sequential"}),
     Case("adarank", Form(rank=1.0, temperature=10), {"with_": "tint"}),
+    Case("concrete", Form(relaxed=0.5)),
+    Case("concrete", Form(relaxed=0.5), {"updates": "sequential", "seed": 3}, train=("relaxed",)),
     Case("tint", Form()),
     Case("tint", Form(), {"updates": "joint"}),
     Case("symerge", Form(), {"filter": "paper"}),

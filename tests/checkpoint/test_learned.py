@@ -69,6 +69,21 @@ def test_there_and_back(
     assert learned_of(folder, what.digest) == what
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 99))
+def test_masks_over_entries(tmp_path_factory: pytest.TempPathFactory, tasks: int, n: int, seed: int) -> None:
+    """One for all tasks, of any number of entries, beside those of components."""
+    folder, what = tmp_path_factory.mktemp("learned"), learned(tuple("abcd"[:tasks]), seed=seed)
+    bits = torch.rand(1, 1, n, generator=torch.Generator().manual_seed(seed)) < 0.5
+    what = Learned(what.tasks, what.coefficients, {**what.masks, "fc.bias": bits})
+    write_learned(folder, what)
+    again = read_learned(folder)
+    assert again == what
+    assert torch.equal(again.masks["fc.bias"], bits)
+    assert again.shares["fc.bias"] == what.shares["fc.bias"] == int(bits.sum()) / n
+    assert load_file(folder / MASKS)["fc.bias"].shape == (1, 1, -(-n // 8))
+
+
 def test_files_are_plain_safetensors(folder: Path) -> None:
     what = learned()
     coefficients, masks = load_file(folder / COEFFICIENTS), load_file(folder / MASKS)

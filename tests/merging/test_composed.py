@@ -21,11 +21,13 @@ from composed_cases import (
     expected,
     experts,
     learned,
+    masked,
     weights,
     write_models,
 )
 from taskmerge.errors import Mismatch, UsageError
 from taskmerge.experts.inputs import InputOptions
+from taskmerge.merging import plan
 from taskmerge.merging.options import RunOptions
 from taskmerge.merging.prepare import prepare
 from taskmerge.methods import registry
@@ -136,6 +138,72 @@ def test_elected_rows_are_the_terms_of_the_elected_sum() -> None:
     assert torch.equal(stack, before)
     assert bool(((rows == 0) | (rows == stack)).all())
     assert not bool(((rows > 0).any(0) & (rows < 0).any(0)).any())
+
+
+# --- masks over entries ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["composed_base", "composed_mean"])
+@pytest.mark.parametrize("qkv", QKV)
+def test_a_mask_over_entries(models: dict[str, Path], tmp_path: Path, method: str, qkv: Qkv) -> None:
+    """One for all tasks, over its mean in the whole tensor, whatever slices are handled at a time."""
+    base, stacks = weights(models)
+    origin = base if method == "composed_base" else {name: stack.mean(0) for name, stack in stacks.items()}
+    what = masked()
+    path = merged(models, tmp_path / "m.safetensors", method, learned=what, qkv=qkv)
+    assert close(path, expected(origin, stacks, what), 2e-6)
+    double = {"compute_dtype": "float64", "dtype": "float64"}
+    path = merged(models, tmp_path / "d.safetensors", method, learned=what, qkv=qkv, **double)
+    assert close(path, expected(origin, stacks, what), 1e-12)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.97, 1.0])
+def test_few_entries_and_many(models: dict[str, Path], tmp_path: Path, share: float) -> None:
+    """With all of them on it is the merge without a mask."""
+    base, stacks = weights(models)
+    what = masked(share)
+    path = merged(models, tmp_path / "m.safetensors", learned=what)
+    assert close(path, expected(base, stacks, what), 2e-6)
+    if share in (0.0, 1.0):  # masks of nothing are of everything in these cases
+        plain = merged(models, tmp_path / "p.safetensors", learned=Learned(TASKS, what.coefficients))
+        assert agrees(path, plain, 0.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"density": 0.2}, {"dtype": "bfloat16"}])
+def test_slices_of_a_mask_change_no_bit(
+    models: dict[str, Path], tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = masked()
+    whole = merged(models, tmp_path / "whole.safetensors", learned=what, **options)
+    monkeypatch.setattr(plan, "CHUNK", 7)
+    for threads in (1, 3):
+        path = merged(models, tmp_path / f"{threads}.safetensors", learned=what, threads=threads, **options)
+        assert agrees(path, whole, 0.0)
+
+
+def test_a_mask_of_trimmed_task_vectors(models: dict[str, Path], tmp_path: Path) -> None:
+    """Entries that are on are those without the mask, times one factor a tensor; the others stay at the base."""
+    base, _ = weights(models)
+    what = masked()
+    plain = load_file(
+        merged(models, tmp_path / "p.safetensors", learned=Learned(TASKS, what.coefficients), density=0.3)
+    )
+    path = merged(models, tmp_path / "m.safetensors", learned=what, density=0.3)
+    wanted = {}
+    for name, origin in base.items():
+        bits = what.masks[name].double().view(origin.shape)
+        wanted[name] = origin + (plain[name].double() - origin) * bits / bits.mean()
+    assert close(path, wanted, 2e-6)
+
+
+def test_entries_beside_components(models: dict[str, Path], tmp_path: Path) -> None:
+    """What is factored has masks of its components, what is not one of its entries."""
+    base, stacks = weights(models)
+    of_components, of_entries = learned(k=4), masked()
+    rest = {name: mask for name, mask in of_entries.masks.items() if name not in of_components.masks}
+    what = Learned(TASKS, of_components.coefficients, {**of_components.masks, **rest})
+    path = merged(models, tmp_path / "m.safetensors", learned=what, rank=4)
+    assert close(path, expected(base, stacks, what, k=4), 2e-5)
 
 
 # --- before anything is learnt ---------------------------------------------------------------------------------
@@ -318,6 +386,32 @@ def test_what_was_learnt_of_others_is_a_mismatch(
 def test_masks_where_nothing_is_factored_are_a_mismatch(models: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(Mismatch, match="not factored here"):
         merged(models, tmp_path / "m.safetensors", learned=learned(k=4))
+
+
+def few_entries(what: Learned) -> Learned:
+    return Learned(what.tasks, what.coefficients, {**what.masks, "visual.proj": torch.ones(1, 1, 83, dtype=torch.bool)})
+
+
+def no_entry(what: Learned) -> Learned:
+    none = {name: torch.zeros_like(mask) for name, mask in what.masks.items()}
+    return Learned(what.tasks, what.coefficients, {**what.masks, "visual.proj": none["visual.proj"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (few_entries, {}, r"visual\.proj`: a mask is of 83 entries, it has 84"),
+        (no_entry, {}, r"visual\.proj`: its mask keeps no entry"),
+        (lambda what: what, {"rank": 4}, r"masks of shape \[1, 1, 432\] are not of its 1 matrices and 3 tasks"),
+    ],
+)
+def test_a_mask_over_other_entries_is_a_mismatch(
+    models: dict[str, Path], tmp_path: Path, change: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(Mismatch, match=words) as error:
+        merged(models, tmp_path / "m.safetensors", learned=change(masked()), **options)
+    assert error.value.exit_code == 4
+    assert error.value.hint
 
 
 def test_a_task_without_components_needs_none(models: dict[str, Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import taskmerge
-from composed_cases import BLOCK, COUNTER, TASKS, adapted, experts, learned, write_models
+from composed_cases import BLOCK, COUNTER, TASKS, adapted, experts, learned, masked, write_models
 from taskmerge.checkpoint.adapted import read_adapted
 from taskmerge.checkpoint.learned import write_learned
 from taskmerge.cli.app import run
@@ -28,7 +28,10 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
     ("composed_base", {"k": 4}),
     ("composed_base", {"k": 4, "qkv": "split"}),
     ("composed_base", {"k": 4, "qkv": "fused", "compute_dtype": "float64"}),
+    ("composed_base", {"what": masked()}),
+    ("composed_base", {"what": masked(0.9), "density": 0.3, "dtype": "bfloat16"}),
     ("composed_mean", {}),
+    ("composed_mean", {"what": masked(), "compute_dtype": "float64"}),
     ("composed_mean", {"k": 4, "qkv": "fused", "dtype": "bfloat16"}),
 ]
 

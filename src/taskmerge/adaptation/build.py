@@ -83,7 +83,7 @@ def built(
         place.module, composed, live_tensors(place.module), workers.pool, workers.count, spec.amp == "bf16"
     )
     if composed:
-        weights.form(detached(on_weights.effective(0)))
+        weights.form(detached(on_weights.settled()))
     merged = {name: value.detach() for name, value in place.module.named_parameters() if name in names}
     sides = tuple(
         side_of(task, teachers[task.task.name], parts, spec, place, {**merged, **blocks.get(task.task.name, {})})

@@ -77,6 +77,10 @@ class Masked:
         masked = grad if gates is None else grad * gates
         return pull_dense(masked, self.rows), grad * form_dense(self.rows, coefficients)
 
+    def bits(self, gates: Tensor, tasks: int) -> Tensor:
+        """The gates as bool [1, 1, n], the same for all tasks."""
+        return (gates > 0).view(1, 1, -1).cpu()
+
 
 @dataclass(frozen=True)
 class Factored:

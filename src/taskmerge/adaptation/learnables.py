@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from taskmerge.adaptation.components import Composed, Effective, Factored
+from taskmerge.adaptation.components import Composed, Effective, Factored, Masked
 from taskmerge.methods.adaptive import Coefficients, Masks, Parts, Relaxed, usual_start
-from taskmerge.methods.composed import Learned
+from taskmerge.methods.composed import Learned, entry_gates
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import energy_rank
-from taskmerge.seeds import uniform_at
+from taskmerge.seeds import RESOLUTION, uniform_at
 
 COEFFICIENTS, MASKS, RELAXED = "coefficients", "masks/", "relaxed/"
 OPEN = 0.1
@@ -25,8 +26,9 @@ OPEN = 0.1
 class OnWeights:
     """The learnables that shape merged weights: raw values by name, and how they become effective ones.
 
-    `values` holds `coefficients` [L, T] (or [T], one a task), `masks/NAME` [K] and `relaxed/NAME` [n]; those that are
-    not learnt have no gradient.
+    Updates see `effective` values; the model that is looked at, and written, has `settled` ones. They differ in relaxed
+    masks alone. `values` holds `coefficients` [L, T] (or [T], one a task), `masks/NAME` [K] and `relaxed/NAME` [n];
+    those that are not learnt have no gradient.
     """
 
     parts: Parts
@@ -36,11 +38,19 @@ class OnWeights:
 
     def effective(self, update: int) -> Effective:
         """Coefficients and gates of one update, as functions of the raw values."""
-        raw = self.values[COEFFICIENTS]
-        shape = self.parts.shaped_by(Coefficients)
-        clamped = raw.clamp(0, 1) if isinstance(shape, Coefficients) and shape.clamped else raw
-        coefficients = clamped if clamped.dim() > 1 else clamped.expand(len(self.composed), -1)
-        return Effective(coefficients, {**self._masks(), **self._relaxed(update)})
+        return Effective(self._coefficients(), {**self._masks(), **self._drawn(update)})
+
+    def settled(self) -> Effective:
+        """Coefficients and gates of what is written: of a relaxed mask the bits, over their mean."""
+        with torch.no_grad():
+            return Effective(self._coefficients(), {**self._masks(), **self._settled()})
+
+    def kept(self) -> float | None:
+        """The share of components that masks keep, or of entries that draws keep on average; None without masks."""
+        masks = [(value.detach() > 0).double() for name, value in self.values.items() if name.startswith(MASKS)]
+        masks += [value.detach().sigmoid() for name, value in self.values.items() if name.startswith(RELAXED)]
+        stored = sum(mask.numel() for mask in masks)
+        return sum(float(mask.sum(dtype=torch.float64)) for mask in masks) / stored if stored else None
 
     def push(self, effective: Effective, grads: Effective) -> None:
         """Adds the gradients of effective values to those of the raw ones."""
@@ -51,17 +61,24 @@ class OnWeights:
 
     def learned(self, tasks: tuple[str, ...]) -> Learned:
         """What the merge engine needs to form the same weights: coefficients, and bits where there are any."""
-        with torch.no_grad():
-            effective = self.effective(update=0)
+        settled = self.settled()
         coefficients = {
-            one.name: effective.coefficients[place].float().cpu().clone() for place, one in enumerate(self.composed)
+            one.name: settled.coefficients[place].detach().float().cpu().clone()
+            for place, one in enumerate(self.composed)
         }
         masks = {
-            one.name: one.component.bits(effective.gates[one.name], len(tasks))
+            one.name: one.component.bits(settled.gates[one.name], len(tasks))
             for one in self.composed
-            if isinstance(one.component, Factored) and one.name in effective.gates
+            if isinstance(one.component, Factored | Masked) and one.name in settled.gates
         }
         return Learned(tasks, coefficients, masks)
+
+    def _coefficients(self) -> Tensor:
+        """λ [L, T]."""
+        raw = self.values[COEFFICIENTS]
+        shape = self.parts.shaped_by(Coefficients)
+        clamped = raw.clamp(0, 1) if isinstance(shape, Coefficients) and shape.clamped else raw
+        return clamped if clamped.dim() > 1 else clamped.expand(len(self.composed), -1)
 
     def _masks(self) -> dict[str, Tensor]:
         """b = 1[β > 0] forward, σ(β / temperature) backward."""
@@ -75,18 +92,40 @@ class OnWeights:
                 gates[name.removeprefix(MASKS)] = hard + (soft - soft.detach()) if raw.requires_grad else hard
         return gates
 
-    def _relaxed(self, update: int) -> dict[str, Tensor]:
-        """m = σ((logit + noise) / τ), divided by its mean; noise is a function of seed, tensor and update."""
+    def _drawn(self, update: int) -> dict[str, Tensor]:
+        """m / mean(m) with m = σ((logit + noise) / τ), drawn anew for every update."""
         learnt = self.parts.of(Relaxed)
         if not isinstance(learnt, Relaxed):
             return {}
         gates = {}
         for name, raw in self.values.items():
             if name.startswith(RELAXED):
-                uniform = uniform_at(self.seed, name, f"update {update}", 0, raw.numel()).to(raw).clamp(1e-6, 1 - 1e-6)
-                mask = ((raw + uniform.logit()) / learnt.temperature).sigmoid()
+                logs = functional.logsigmoid((raw + self._noise(name, f"update {update}")) / learnt.temperature)
+                mask = (logs - logs.detach().max()).exp()  # m up to a factor: it never vanishes everywhere
                 gates[name.removeprefix(RELAXED)] = mask / mask.mean()
         return gates
+
+    def _settled(self) -> dict[str, Tensor]:
+        """m / mean(m) with m = 1[logit + noise > 0], the limit of draws at temperature 0.
+
+        The sign of logits alone would not do: most stay near 0, where it makes certain what every update drew at even
+        odds. A tensor whose logits are all equal, or of which nothing is drawn, has all of its entries.
+        """
+        gates = {}
+        for name, raw in self.values.items():
+            if name.startswith(RELAXED):
+                bits = raw + self._noise(name, "final") > 0
+                if bool(raw.min() == raw.max()) or not bool(bits.any()):
+                    bits = torch.ones_like(bits)
+                share = int(bits.count_nonzero()) / bits.numel()
+                gates[name.removeprefix(RELAXED)] = entry_gates(bits, share, raw.dtype)
+        return gates
+
+    def _noise(self, name: str, when: str) -> Tensor:
+        """Logistic noise [n]: a function of seed, tensor, moment and entry."""
+        raw = self.values[name]
+        uniform = uniform_at(self.seed, name, when, 0, raw.numel()).to(raw)
+        return uniform.clamp_(min=RESOLUTION).logit()
 
 
 def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, start: Tensor | None = None) -> OnWeights:
@@ -105,7 +144,7 @@ def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, sta
     if isinstance(relaxed, Relaxed):
         values |= {
             RELAXED + one.name: _parameter(torch.full_like(one.origin, relaxed.start), learnt=True)
-            for one in composed if one.component.stored
+            for one in composed if isinstance(one.component, Masked) and one.component.stored
         }  # fmt: skip
     return OnWeights(parts, composed, values, seed)
 

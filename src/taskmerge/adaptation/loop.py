@@ -88,11 +88,16 @@ class Adaptation:
         return self._record(0, {}, 0, None, 0.0)
 
     def form(self) -> Effective:
-        """Forms the merged weights, where they may have changed, and says of what."""
+        """Forms the merged weights of the next update, where they may have changed, and says of what."""
         effective = self.on_weights.effective(self.update)
         if self.weights.composed:
             self.weights.form(detached(effective))
         return effective
+
+    def settle(self) -> None:
+        """Forms the merged weights as they would be written now: what looks at the model looks at these."""
+        if self.weights.composed:
+            self.weights.form(detached(self.on_weights.settled()))
 
     def snapshot(self) -> AdaptState:
         """Where the run is."""
@@ -144,11 +149,9 @@ class Adaptation:
         """The update that was just made."""
         values = self.on_weights.values[COEFFICIENTS].detach()
         learnt = self.on_weights.values[COEFFICIENTS].requires_grad
-        masks = [value > 0 for name, value in self.on_weights.values.items() if name.startswith(MASKS)]
-        on, stored = sum(int(mask.sum()) for mask in masks), sum(mask.numel() for mask in masks)
         return StepRecord(
             self.update, iteration, dict(told), _statistics(values) if learnt else {}, flips,
-            on / stored if stored else None, skipped, seconds,
+            self.on_weights.kept(), skipped, seconds,
         )  # fmt: skip
 
 

@@ -89,10 +89,9 @@ def _dense(plan: Plan, rows: Rows, unit: Unit, trim: Trim | None) -> tuple[Tenso
     """Task vectors as they are, or trimmed; the experts' own weights where these are of half precision."""
     origin, read = rows.of(unit)
     origin = origin.clone()
-    if trim is not None:
-        return origin, Dense(elected_rows(read, trim) if read.numel() else read.clone())
-    if plan.shared_mask:
-        return origin, Masked(read.clone())
+    if trim is not None or plan.shared_mask:
+        own = elected_rows(read, trim) if trim is not None and read.numel() else read.clone()
+        return origin, Masked(own) if plan.shared_mask else Dense(own)
     half = _half(rows, unit)
     if half is None:
         return origin, Dense(read.clone())

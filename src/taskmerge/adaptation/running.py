@@ -74,7 +74,7 @@ class Running:
             self._save(trace)
         if self.best is not None:
             self.adaptation.restore(self.best)
-        self.adaptation.form()
+        self.adaptation.settle()
 
     def conclude(self) -> None:
         """Measures agreement once more, of the model that is written: heads may have been fitted since."""
@@ -114,14 +114,14 @@ class Running:
         update, last = record.update, record.update == self.adaptation.total
         following = self.following
         if following is not None and (update % following.every == 0 or last):
-            self.adaptation.form()
+            self.adaptation.settle()
             measured = self._agreements(following)
             before = max((own.agreement or 0.0 for own in self.records if own.held_out), default=-1.0)
             record = replace(record, held_out=measured)
             if (record.agreement or 0.0) > before:
                 self.best = self.adaptation.snapshot()
         if self.watch is not None and (update % self.watch_every == 0 or last):
-            self.adaptation.form()
+            self.adaptation.settle()
             record = replace(record, watched=self.watch(update))
         return record
 

@@ -26,7 +26,7 @@ class TaskRecord:
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """One update. `skipped` says why nothing moved; `coefficients` are mean, smallest, largest and the share of zeros;
-    `flips` how many mask bits changed."""
+    `flips` how many mask bits changed, `kept_components` the share of components, or entries, that they keep."""
 
     update: int
     iteration: int

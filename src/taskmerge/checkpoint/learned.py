@@ -1,4 +1,4 @@
-"""What adaptation has learnt, as files: coefficients of tensors × tasks, and masks of components as packed bits."""
+"""What adaptation has learnt, as files: coefficients of tensors × tasks, masks of components or entries as bits."""
 
 from pathlib import Path
 
@@ -93,7 +93,7 @@ def _coefficients(checkpoint: Checkpoint, name: str, tasks: int) -> Tensor:
 
 
 def _counts(checkpoint: Checkpoint) -> dict[str, int]:
-    """How many components the masks of each tensor are of."""
+    """How many components, or entries, the masks of each tensor are of."""
     counts = (provenance_of(checkpoint) or {}).get("components")
     if not isinstance(counts, dict) or counts.keys() != checkpoint.specs.keys():
         raise _bad(checkpoint, "its metadata does not say how many components its masks are of")
@@ -104,9 +104,10 @@ def _counts(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _masks(checkpoint: Checkpoint, name: str, tasks: int, count: int) -> Tensor:
-    """The masks bool [M, T, k] of one tensor."""
+    """The masks of one tensor: bool [M, T, k] of components, or [1, 1, n] of entries."""
     spec, width = checkpoint.specs[name], -(-count // BITS)
-    if spec.dtype != "U8" or len(spec.shape) != 3 or spec.shape[1:] != (tasks, width):
+    fits = len(spec.shape) == 3 and (spec.shape[1:] == (tasks, width) or spec.shape == (1, 1, width))
+    if spec.dtype != "U8" or not fits:
         raise _bad(checkpoint, f"{spec.dtype} {list(spec.shape)} where U8 [M, {tasks}, {width}] is due", name)
     bits = np.unpackbits(checkpoint.tensor(name).numpy(), axis=-1)
     if bits[..., count:].any():

@@ -40,7 +40,7 @@ def _learnable(one: Learnable) -> str:
         case Masks():
             return f"masks of components, at first {one.kept.understood}"
         case Relaxed():
-            return "a mask that the tasks share"
+            return "one mask over entries for all tasks, relaxed"
         case Heads():
             return f"heads {STARTS[one.start]}"
         case Block():

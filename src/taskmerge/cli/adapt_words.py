@@ -46,7 +46,7 @@ class AdaptWords:
     ] = None
     with_: Annotated[str | None, option("Learn too what this method learns, by its objective.", "--with")] = None
     origin: Annotated[str | None, option("What task vectors start from: base or mean (of the experts).")] = None
-    train: Annotated[Names, option("Only these: coefficients,masks,heads,block,adapter."), NAMES] = None
+    train: Annotated[Names, option("Only these: coefficients,masks,relaxed,heads,block,adapter."), NAMES] = None
     objective: Annotated[
         str | None, option("entropy, or against the expert: self, soft, l1, smooth_l1, l2, cosine, kl, js.")
     ] = None

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 
 from taskmerge.cli import adapt_phrases
-from taskmerge.methods.adaptive import Adaptive, Parts, Trimmed, Whole
+from taskmerge.methods.adaptive import Adaptive, Parts, Relaxed, Trimmed, Whole
 from taskmerge.methods.options import bind
 from taskmerge.specs.merge import plain_value
 
@@ -73,7 +73,8 @@ def _combined(parts: Parts) -> str:
     """What the encoder is made of."""
     if parts.origin == "init":
         return "nothing: the encoder is a merge as it is, or a checkpoint (--init)"
-    whole = " (--rank truncates them)" if isinstance(parts.components, Whole) else ""
+    truncates = isinstance(parts.components, Whole) and parts.of(Relaxed) is None
+    whole = " (--rank truncates them)" if truncates else ""
     return f"{adapt_phrases.components(parts)}{whole}"
 
 

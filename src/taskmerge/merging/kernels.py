@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from taskmerge.experts.rows import Rows
-from taskmerge.experts.tensors import Unit
+from taskmerge.merging.plan import TensorJob
 from taskmerge.methods.checks import check_result
 from taskmerge.methods.contract import Method
 from taskmerge.methods.kernel import Kernel, accepted
@@ -124,10 +124,10 @@ class BoundPoint:
         return merged if self.factor is None else merged * self.factor(handed["position"], tasks)
 
 
-def handed(rows: Rows, spec: MergeSpec, unit: Unit, start: int, shape: tuple[int, ...], piece: int = 0) -> Handed:
-    """What kernels are handed by name, of a unit's elements from `start` on, or of a piece of the portion that begins
+def handed(rows: Rows, spec: MergeSpec, job: TensorJob, start: int, shape: tuple[int, ...], piece: int = 0) -> Handed:
+    """What kernels are handed by name, of a job's elements from `start` on, or of a piece of the portion that begins
     there; `uniform_of` draws one task's row."""
-    count = math.prod(shape)
+    unit, count = job.unit, math.prod(shape)
 
     def uniform_of(task: int) -> Tensor:
         drawn = uniform_at(spec.seed, rows.experts[task].task, unit.name, start, count)
@@ -139,7 +139,9 @@ def handed(rows: Rows, spec: MergeSpec, unit: Unit, start: int, shape: tuple[int
     given = {"weights": rows.weights, "uniform": uniform, "uniform_of": uniform_of, "position": unit.position}
     if spec.learned is None:
         return given
-    return {**given, "learned": spec.learned.of(unit.name).only(unit.matrix_at(start, piece))}
+    learned = spec.learned.of(unit.name)
+    own = learned.only(unit.matrix_at(start, piece)) if job.factored else learned.entries(start, count)
+    return {**given, "learned": own}
 
 
 def _call(method: Method, kernel: Kernel, data: Any, handed: Handed, like: Tensor) -> Tensor:

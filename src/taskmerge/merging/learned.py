@@ -43,18 +43,30 @@ def check_fits(learned: Learned, tasks: Sequence[str], jobs: Sequence[TensorJob]
             what = f"coefficients {list(coefficients.shape)} {coefficients.dtype}, not one float32 number a task"
             raise Mismatch(what, where=f"`{name}`", hint=OTHER)
     for name, masks in learned.masks.items():
-        _check_masks(merged[name], tuple(masks.shape), len(tasks))
+        if merged[name].factored:
+            _check_masks(merged[name], tuple(masks.shape), len(tasks))
+        else:
+            _check_entries(merged[name], tuple(masks.shape), learned.shares[name])
 
 
 def _check_masks(job: TensorJob, shape: tuple[int, ...], tasks: int) -> None:
     """Masks [M, T, k] are of a tensor that is factored, and of no more components than it can have."""
-    where = f"`{job.name}`"
-    if not job.factored:
-        raise Mismatch("masks were learnt of its components, and it is not factored here", where=where, hint=OTHER)
-    unit = job.unit
+    where, unit = f"`{job.name}`", job.unit
     if shape[:-1] != (unit.matrices, tasks):
         what = f"masks of shape {list(shape)} are not of its {unit.matrices} matrices and {tasks} tasks"
         raise Mismatch(what, where=where, hint=OTHER)
     if shape[-1] > min(unit.matrix):
         what = f"masks are of {shape[-1]} components, its matrices have {min(unit.matrix)}"
         raise Mismatch(what, where=where, hint=OTHER)
+
+
+def _check_entries(job: TensorJob, shape: tuple[int, ...], share: float) -> None:
+    """A mask [1, 1, n] is of every entry of a tensor that is not factored, and has a mean to be divided by."""
+    where, count = f"`{job.name}`", job.numel
+    if shape[:-1] != (1, 1):
+        raise Mismatch("masks were learnt of its components, and it is not factored here", where=where, hint=OTHER)
+    if shape[-1] != count:
+        raise Mismatch(f"a mask is of {shape[-1]} entries, it has {count}", where=where, hint=OTHER)
+    if not share:
+        hint = "masks that `taskmerge adapt` writes keep something of every tensor"
+        raise Mismatch("its mask keeps no entry: it is divided by its mean", where=where, hint=hint)

@@ -36,4 +36,4 @@ class Run:
     def handed(self, job: TensorJob, start: int, shape: tuple[int, ...], piece: int = 0) -> Handed:
         """What kernels may ask for beside the rows, of the elements of a job from `start` on (of one piece of them),
         seen in `shape`."""
-        return handed(self.rows, self.spec, job.unit, start, shape, piece)
+        return handed(self.rows, self.spec, job, start, shape, piece)

@@ -77,11 +77,14 @@ class Masks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relaxed:
-    """One mask over all parameters that the tasks share, drawn from the concrete distribution σ((m + noise) / τ), and
-    divided by its mean; m starts at `start` (Tang et al., Concrete Subspace Learning)."""
+    """One mask over the entries of every tensor, shared by the tasks, divided by its mean over the tensor (Tang et al.,
+    Concrete Subspace Learning). Every update draws it from the concrete distribution σ((logit + noise) / temperature);
+    what is written is one draw at temperature 0, bits. Where all logits of a tensor are equal, as at their `start`,
+    there is no mask.
+    """
 
     temperature: float = 0.5
-    start: float = 5.0
+    start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +167,10 @@ class Parts:
         return any(isinstance(one, Heads | Block | Adapter) for one in self.learns.values())
 
     def trained(self, names: tuple[str, ...]) -> "Parts":
-        """The same where these alone are learnt (`both`: coefficients and masks); what shapes weights stays, fixed."""
+        """The same where these alone are learnt (`both`: coefficients and masks); what shapes weights stays, fixed.
+
+        A relaxed mask goes: before it learns there is none.
+        """
         wanted = {own for name in names for own in (("coefficients", "masks") if name == "both" else (name,))}
         if strangers := sorted(wanted - self.learns.keys()):
             hint = f"it learns {', '.join(self.learns)}"

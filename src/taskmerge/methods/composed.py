@@ -1,12 +1,14 @@
 """θ = origin + Σ_t λ_t D_t, D_t dense or U_t diag(b_t ∘ s_t) V_tᵀ, and its adjoint: in `adapt` and `merge --from`.
 
+A dense sum may be under one mask of its entries: m / mean(m) ∘ Σ_t λ_t D_t, the mean over the whole tensor.
+
 Everything here is a function on tensors. With G = ∂L/∂θ at the formed weights, `pull` gives ∂L/∂λ_t = ⟨G, D_t⟩ and
 ∂L/∂b_ti = λ_t s_ti u_tiᵀ G v_ti: what automatic differentiation of the formula gives, without a graph over T copies.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,20 +23,28 @@ Gates = Tensor
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Learned:
-    """What adaptation has learnt of the merged weights: `coefficients` [T] of every tensor, and where components were
-    chosen `masks` bool [M, T, k] of its M matrices. Tasks are in canonical order; names are those of units.
+    """What adaptation has learnt of the merged weights: `coefficients` [T] of every tensor, and where something was
+    chosen `masks`: bool [M, T, k] of the components of its M matrices, or, where nothing is factored, bool [1, 1, n]
+    of its entries, for all tasks. Tasks are in canonical order; names are those of units.
 
-    A tensor without an entry has none: it stays at the origin. Two are equal if their contents are.
+    A tensor without coefficients stays at the origin. Two are equal if their contents are; `shares` are the shares of
+    bits that are on.
     """
 
     tasks: tuple[str, ...]
     coefficients: Mapping[str, Tensor]
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Counts bits once: every slice of a tensor needs to know of the whole mask."""
+        shares = {name: int(mask.count_nonzero()) / max(1, mask.numel()) for name, mask in self.masks.items()}
+        object.__setattr__(self, "shares", shares)
 
     def of(self, name: str) -> "LearnedTensor":
         """What was learnt of one tensor."""
         zeros = torch.zeros(len(self.tasks))
-        return LearnedTensor(self.coefficients.get(name, zeros), self.masks.get(name))
+        return LearnedTensor(self.coefficients.get(name, zeros), self.masks.get(name), self.shares.get(name, 1.0))
 
     @property
     def digest(self) -> str:
@@ -55,14 +65,20 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class LearnedTensor:
-    """The coefficients [T] of one tensor, and the masks bool [M, T, k] of its matrices (None: all components)."""
+    """The coefficients [T] of one tensor, and the masks bool [M, T, k] of its matrices, or bool [1, 1, n] of its
+    entries (None: all are on); `share` is that of bits that are on in the whole tensor."""
 
     coefficients: Tensor
     masks: Tensor | None = None
+    share: float = 1.0
 
     def only(self, matrix: int) -> "LearnedTensor":
         """The same of one of its matrices: masks [1, T, k]."""
-        return LearnedTensor(self.coefficients, None if self.masks is None else self.masks[matrix : matrix + 1])
+        return replace(self, masks=None if self.masks is None else self.masks[matrix : matrix + 1])
+
+    def entries(self, start: int, count: int) -> "LearnedTensor":
+        """The same of some of its entries: masks [1, 1, count]."""
+        return replace(self, masks=None if self.masks is None else self.masks[..., start : start + count])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +153,19 @@ def form_dense(rows: Tensor, coefficients: Tensor) -> Tensor:
     for row, coefficient in zip(rows, coefficients.tolist(), strict=True):
         total.add_(row, alpha=coefficient)
     return total
+
+
+def form_entries(rows: Tensor, learned: LearnedTensor) -> Tensor:
+    """Σ_t λ_t D_t of dense rows [T, n], or of a slice of them, under the mask of their entries if there is one."""
+    total = form_dense(rows, learned.coefficients)
+    if learned.masks is None:
+        return total
+    return total.mul_(entry_gates(learned.masks.to(total.device), learned.share, total.dtype).view_as(total))
+
+
+def entry_gates(bits: Tensor, share: float, dtype: torch.dtype) -> Gates:
+    """m / mean(m): what entries are multiplied by under these bits, of all of which `share` are on."""
+    return bits.to(dtype) / share
 
 
 def pull_dense(grad: Tensor, rows: Tensor) -> Tensor:

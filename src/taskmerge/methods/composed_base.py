@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from taskmerge.errors import UsageError
-from taskmerge.methods.composed import LearnedTensor, form_dense, form_matrix
+from taskmerge.methods.composed import LearnedTensor, form_dense, form_entries, form_matrix
 from taskmerge.methods.contract import Reads, method
 from taskmerge.methods.options import Option, Options
 from taskmerge.methods.ties import Trim, elected_rows, measure
@@ -29,9 +29,9 @@ def trim(scan: Scan, *, density: float | None) -> Trim | None:
 
 
 def composed_dense(stack: Stack, learned: LearnedTensor, statistic: Trim | None = None) -> Merged:
-    """Σ_t λ_t τ_t, of trimmed task vectors where there is a statistic (AdaMerging++)."""
+    """Σ_t λ_t τ_t under the mask of its entries, of trimmed task vectors where there is a statistic (AdaMerging++)."""
     rows = stack if statistic is None or not stack.numel() else elected_rows(stack, statistic)
-    return form_dense(rows, learned.coefficients)
+    return form_entries(rows, learned)
 
 
 @method(
@@ -56,8 +56,8 @@ def composed_base(
     """The base plus what adaptation has learnt of every task vector.
 
     λ [tensor, task] and masks b [tensor, task, component] are those that `adapt` has written; without a mask all
-    stored components count. A trimmed task vector keeps the entries whose magnitude reaches the next one after the
-    whole model's share and that agree with the elected sign (Yang et al., AdaMerging++). Returns the merged task
-    vector.
+    stored components count. A mask of entries, one for all tasks, is divided by its mean over the tensor. A trimmed
+    task vector keeps the entries whose magnitude reaches the next one after the whole model's share and that agree with
+    the elected sign (Yang et al., AdaMerging++). Returns the merged task vector.
     """
     return form_dense(matrices.stack, learned.coefficients) if rank is None else form_matrix(matrices, rank, learned)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from taskmerge.methods.composed import LearnedTensor, form_dense, form_matrix
+from taskmerge.methods.composed import LearnedTensor, form_dense, form_entries, form_matrix
 from taskmerge.methods.contract import method
 from taskmerge.methods.options import Option
 from taskmerge.numerics.rank import Rank
@@ -11,8 +11,8 @@ from taskmerge.types import Matrix, Merged, Stack
 
 
 def composed_dense(stack: Stack, learned: LearnedTensor) -> Merged:
-    """Σ_t λ_t τ̄_t."""
-    return form_dense(stack, learned.coefficients)
+    """Σ_t λ_t τ̄_t under the mask of its entries, if it has one."""
+    return form_entries(stack, learned)
 
 
 @method(
@@ -33,6 +33,7 @@ def composed_mean(
     """The average plus what adaptation has learnt of every difference from it.
 
     λ [tensor, task] and masks b [tensor, task, component] are those that `adapt` has written; without a mask all
-    stored components count. Returns the merged difference.
+    stored components count. A mask of entries, one for all tasks, is divided by its mean over the tensor. Returns the
+    merged difference.
     """
     return form_dense(matrices.stack, learned.coefficients) if rank is None else form_matrix(matrices, rank, learned)

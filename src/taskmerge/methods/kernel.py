@@ -40,7 +40,8 @@ class HandedIn(TypedDict, total=False):
     """The block that the tensor lies in; None outside blocks."""
 
     learned: LearnedTensor
-    """What adaptation has learnt of this tensor; its masks are those of this matrix alone, [1, T, k]."""
+    """What adaptation has learnt of this tensor; its masks are those of this matrix alone, [1, T, k], or of these
+    entries alone, [1, 1, count]."""
 
 
 HANDED_IN = frozenset(HandedIn.__annotations__)

@@ -20,6 +20,7 @@ from taskmerge.methods.adaptive import (
     Objective,
     On,
     Parts,
+    Relaxed,
     Truncated,
     Updates,
     Whole,
@@ -150,12 +151,13 @@ class AdaptSpec:
             raise UsageError(f"`{self.method}` leaves the encoder as it is", where="--origin", hint=hint)
         parts = self._truncated(replace(parts, **given, refit=parts.refit or self.refit_heads))
         self._check_projected(parts)
+        self._check_entries(parts)
         return parts
 
     def rates(self, parts: Parts, updates: int) -> dict[str, float]:
         """Adam's learning rate by learnable."""
         usual = {name: parts.rates.get(name) for name in parts.learns}
-        given = {"heads": self.head_lr, "masks": self.mask_lr}
+        given = {"heads": self.head_lr, "masks": self.mask_lr, "relaxed": self.mask_lr}
         rates: dict[str, float] = {}
         for name, own in usual.items():
             said = given.get(name, self.lr)
@@ -234,6 +236,14 @@ class AdaptSpec:
             return
         what = "clamps coefficients already" if coefficients else "learns no coefficients"
         raise UsageError(f"this run {what}", where="--project", hint="leave --project out")
+
+    def _check_entries(self, parts: Parts) -> None:
+        """A mask over entries needs them: components have none."""
+        if parts.of(Relaxed) is None or not isinstance(parts.components, Truncated):
+            return
+        hint = "leave it out: `--method adarank` learns which components count"
+        where = "--with" if self.rank is None else "--rank"
+        raise UsageError("a mask over entries is of whole task vectors, not of components", where=where, hint=hint)
 
     def _published(self, parts: Parts) -> Parts:
         """The reference codes' own choices."""
