@@ -100,16 +100,19 @@ HEADS = (
     _heads("heads-cart-16", "cart", rank="0.16"),
     _heads("heads-iso-cts", "iso_cts"),
 )
-SELF_LABELLED = (
-    _adaptive("adamerging-self", "adamerging", JOINT, objective="self"),
-    _adaptive("ta+adarank-self", "adarank", JOINT, objective="self"),
-    _adaptive("ta+adarank+tint", "adarank", SEQUENTIAL, with_="tint"),
-    _adaptive("symerge-mean-16", "symerge", SEQUENTIAL, origin="mean", rank="0.16"),
+SELF_LABELLED = tuple(
+    replace(row, seeds=1)
+    for row in (
+        _adaptive("adamerging-self", "adamerging", JOINT, objective="self"),
+        _adaptive("ta+adarank-self", "adarank", JOINT, objective="self"),
+        _adaptive("ta+adarank+tint", "adarank", SEQUENTIAL, with_="tint"),
+        _adaptive("symerge-mean-16", "symerge", SEQUENTIAL, origin="mean", rank="0.16"),
+    )
 )
 CHOSEN = (
     _adaptive("blocks", "blocks", None),
     _adaptive("blocks-late", "blocks", None, layer="late"),
-    Row("auto", "auto", iterations=60),
+    Row("auto", "auto", iterations=60, seeds=1),
     _adaptive("symerge-stop", "symerge", SEQUENTIAL, stop="agreement", every=40, watch=40),
 )
 """What is recommended, and choices that read no label; `watch` has labels look on for the regret."""
