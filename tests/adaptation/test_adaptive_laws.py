@@ -59,7 +59,7 @@ def whole(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
     @cache
     def of(method: str) -> Path:
-        adapt(suite, place / method, method=method, iterations=2)
+        adapt(suite, place / method, method=method, iterations=2, keep_state=True)
         return place / method
 
     return of
@@ -90,12 +90,18 @@ def test_two_runs_on_one_thread_and_on_two_write_equal_files(method: str, of_exa
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_order_of_tasks_changes_no_byte(method: str, whole: Whole, tmp_path: Path) -> None:
-    """Joint updates add up in the order of names; which task comes when in sequential ones is a function of names."""
-    adapt(clip_suite(tmp_path / "suite", tuple(reversed(TASKS))), tmp_path / "out", method=method, iterations=2)
+    """Joint updates add up in the order of names; which task comes when in sequential ones is a function of names.
+
+    The state too, whose moments show the last bit of every gradient.
+    """
+    suite = clip_suite(tmp_path / "suite", tuple(reversed(TASKS)))
+    adapt(suite, tmp_path / "out", method=method, iterations=2, keep_state=True)
     ours, others = contents(tmp_path / "out"), contents(whole(method))
     assert ours.keys() == others.keys()
     for name, found in ours.items():
         assert not name.startswith(PARTS) or found == others[name], name
+    ours, others = (load_file(folder / "state" / "state.safetensors") for folder in (tmp_path / "out", whole(method)))
+    assert same(ours, others)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -145,7 +151,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     interrupted(suite, output, total, monkeypatch, **options)
     assert load_state(output / "state")[0].update == total - 1
     assert not (output / "folder.json").exists()
-    adapt(suite, output, resume=True, **options)
+    adapt(suite, output, resume=True, keep_state=True, **options)
     assert contents(output) == contents(whole(method))
 
 
