@@ -234,13 +234,10 @@ def test_the_manifest_comes_last(suite: Suite, tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(("options", "parts"), [
     ({"method": "adamerging"}, {"coefficients"}),
     ({"method": "adarank"}, {"coefficients", "masks"}),
-    ({"method": "adarank", "train": ("coefficients",)}, {"coefficients", "masks"}),
     ({"method": "tint"}, {"coefficients", "heads"}),
-    ({"method": "tint", "train": ("coefficients",)}, {"coefficients"}),
-    ({"method": "symerge", "layer": "0"}, {"coefficients", "blocks"}),
     ({"method": "symerge", "layer": "0", "refit_heads": True}, {"coefficients", "blocks", "heads"}),
     ({"method": "adarank", "with_": "surgery"}, {"coefficients", "masks", "adapters"}),
-    ({"method": "surgery"}, {"adapters"}), ({"method": "probsurgery"}, {"adapters"}),
+    ({"method": "probsurgery"}, {"adapters"}),
     ({"method": "heads"}, {"heads"}), ({"method": "blocks"}, {"blocks", "heads"}),
 ])  # fmt: skip
 def test_a_folder_has_the_parts_of_its_method(

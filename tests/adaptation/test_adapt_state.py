@@ -95,6 +95,24 @@ def test_steps_after_a_restore_are_those_that_would_have_followed() -> None:
     assert "z" not in one.snapshot(3, {}).means
 
 
+def test_a_restore_to_the_start_forgets_what_moved_since() -> None:
+    one, other = optimised(), optimised()
+    start = AdaptState(0, one.snapshot(0, {}).values)
+    for made in (one, other):
+        made.restore(start)
+    other.clear()
+    for name in ("x", "tasks/a/head/y"):
+        other.values[name].grad = torch.ones(3)
+    other.step()
+    other.restore(start)
+    for made in (one, other):
+        made.clear()
+        made.values["x"].grad = torch.full((3,), 0.3)
+        made.step()
+    assert same(one.snapshot(1, {}), other.snapshot(1, {}))
+    assert one.snapshot(1, {}).steps["x"] == 1
+
+
 def test_a_value_without_a_gradient_does_not_move() -> None:
     """As torch's Adam: no step, no decay of its moments."""
     made = optimised()

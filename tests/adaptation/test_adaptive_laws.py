@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from adaptation_cases import TASKS, adapt, assembled, clip_suite, contents, hearing, tiny
+from adaptation_cases import TASKS, Assembled, adapt, assembled, clip_suite, contents, hearing, tiny
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,44 +25,41 @@ from taskmerge.specs.suite import Suite
 from taskmerge.workflows.rebuild import rebuild
 from vector_cases import agrees
 
-METHODS = tuple(adaptive_methods())
-LEARNING = tuple(name for name, method in adaptive_methods().items() if method.bound({}).iterations != 0)
+LIKE_SYMERGE = ("tint", "tint_plus")
+"""Methods with the parts of `symerge` but for the filter: a law that it keeps is slow news of these."""
+METHODS = tuple(
+    pytest.param(name, marks=pytest.mark.slow) if name in LIKE_SYMERGE else name for name in adaptive_methods()
+)
+LEARNING = tuple(name for name in METHODS if name != "heads")
 """Those that make updates: `heads` solves."""
-EXAMPLE: dict[str, Any] = {"iterations": 2, "limit": 64, "batch_size": 16}
 PARTS = ("model.safetensors", "coefficients.safetensors", "masks.safetensors", "heads/", "blocks/", "adapters/")
 Whole = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def of_example(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The folder that a method writes of three tasks of the example, on one thread; each runs once."""
-    place = tmp_path_factory.mktemp("example")
-
-    @cache
-    def of(method: str) -> Path:
-        adapt(tiny(), place / method, method=method, **EXAMPLE)
-        return place / method
-
-    return of
+Ran = tuple[Assembled, Path]
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
-    """Smaller than the example."""
+    """Smaller than the example, whose laws are slow."""
     return clip_suite(tmp_path_factory.mktemp("suite"))
 
 
 @pytest.fixture(scope="module")
-def whole(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """The folder that a method writes of the smaller suite; each runs once."""
+def ran(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
+    """A method's run at its end, and the folder that it wrote; each runs once."""
     place = tmp_path_factory.mktemp("whole")
 
     @cache
-    def of(method: str) -> Path:
-        adapt(suite, place / method, method=method, iterations=2)
-        return place / method
+    def of(method: str) -> Ran:
+        options: dict[str, Any] = {"iterations": 2, "keep_state": True, "goes_on": True}
+        return assembled(suite, place / method, method=method, **options), place / method
 
     return of
+
+
+@pytest.fixture(scope="module")
+def whole(ran: Callable[[str], Ran]) -> Whole:
+    """The folder alone."""
+    return lambda method: ran(method)[1]
 
 
 def updates_of(folder: Path) -> int:
@@ -73,36 +70,65 @@ def updates_of(folder: Path) -> int:
 # --- what is written -------------------------------------------------------------------------------------------
 
 
+def formed_again(folder: Path, place: Path) -> None:
+    """The model, byte for byte, from the folder and the experts."""
+    rebuild(folder, output=place / "again.safetensors")
+    assert (place / "again.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_saved_and_formed_again_it_is_the_same_bytes(method: str, of_example: Whole, tmp_path: Path) -> None:
-    folder = of_example(method)
-    rebuild(folder, output=tmp_path / "again.safetensors")
-    assert (tmp_path / "again.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+def test_saved_and_formed_again_it_is_the_same_bytes(method: str, whole: Whole, tmp_path: Path) -> None:
+    formed_again(whole(method), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["adarank", "heads", "symerge"])
+def test_the_recipe_alone_says_the_same_merge(method: str, whole: Whole, tmp_path: Path) -> None:
+    folder = whole(method)
     merge_requested(requested((), {"output": tmp_path / "recipe.safetensors"}, recipe=folder / "recipe.yaml"))
     assert agrees(tmp_path / "recipe.safetensors", folder / "model.safetensors", 0.0)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_runs_on_one_thread_and_on_two_write_equal_files(method: str, of_example: Whole, tmp_path: Path) -> None:
-    adapt(tiny(), tmp_path / "two", method=method, threads=2, **EXAMPLE)
-    assert contents(tmp_path / "two") == contents(of_example(method))
+def test_two_runs_on_one_thread_and_on_two_write_equal_files(
+    method: str, suite: Suite, whole: Whole, tmp_path: Path
+) -> None:
+    adapt(suite, tmp_path / "two", method=method, iterations=2, threads=2, keep_state=True)
+    assert contents(tmp_path / "two") == contents(whole(method))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in adaptive_methods() if name != "adarank"), "adarank"],
+)
+def test_three_tasks_of_the_example(method: str, tmp_path: Path) -> None:
+    """Formed again and on two threads: several shards a batch."""
+    options: dict[str, Any] = {"method": method, "iterations": 2, "limit": 64, "batch_size": 20}
+    adapt(tiny(), tmp_path / "one", **options)
+    formed_again(tmp_path / "one", tmp_path)
+    adapt(tiny(), tmp_path / "two", threads=2, **options)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_order_of_tasks_changes_no_byte(method: str, whole: Whole, tmp_path: Path) -> None:
-    """Joint updates add up in the order of names; which task comes when in sequential ones is a function of names."""
-    adapt(clip_suite(tmp_path / "suite", tuple(reversed(TASKS))), tmp_path / "out", method=method, iterations=2)
+    """Joint updates add up in the order of names; which task comes when in sequential ones is a function of names.
+
+    The state too, whose moments show the last bit of every gradient.
+    """
+    suite = clip_suite(tmp_path / "suite", tuple(reversed(TASKS)))
+    adapt(suite, tmp_path / "out", method=method, iterations=2, keep_state=True)
     ours, others = contents(tmp_path / "out"), contents(whole(method))
     assert ours.keys() == others.keys()
     for name, found in ours.items():
         assert not name.startswith(PARTS) or found == others[name], name
+    ours, others = (load_file(folder / "state" / "state.safetensors") for folder in (tmp_path / "out", whole(method)))
+    assert same(ours, others)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_parts_are_what_was_learnt(method: str, suite: Suite, tmp_path: Path) -> None:
+def test_the_parts_are_what_was_learnt(method: str, ran: Callable[[str], Ran]) -> None:
     """Coefficients, bits and what tasks have of their own are written as they are in the run at its end."""
-    folder = tmp_path / "out"
-    found = assembled(suite, folder, method=method, goes_on=True, iterations=2, mask_lr=0.06)
+    found, folder = ran(method)
     if found.run.on_weights.composed:
         learned, settled = read_learned(folder), found.run.on_weights.settled()
         assert learned.tasks == TASKS
@@ -145,13 +171,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     interrupted(suite, output, total, monkeypatch, **options)
     assert load_state(output / "state")[0].update == total - 1
     assert not (output / "folder.json").exists()
-    adapt(suite, output, resume=True, **options)
+    adapt(suite, output, resume=True, keep_state=True, **options)
     assert contents(output) == contents(whole(method))
 
 
 @pytest.mark.parametrize(("method", "options"), [
-    ("symerge", {"layer": "last", "iterations": 1}), ("adarank", {"mask_lr": 0.06, "with_": "tint", "iterations": 1}),
-    ("probsurgery", {"updates": "joint", "iterations": 3}),
+    pytest.param("symerge", {"layer": "last", "iterations": 1}, marks=pytest.mark.slow),
+    pytest.param("adarank", {"mask_lr": 0.06, "with_": "tint", "iterations": 1}, marks=pytest.mark.slow),
+    pytest.param("probsurgery", {"updates": "joint", "iterations": 3}, marks=pytest.mark.slow),
     ("adarank", {"mask_lr": 0.06, "stop": "agreement", "every": 2, "iterations": 3}),
 ])  # fmt: skip
 def test_from_any_update(

@@ -116,11 +116,11 @@ def factors(suite: Suite, folder: Path) -> tuple[Files, Files]:
 KINDS: dict[str, Kind] = {"vectors": whole_vectors, "factors": factors}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [
-    {"method": "adamerging"}, {"method": "adamerging_plus"}, {"method": "cart_plus", "rank": 0.3},
-    {"method": "adarank", "origin": "mean"}, {"method": "symerge"}, {"method": "symerge", "layer": "last"},
-    {"method": "blocks"}, {"method": "surgery", "init": "task_arithmetic"},
+@pytest.mark.parametrize(("kind", "options"), [
+    ("vectors", {"method": "adamerging_plus"}), ("vectors", {"method": "symerge", "layer": "last"}),
+    ("factors", {"method": "adamerging"}), ("factors", {"method": "cart_plus", "rank": 0.3}),
+    ("factors", {"method": "adarank", "origin": "mean"}), ("factors", {"method": "blocks"}),
+    ("factors", {"method": "surgery", "init": "task_arithmetic"}),
 ])  # fmt: skip
 def test_task_vectors_and_factors_are_the_experts_they_stand_for(
     clip: Suite, tmp_path: Path, kind: str, options: dict[str, Any]
@@ -146,9 +146,8 @@ def test_masks_are_on_the_components_that_factor_files_hold(clip: Suite, tmp_pat
 
 
 @pytest.mark.parametrize("options", [
-    {"method": "adamerging"}, {"method": "cart_plus", "rank": 2}, {"method": "adarank"}, {"method": "tint"},
+    {"method": "cart_plus", "rank": 2}, {"method": "adarank"}, {"method": "tint"},
     {"method": "adarank", "origin": "mean", "qkv": "fused"}, {"method": "symerge", "layer": "last"},
-    {"method": "surgery", "init": "average"},
 ])  # fmt: skip
 def test_adapters_are_the_experts_they_stand_for(
     lora: tuple[Suite, Files, Files], tmp_path: Path, options: dict[str, Any]
@@ -177,13 +176,15 @@ def test_whole_runs_give_the_same_model(
     files, dense = KINDS[kind](clip, tmp_path) if kind in KINDS else lora[1:]
     options = {"method": "symerge", "iterations": 1, "lr": 1e-4, "head_lr": 1e-4}
     adapt(replaced(suite, files), tmp_path / "own", **options)
-    adapt(suite, tmp_path / "given", files, **options)
     adapt(suite, tmp_path / "dense", dense, **options)
-    own, given, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "given", "dense"))
-    assert own.keys() == given.keys() == wanted.keys()
+    own, wanted = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "dense"))
+    assert own.keys() == wanted.keys()
     for name, tensor in wanted.items():
         torch.testing.assert_close(own[name], tensor, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(given[name], tensor, rtol=1e-3, atol=1e-4)
+    if kind == "factors":
+        adapt(suite, tmp_path / "given", files, **options)
+        given = load_file(tmp_path / "given" / "model.safetensors")
+        assert all(torch.equal(given[name], own[name]) for name in own)
     rebuild(tmp_path / "own", output=tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "own" / "model.safetensors").read_bytes()
 

@@ -1,7 +1,9 @@
 """No label is within reach: no type has a field for one, no module can import one, and poisoned ones change nothing."""
 
 import ast
+from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +66,34 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     return clip_suite(tmp_path_factory.mktemp("labels"))
 
 
+@pytest.fixture(scope="module")
+def plain(suite: Suite, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder that a method writes of the suite as it is."""
+    place = tmp_path_factory.mktemp("plain")
+
+    @cache
+    def of(method: str) -> Path:
+        adapt(suite, place / method, method=method, iterations=1)
+        return place / method
+
+    return of
+
+
 @pytest.mark.parametrize("labels", ["wrong", "no classes", "texts", "too few", "not there", "pickled"])
-def test_whatever_stands_in_the_label_column_nothing_reads_it(suite: Suite, tmp_path: Path, labels: str) -> None:
-    adapt(suite, tmp_path / "plain", method="symerge", iterations=1)
+def test_whatever_stands_in_the_label_column_nothing_reads_it(
+    suite: Suite, plain: Callable[[str], Path], tmp_path: Path, labels: str
+) -> None:
     adapt(poisoned(suite, tmp_path / "suite", labels), tmp_path / "poisoned", method="symerge", iterations=1)
-    assert contents(tmp_path / "poisoned") == contents(tmp_path / "plain")
+    assert contents(tmp_path / "poisoned") == contents(plain("symerge"))
 
 
 @pytest.mark.parametrize("method", SHORT)
-def test_methods_of_every_kind_read_no_label(suite: Suite, tmp_path: Path, method: str) -> None:
+def test_methods_of_every_kind_read_no_label(
+    suite: Suite, plain: Callable[[str], Path], tmp_path: Path, method: str
+) -> None:
     assert method in UNLABELLED
-    options = {"iterations": 0 if method == "heads" else 1, "method": method}
-    adapt(suite, tmp_path / "plain", **options)
-    adapt(poisoned(suite, tmp_path / "suite", "not there"), tmp_path / "poisoned", **options)
-    assert contents(tmp_path / "poisoned") == contents(tmp_path / "plain")
+    adapt(poisoned(suite, tmp_path / "suite", "not there"), tmp_path / "poisoned", method=method, iterations=1)
+    assert contents(tmp_path / "poisoned") == contents(plain(method))
 
 
 def test_texts_whose_labels_are_not_there(tmp_path: Path) -> None:
