@@ -1,5 +1,7 @@
 """Heads solved for on frozen features by the experts' soft labels: a convex problem a head (methods/heads.py)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -52,12 +54,26 @@ def _solved(
     """The solution for one kind of task: classes by soft labels, values by ridge, maps place by place."""
     expert = expert.to(seen.device, seen.dtype)
     if kind == "classification":
-        return fit_logits(seen, soft_targets(expert, spec.head_temperature), weight, bias, pull=spec.head_pull)
+        return _tempered(seen, expert, weight, bias, spec)
     if kind == "regression":
         return fit_values(seen, expert, weight, bias, pull=spec.head_pull)
     coarse = functional.interpolate(
         expert if expert.dim() == 4 else expert.unsqueeze(1), seen.shape[-2:], mode="bilinear", align_corners=True
     )
     if kind == "segmentation":
-        return fit_logits(seen, soft_targets(coarse, spec.head_temperature), weight, bias, pull=spec.head_pull)
+        return _tempered(seen, coarse, weight, bias, spec)
     return fit_values(seen, coarse, weight, bias, pull=spec.head_pull)
+
+
+def _tempered(seen: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None, spec: AdaptSpec) -> Solved:
+    """The head whose logits are nearest to the expert's where both are divided by a temperature (Hinton et al.).
+
+    By default that is the spread of the expert's logits over classes: soft labels of sure experts say nothing about
+    all classes but one.
+    """
+    spread = max(float(logits.std(1).mean()), 1.0)
+    temperature = spread if spec.head_temperature is None else spec.head_temperature
+    cooled = None if bias is None else bias / temperature
+    solved = fit_logits(seen, soft_targets(logits, temperature), weight / temperature, cooled, pull=spec.head_pull)
+    warm = None if solved.bias is None else solved.bias * temperature
+    return replace(solved, weight=solved.weight * temperature, bias=warm)

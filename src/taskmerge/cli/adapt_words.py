@@ -85,8 +85,12 @@ class AdaptWords:
     ] = None
     heads_start: Annotated[str | None, option("Heads start: given, fitted (solved for) or random.")] = None
     refit_heads: Annotated[bool, option("Solve for every head at the end.", "--refit-heads")] = False
-    head_pull: Annotated[float, option("How far solved heads are pulled to the original ones (default: 0.001).")] = 1e-3
-    head_temperature: Annotated[float, option("Of the experts' soft labels for solved heads (default: 1).")] = 1.0
+    head_pull: Annotated[float, option("How far solved heads are pulled to the original ones (default: 0.0003).")] = (
+        3e-4
+    )
+    head_temperature: Annotated[
+        float | None, option("Of soft labels and logits of solved heads (default: the spread of the logits).")
+    ] = None
     teacher_scale: Annotated[float, option("Experts as base + so many times their task vector (default: 1).")] = 1.0
 
     seed: Annotated[int, option("Of batches and whatever is drawn (default: 0).")] = 0

@@ -33,7 +33,7 @@ from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.errors import listed
+from taskmerge.errors import Mismatch, UsageError, listed
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.options import Arguments
@@ -335,7 +335,15 @@ def usual_every(updates: int) -> int:
 
 
 def _start_values(encoder: Encoder, pieces: Sequence[Composed]) -> Tensor | None:
-    """Coefficients [L, T] to start from, if a file of them was named."""
-    if encoder.start is None or not pieces:
+    """Coefficients [L, T] to start from, if a file of them was named. Raises Mismatch for those of other tasks."""
+    start = encoder.start
+    if start is None or not pieces:
         return None
-    return torch.stack([encoder.start.of(one.name).coefficients for one in pieces])
+    tasks = tuple(source.task for source in encoder.experts.inputs.experts)
+    if start.tasks != tasks:
+        what = f"coefficients of {listed(start.tasks, plain=True)} are no start for {listed(tasks, plain=True)}"
+        raise Mismatch(what, where="--init", hint="name those of the same tasks")
+    if start.masks:
+        what = "the masks there are no start: coefficients alone are taken from a file"
+        raise UsageError(what, where="--init", hint="name coefficients that were learnt without masks")
+    return torch.stack([start.of(one.name).coefficients for one in pieces])
