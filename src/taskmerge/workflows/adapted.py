@@ -1,5 +1,6 @@
 """`adapt`: learns on unlabelled items, has the merge engine write the model, and scores that very file."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -270,7 +271,7 @@ class Learning:
         features = self.asked.parts.on == "features" or self.asked.parts.of(Adapter) is not None
         teaching = Teaching(
             self.asked.spec.teacher_scale, features,
-            TeacherCache(self.running.cache, self.note, self.running.group), repr(self.asked.suite.backbone),
+            TeacherCache(self.running.cache, self.note, self.running.group), _backbone_key(self.asked.suite),
         )  # fmt: skip
         if self.asked.parts.supervised:
             return labels_as_teachers(opened, spec=self.asked.spec, place=place, cache=self.running.cache)
@@ -332,6 +333,14 @@ class Learning:
 def usual_every(updates: int) -> int:
     """Updates between two looks at held-out items where nobody says."""
     return max(1, updates // 20)
+
+
+def _backbone_key(suite: Suite) -> str:
+    """What tells one backbone from another: what the suite says of it, and what its configuration's files hold."""
+    model = suite.backbone.model
+    path = model if isinstance(model, Path) else None
+    files = [] if path is None else sorted(path.glob("*.json")) if path.is_dir() else [path]
+    return repr(suite.backbone) + "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 
 
 def _start_values(encoder: Encoder, pieces: Sequence[Composed]) -> Tensor | None:
