@@ -39,7 +39,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "lr": (0, -1e-3, *NO_NUMBERS[:5]),
     "head_lr": (0, -1e-3, *NO_NUMBERS[:5]),
     "mask_lr": (0, -1e-3, *NO_NUMBERS[:5]),
-    "head_pull": (0, -1e-3, *NO_NUMBERS),
+    "head_pull": (0, -1e-3, *NO_NUMBERS[:5]),
     "head_temperature": (0, -1.0, *NO_NUMBERS[:5]),
     "held_out": (0, 1, -0.1, 1.5, *NO_NUMBERS),
     "teacher_scale": NO_NUMBERS,

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taskmerge.models.heads import HiddenHead, LinearHead
+from taskmerge.numerics.head_pull import pull_of_logits, pull_of_values
 from taskmerge.numerics.solved_heads import Solved, fit_logits, fit_values, soft_targets
 from taskmerge.specs.adapt import AdaptSpec
-from taskmerge.specs.suite import TaskKind
+from taskmerge.specs.suite import DENSE, TaskKind
 
 
 def fit_head(
@@ -51,18 +52,24 @@ def _seen(head: nn.Module, features: Tensor) -> tuple[nn.Linear | LinearHead | n
 def _solved(
     seen: Tensor, expert: Tensor, kind: TaskKind, weight: Tensor, bias: Tensor | None, spec: AdaptSpec
 ) -> Solved:
-    """The solution for one kind of task: classes by soft labels, values by ridge, maps place by place."""
+    """The solution for one kind of task: classes by soft labels, values by ridge, maps place by place.
+
+    Features are brought to a root mean square length of 1, so that a pull is as strong on BERT's as on CLIP's, which
+    have that length already: on features ten times longer it would be a hundred times weaker.
+    """
     expert = expert.to(seen.device, seen.dtype)
-    if kind == "classification":
-        return _tempered(seen, expert, weight, bias, spec)
-    if kind == "regression":
-        return fit_values(seen, expert, weight, bias, pull=spec.head_pull)
-    coarse = functional.interpolate(
-        expert if expert.dim() == 4 else expert.unsqueeze(1), seen.shape[-2:], mode="bilinear", align_corners=True
-    )
-    if kind == "segmentation":
-        return _tempered(seen, coarse, weight, bias, spec)
-    return fit_values(seen, coarse, weight, bias, pull=spec.head_pull)
+    length = float(seen.double().square().sum(1).mean().sqrt()) or 1.0
+    seen, weight = seen / length, weight * length
+    if kind in DENSE:
+        expert = functional.interpolate(
+            expert if expert.dim() == 4 else expert.unsqueeze(1), seen.shape[-2:], mode="bilinear", align_corners=True
+        )
+    if kind in ("classification", "segmentation"):
+        solved = _tempered(seen, expert, weight, bias, spec)
+    else:
+        pull = spec.head_pull or pull_of_values(seen, expert, weight, bias)
+        solved = fit_values(seen, expert, weight, bias, pull=pull)
+    return replace(solved, weight=solved.weight / length)
 
 
 def _tempered(seen: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None, spec: AdaptSpec) -> Solved:
@@ -73,7 +80,9 @@ def _tempered(seen: Tensor, logits: Tensor, weight: Tensor, bias: Tensor | None,
     """
     spread = max(float(logits.std(1).mean()), 1.0)
     temperature = spread if spec.head_temperature is None else spec.head_temperature
-    cooled = None if bias is None else bias / temperature
-    solved = fit_logits(seen, soft_targets(logits, temperature), weight / temperature, cooled, pull=spec.head_pull)
+    targets = soft_targets(logits, temperature)
+    weight, bias = weight / temperature, None if bias is None else bias / temperature
+    pull = spec.head_pull or pull_of_logits(seen, targets, weight, bias)
+    solved = fit_logits(seen, targets, weight, bias, pull=pull)
     warm = None if solved.bias is None else solved.bias * temperature
     return replace(solved, weight=solved.weight * temperature, bias=warm)

@@ -85,9 +85,9 @@ class AdaptWords:
     ] = None
     heads_start: Annotated[str | None, option("Heads start: given, fitted (solved for) or random.")] = None
     refit_heads: Annotated[bool, option("Solve for every head at the end.", "--refit-heads")] = False
-    head_pull: Annotated[float, option("How far solved heads are pulled to the original ones (default: 0.0003).")] = (
-        3e-4
-    )
+    head_pull: Annotated[
+        float | None, option("Pull of solved heads to the original ones (default: chosen by items left out).")
+    ] = None
     head_temperature: Annotated[
         float | None, option("Of soft labels and logits of solved heads (default: the spread of the logits).")
     ] = None

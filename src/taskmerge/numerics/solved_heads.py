@@ -20,9 +20,6 @@ from torch import Tensor
 
 from taskmerge.errors import BadNumber, Mismatch, UsageError
 
-PULL = 3e-4
-"""Default μ for class scores of normalised features."""
-
 ROWS = 1 << 14
 """Rows (items times places) that are widened to float64 at a time."""
 FLOOR = 0.1
@@ -41,7 +38,7 @@ class Solved:
 
     `gradient` is the norm of the objective's gradient over the features' root mean square length, for values also
     over the start's root mean square error: what a `gradient_tolerance` is compared with. `iterations` is 0 where the
-    start was the solution.
+    start was the solution. `pull` is the μ that it was fitted by.
     """
 
     weight: Tensor
@@ -50,6 +47,7 @@ class Solved:
     start_loss: float
     iterations: int
     gradient: float
+    pull: float
 
 
 def soft_targets(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -70,7 +68,7 @@ def fit_logits(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    pull: float = PULL,
+    pull: float,
     gradient_tolerance: float = 1e-6,
     most_iterations: int = 1000,
 ) -> Solved:
@@ -98,7 +96,8 @@ def fit_logits(
         gram.diagonal().add_(2 * pull + FLOOR * gram.diagonal().mean())
         heads, iterations = _descend(objective, start, gram, gradient_tolerance * length, most_iterations)
         loss, gradient = objective(heads)
-    return _solved(weight, bias, heads, (start_loss, loss), iterations, float(gradient.norm()) / (length or 1.0))
+    ended = float(gradient.norm()) / (length or 1.0)
+    return _solved(weight, bias, heads, pull, (start_loss, loss), iterations, ended)
 
 
 def fit_values(features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None = None, *, pull: float) -> Solved:
@@ -122,7 +121,7 @@ def fit_values(features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor |
     loss, slope = rows.squares(start + moved)
     loss += pull / len(start) * float(moved.square().sum())
     gradient = 2 / len(start) * float((slope + pull * moved).norm())
-    return _solved(weight, bias, start + moved, (start_loss, loss), int(size > 0), gradient / (size or 1.0))
+    return _solved(weight, bias, start + moved, pull, (start_loss, loss), int(size > 0), gradient / (size or 1.0))
 
 
 class _Rows:
@@ -241,8 +240,9 @@ def _descend(
 
 
 def _solved(
-    weight: Tensor, bias: Tensor | None, heads: Tensor, losses: tuple[float, float], iterations: int, gradient: float
-) -> Solved:
+    weight: Tensor, bias: Tensor | None, heads: Tensor, pull: float, losses: tuple[float, float], iterations: int,
+    gradient: float,
+) -> Solved:  # fmt: skip
     """Joined heads as a weight and a bias like those given; `losses` are the start's and the solution's."""
     width = weight[0].numel()
     return Solved(
@@ -252,4 +252,5 @@ def _solved(
         start_loss=losses[0],
         iterations=iterations,
         gradient=gradient,
+        pull=pull,
     )

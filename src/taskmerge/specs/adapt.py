@@ -56,8 +56,8 @@ class AdaptSpec:
     `rank` truncates the task vectors of a method that takes them whole. `iterations` visit every task once. `init` is
     a training-free method's name, a checkpoint, a folder of `adapt`, or a file of coefficients. `stop` follows a
     measure without labels on `held_out` of the items, every `every` updates.
-    `head_pull` is the pull of fitted heads towards the original ones, `head_temperature` what their logits and the
-    experts' are divided by (None: the spread of these over classes).
+    `head_pull` is the pull of fitted heads towards the original ones (None: chosen by items left out of the fit),
+    `head_temperature` what their logits and the experts' are divided by (None: the spread of these over classes).
     """
 
     method: str = RECOMMENDED
@@ -83,7 +83,7 @@ class AdaptSpec:
     init_options: Mapping[str, Value] = field(default_factory=dict)
     heads_start: HeadsStart | None = None
     refit_heads: bool = False
-    head_pull: float = 3e-4
+    head_pull: float | None = None
     head_temperature: float | None = None
     teacher_scale: float = 1.0
     stop: Literal["agreement"] | None = None
@@ -122,9 +122,9 @@ class AdaptSpec:
             _check_whole(name, getattr(self, name), least=1)
         _check_whole("iterations", self.iterations, least=0)
         _check_whole("seed", self.seed if self.seed is not None else math.nan)
-        for name in (*RATES, "head_pull", *(["head_temperature"] if self.head_temperature is not None else [])):
+        for name in (*RATES, "head_pull", "head_temperature"):
             value = getattr(self, name)
-            if not (value is None and name in RATES) and not (_is_number(value) and 0 < value < math.inf):
+            if value is not None and not (_is_number(value) and 0 < value < math.inf):
                 raise UsageError(f"{value} is out of range", where=_flag(name), hint="give a number above 0")
         if not (_is_number(self.held_out) and 0 < self.held_out < 1):
             raise UsageError(f"{self.held_out} is no share", where="--held-out", hint="such as 0.2")

@@ -154,7 +154,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
             "kept_components": done.run.records[-1].kept_components,
         },
         "solved_heads": {
-            name: {"loss": one.loss, "start": one.start_loss, "iterations": one.iterations}
+            name: {"loss": one.loss, "start": one.start_loss, "iterations": one.iterations, "pull": one.pull}
             for name, one in done.solved.items()
         },
         "stopped": _stopped(done),
