@@ -15,6 +15,7 @@ from naive import is_kept
 from torch import Tensor
 
 from taskmerge.adaptation.passes import Gradients, Setting, backward, forward, passes
+from taskmerge.adaptation.summing import Summing
 from taskmerge.adaptation.tasks import SHARD, TaskSide, inputs_at
 from taskmerge.numerics.lapack import settle_thread
 from taskmerge.specs.suite import Suite
@@ -78,8 +79,9 @@ def test_gradients_are_the_sum_over_shards_in_their_order(found: Assembled) -> N
     kept = sum(int(shard.kept.sum()) for shard in shards)
     total: dict[str, Tensor] = {}
     for shard in shards:
-        shared, _ = backward(setting, shard, kept)
-        total = {name: total[name] + grad if name in total else grad for name, grad in shared.items()}
+        with Summing(setting.shared) as alone:
+            backward(shard, kept, alone, 0)
+        total = {name: total[name] + grad if name in total else grad for name, grad in alone.sums.items()}
     gradients, records = passes(setting, [(side, batch)], 0)
     assert gradients.shared.keys() == total.keys()
     assert all(torch.equal(gradients.shared[name], total[name]) for name in total)

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from taskmerge.adaptation.spread import Share, dealt, kept_by_all, tallied_by_all
+from taskmerge.adaptation.summing import Summing
 from taskmerge.adaptation.tasks import TaskSide
 from taskmerge.adaptation.trace import TaskRecord
 from taskmerge.models.adapters import ProbAdapter
@@ -53,14 +55,11 @@ class Gradients:
     shared: dict[str, Tensor]
     own: dict[str, dict[str, Tensor]]
 
-    def add(self, task: str, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-        """Adds one shard's; takes what it is given over."""
-        for mine, more in ((self.shared, shared), (self.own.setdefault(task, {}), own)):
-            for name, grad in more.items():
-                if name in mine:
-                    mine[name].add_(grad)
-                else:
-                    mine[name] = grad
+    def add(self, task: str, own: Mapping[str, Tensor]) -> None:
+        """Adds one shard's gradients of its task's own parameters; takes what it is given over."""
+        mine = self.own.setdefault(task, {})
+        for name, grad in own.items():
+            mine[name] = mine[name].add_(grad) if name in mine else grad
 
 
 def forward(setting: Setting, side: TaskSide, places: Tensor, update: int) -> Shard:
@@ -78,16 +77,19 @@ def forward(setting: Setting, side: TaskSide, places: Tensor, update: int) -> Sh
     return Shard(side, loss, kept, *_told(side, outputs.detach(), expert.outputs))
 
 
-def backward(setting: Setting, shard: Shard, count: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The gradients of Σ kept losses / count, of the encoder's parameters and of the task's own, by name."""
-    total = shard.loss[shard.kept].sum() / count
-    names, values = [*setting.shared, *shard.side.own], [*setting.shared.values(), *shard.side.own.values()]
-    if not total.requires_grad:
-        return {}, {}
-    grads = torch.autograd.grad(total, values, allow_unused=True)
-    given = dict(zip(names, grads, strict=True))
-    shared = {name: grad for name in setting.shared if (grad := given[name]) is not None}
-    return shared, {name: grad for name in shard.side.own if (grad := given[name]) is not None}
+def backward(shard: Shard, items: int, summing: Summing, turn: int) -> dict[str, Tensor]:
+    """The gradients of Σ kept losses / items: the encoder's go into their sums, the task's own are returned by name.
+
+    `turn` counts the shards of an update: sums are added up in this order.
+    """
+    total = shard.loss[shard.kept].sum() / items
+    own = shard.side.own
+    found: dict[str, Tensor] = {}
+    with summing.turn_of(turn):
+        if total.requires_grad:
+            grads = torch.autograd.grad(total, [*own.values(), *summing.parameters], allow_unused=True)
+            found = {name: grad for name, grad in zip(own, grads, strict=False) if grad is not None}
+    return found
 
 
 def passes(
@@ -98,23 +100,25 @@ def passes(
     So many tasks at once as keep the workers busy. A task whose filter keeps nothing adds nothing. Of several processes
     each returns the gradients of its own shards, and all what is to be told of everything.
     """
-    gradients = Gradients({}, {})
-    tallies: dict[str, Tensor] = {}
-    for shares in _groups(setting, dealt(setting.group, batches)):
-        jobs = [(share.side, places) for share in shares for places in share.shards]
-        shards = list(_mapped(setting, lambda job: forward(setting, *job, update), jobs))
-        of_tasks = [(share, [shard for shard in shards if shard.side is share.side]) for share in shares]
-        kept = kept_by_all(setting.group, shares, [_kept(own) for _, own in of_tasks])
-        tallies |= {share.side.name: _tally(share.side, own) for share, own in of_tasks}
-        counted = [
-            (shard, count) for (_, own), count in zip(of_tasks, kept, strict=True)
-            for shard in own if bool(shard.kept.any())
-        ]  # fmt: skip
-        shards.clear()
-        of_tasks.clear()
-        pulled = _mapped(setting, lambda job: backward(setting, *job), counted)
-        for (shard, _), (shared, of_task) in zip(counted, pulled, strict=True):
-            gradients.add(shard.side.name, shared, of_task)
+    with Summing(setting.shared) as summing:
+        gradients = Gradients(summing.sums, {})
+        tallies: dict[str, Tensor] = {}
+        turns = count()
+        for shares in _groups(setting, dealt(setting.group, batches)):
+            jobs = [(share.side, places) for share in shares for places in share.shards]
+            shards = list(_mapped(setting, lambda job: forward(setting, *job, update), jobs))
+            of_tasks = [(share, [shard for shard in shards if shard.side is share.side]) for share in shares]
+            kept = kept_by_all(setting.group, shares, [_kept(own) for _, own in of_tasks])
+            tallies |= {share.side.name: _tally(share.side, own) for share, own in of_tasks}
+            counted = [
+                (shard, items, next(turns)) for (_, own), items in zip(of_tasks, kept, strict=True)
+                for shard in own if bool(shard.kept.any())
+            ]  # fmt: skip
+            shards.clear()
+            of_tasks.clear()
+            pulled = _mapped(setting, lambda job: backward(job[0], job[1], summing, job[2]), counted)
+            for (shard, _, _), of_task in zip(counted, pulled, strict=True):
+                gradients.add(shard.side.name, of_task)
     sides = [side for side, _ in batches]
     told = tallied_by_all(setting.group, [tallies.get(side.name, _tally(side, ())) for side in sides])
     return gradients, {side.name: _record(side, tally) for side, tally in zip(sides, told, strict=True)}
