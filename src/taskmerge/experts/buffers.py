@@ -11,7 +11,13 @@ from taskmerge.errors import Mismatch
 from taskmerge.experts.sources import Source
 from taskmerge.specs.merge import OnBuffer
 
+VARIANCE = "running_var"  # of BatchNorm and InstanceNorm: its root is divided by
 COUNTER = "num_batches_tracked"  # of BatchNorm: the experts' differ by how long they were trained
+
+
+def is_variance(name: str) -> bool:
+    """Whether a tensor is a running variance, which no merge may take below zero."""
+    return name.split(".")[-1] == VARIANCE
 
 
 def is_counter(name: str) -> bool:

@@ -15,11 +15,14 @@ from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError, listed
+from taskmerge.experts.buffers import is_variance
 from taskmerge.merging.merge import merge
 from taskmerge.merging.replay import replayed
 from taskmerge.numerics.device import cores
 
 SHOWN = 5
+DIFFERENCES = ("vector", "factors")
+"""Kinds of files that hold differences of numbers, which may have any sign."""
 UNREPLAYABLE = "`--no-replay` checks the file alone"
 
 
@@ -62,8 +65,8 @@ def verify(
     """
     path = Path(path)
     with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
-        _check_finite(checkpoint)
         record = provenance_of(checkpoint)
+        _check_numbers(checkpoint, model=(record or {}).get("kind") not in DIFFERENCES)
         size = sum(spec.nbytes for spec in checkpoint.specs.values())
         plain = Verification(
             str(path), digest_of(checkpoint), len(checkpoint.specs), size, record, False, False, {}, None, ()
@@ -83,26 +86,32 @@ def verify(
     )  # fmt: skip
 
 
-def _check_finite(checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint with NaN or infinity, naming the tensors."""
+def _check_numbers(checkpoint: Checkpoint, *, model: bool) -> None:
+    """Refuses a checkpoint with NaN or infinity, and a model with variances below zero, naming the tensors."""
     with ThreadPoolExecutor(cores()) as pool:
-        sound = pool.map(lambda name: _finite(checkpoint, name), checkpoint.specs)
-        bad = [name for name, fine in zip(checkpoint.specs, sound, strict=True) if not fine]
-    if bad:
-        raise BadNumber(
-            f"holds NaN or infinity in {listed(bad, SHOWN)}", where=str(checkpoint.path),
-            hint="the file was damaged, or made by something else: merge again",
-        )  # fmt: skip
+        faults = list(pool.map(lambda name: _fault(checkpoint, name, model and is_variance(name)), checkpoint.specs))
+    for fault in ("NaN or infinity", "variances below zero"):
+        bad = [name for name, found in zip(checkpoint.specs, faults, strict=True) if found == fault]
+        if bad:
+            raise BadNumber(
+                f"holds {fault} in {listed(bad, SHOWN)}", where=str(checkpoint.path),
+                hint="the file was damaged, or made by something else: merge again",
+            )  # fmt: skip
 
 
-def _finite(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether all numbers of a tensor are finite."""
+def _fault(checkpoint: Checkpoint, name: str, variance: bool) -> str | None:
+    """What numbers of a tensor cannot be, if there are such."""
     spec = checkpoint.specs[name]
     dtype = DTYPES[spec.dtype]
     if not is_float(spec.dtype) and not dtype.is_complex:
-        return True
-    pieces = (piece.view(dtype) for piece in checkpoint.pieces(name))
-    return all(bool(torch.isfinite(piece.float() if piece.element_size() == 1 else piece).all()) for piece in pieces)
+        return None
+    below = False
+    for piece in (piece.view(dtype) for piece in checkpoint.pieces(name)):
+        values = piece.float() if piece.element_size() == 1 else piece
+        if not bool(torch.isfinite(values).all()):
+            return "NaN or infinity"
+        below = below or (variance and bool((values < 0).any()))
+    return "variances below zero" if below else None
 
 
 def _replayable(

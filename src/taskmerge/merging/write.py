@@ -7,6 +7,7 @@ from torch import Tensor
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.checkpoint.writer import Sink
 from taskmerge.errors import BadNumber
+from taskmerge.experts.buffers import is_variance
 from taskmerge.experts.sources import finite
 from taskmerge.merging.plan import TensorJob
 
@@ -24,6 +25,7 @@ def write(job: TensorJob, sink: Sink, merged: Tensor, start: int) -> None:
             part = merged[low - start : high - start]
             cast = part.to(DTYPES[output.dtype])
             check_numbers(cast, part, output.name, output.dtype)
+            check_variances(part, output.name)
             sink.write(output.name, cast.contiguous(), low - offset)
         offset += size
 
@@ -48,3 +50,13 @@ def check_numbers(cast: Tensor, part: Tensor, name: str, code: str) -> None:
         where=f"`{name}`",
         hint="use smaller coefficients or `--compute-dtype float64`",
     )
+
+
+def check_variances(part: Tensor, name: str) -> None:
+    """Refuses running variances below zero in a merged model: their square root is divided by."""
+    if is_variance(name) and bool((part < 0).any()):
+        low = int((part < 0).sum())
+        raise BadNumber(
+            f"a variance would be below zero: {float(part.min()):.4g} at the lowest, in {low:,} entries",
+            where=f"`{name}`", hint="use a smaller coefficient, or a method that averages (`--method average`)",
+        )  # fmt: skip

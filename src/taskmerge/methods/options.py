@@ -1,12 +1,11 @@
 """How an option of a method is declared, checked and read: type, range, default, grid."""
 
 import inspect
-import math
 import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, InvalidOperation, Overflow
 from typing import Any, Literal, Protocol
 
 from taskmerge.errors import TaskmergeError, UsageError, unknown_name
@@ -16,6 +15,9 @@ Value = float | int | bool | str | Rank | None
 Options = Mapping[str, Value]
 
 LARGEST_GRID = 10_000
+LARGEST_NUMBER = 3.4028234663852886e38
+"""Of float32, in which tensors are multiplied by it."""
+LARGEST_INTEGER = 2**63 - 1
 NUMBERS = (float, int)
 SERVED = (*NUMBERS, bool, Rank)  # beside the choices of a Literal
 SWITCH = {
@@ -124,9 +126,11 @@ class Setting:
             kind = "integer" if integer else "number"
             raise UsageError(f"`{value}` is no {kind}", where=self.flag, hint=f"allowed: {self.range}") from None
         low, high = self.option.low, self.option.high
-        endless = isinstance(number, float) and not math.isfinite(number)
-        if endless or (low is not None and number < low) or (high is not None and number > high):
-            raise UsageError(f"{value} is out of range", where=self.flag, hint=f"allowed: {self.range}")
+        largest = LARGEST_INTEGER if integer else LARGEST_NUMBER
+        beyond = not abs(number) <= largest  # NaN too
+        if beyond or (low is not None and number < low) or (high is not None and number > high):
+            hint = f"allowed: {self.range}" + (f", of a magnitude up to {largest:.3g}" if beyond else "")
+            raise UsageError(f"{value} is out of range", where=self.flag, hint=hint)
         return number
 
 
@@ -136,13 +140,16 @@ def _expand(text: str, flag: str) -> list[str]:
         return [text]
     try:
         start, stop, step = (Decimal(part) for part in text.split(":"))
-    except InvalidOperation:
-        raise UsageError(
-            f"`{text}` is no grid", where=flag, hint="write start:stop:step, such as 0.1:1.0:0.1"
-        ) from None
-    count = int((stop - start) / step) + 1 if step else 0
-    if count > LARGEST_GRID:
-        raise UsageError(f"the grid `{text}` has {count} points", where=flag, hint="write several smaller grids")
+        points = (stop - start) / step if step else Decimal(-1)
+    except (InvalidOperation, Overflow):
+        start = stop = step = points = Decimal("nan")
+    if not all(number.is_finite() for number in (start, stop, step, points)):
+        hint = "write start:stop:step, such as 0.1:1.0:0.1"
+        raise UsageError(f"`{text}` is no grid", where=flag, hint=hint)
+    if points >= LARGEST_GRID:
+        what = f"the grid `{text}` has more than {LARGEST_GRID} points"
+        raise UsageError(what, where=flag, hint="write several smaller grids")
+    count = int(points) + 1 if points >= 0 else 0
     if count < 1:
         raise UsageError(
             f"the grid `{text}` has no points", where=flag, hint="write start:stop:step with a step towards stop"

@@ -8,7 +8,7 @@ from typing import Literal
 from taskmerge.errors import UsageError, unknown_name
 from taskmerge.methods.composed import Learned
 from taskmerge.methods.contract import Method
-from taskmerge.methods.options import Setting, Value
+from taskmerge.methods.options import LARGEST_NUMBER, Setting, Value
 from taskmerge.methods.registry import DEFAULT, find
 from taskmerge.numerics.rank import Rank
 from taskmerge.types import TensorClass
@@ -19,7 +19,6 @@ OnBuffer = Literal["refuse", "first"]
 Svd = Literal["exact", "randomized"]
 WIDENING: tuple[TensorClass, ...] = ("projection", "embedding", "conv")  # classes that --also treats as matrices
 SCALE = "coefficient"
-LARGEST = 3.4e38  # float32's
 FINISH = "task_arithmetic"  # merges what DARE and Breadcrumbs leave, unless --then says otherwise
 DEPTH = "lines"  # whose factor --lines puts on other methods
 CHOICES = {
@@ -91,7 +90,7 @@ class MergeSpec:
             if name not in WIDENING:
                 raise unknown_name("class of tensors", name, WIDENING, where="--also")
         for task, weight in self.weights.items():
-            if not abs(weight) <= LARGEST:  # NaN too
+            if not abs(weight) <= LARGEST_NUMBER:  # NaN too
                 raise UsageError(f"the weight of `{task}` is {weight}", where="--weight", hint="give a finite number")
         if not isinstance(self.learned, Learned | None):
             raise UsageError(f"`learned` is what adaptation has learnt, not `{self.learned}`", where="learned")
