@@ -22,6 +22,7 @@ from taskmerge.adaptation.weights import Weights, live_tensors
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.errors import UsageError
 from taskmerge.methods.adaptive import Block, Parts
+from taskmerge.methods.composed import Learned
 from taskmerge.models.fill import fill
 from taskmerge.numerics.device import cores
 from taskmerge.numerics.lapack import settle_thread, single_threaded
@@ -66,11 +67,11 @@ def all_cores(group: Group, threads: int | None) -> Iterator[None]:
 
 def built(
     opened: Opened, teachers: Mapping[str, Teacher], composed: Sequence[Composed], parts: Parts, spec: AdaptSpec,
-    place: Place, workers: Workers, *, experts: int, init: Checkpoint | None = None, start: Tensor | None = None,
+    place: Place, workers: Workers, *, experts: int, init: Checkpoint | None = None, start: Learned | None = None,
     blocks: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
 ) -> Adaptation:  # fmt: skip
-    """The run before its first update. `init` fills the encoder where nothing is composed; `start` [L, T] are
-    coefficients to start from; `experts` is how many are merged, whether heard or not; `blocks` are
+    """The run before its first update. `init` fills the encoder where nothing is composed; `start` are
+    coefficients and masks to start from; `experts` is how many are merged, whether heard or not; `blocks` are
     own blocks' tensors to start from, by task.
 
     Raises UsageError for a batch larger than a task has items.

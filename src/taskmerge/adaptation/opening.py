@@ -59,12 +59,15 @@ class Place:
 
 @dataclass(frozen=True)
 class OpenedTask:
-    """One task with what it is taught by: its unlabelled items, its original head, its objective."""
+    """One task with what it is taught by: its unlabelled items, its original head, its objective; `own_head` and
+    `own_adapter` are what it starts with where an earlier run has learnt them."""
 
     task: Task
     items: Items
     head: nn.Module
     objective: TaskObjective
+    own_head: nn.Module | None = None
+    own_adapter: nn.Module | None = None
 
 
 @dataclass(frozen=True)

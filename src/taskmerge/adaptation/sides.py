@@ -46,7 +46,7 @@ def side_of(
     if block:
         mine = {name: nn.Parameter(value.clone()) for name, value in block.items()}
         module, own = with_own(place.module, mine), {BLOCK + name: value for name, value in mine.items()}
-    head = deepcopy(opened.head)
+    head = deepcopy(opened.head if opened.own_head is None else opened.own_head)
     adapter = _adapter(parts, opened, place, spec)
     if adapter is not None:
         own |= _learning(adapter, ADAPTER)
@@ -86,7 +86,17 @@ def _adapter(parts: Parts, opened: OpenedTask, place: Place, spec: AdaptSpec) ->
         if learnt.kind == "surgery"
         else prob_surgery(width, name, hidden=learnt.size, seed=spec.seed)
     )
-    return made.to(place.device, place.dtype)
+    made = made.to(place.device, place.dtype)
+    if opened.own_adapter is None:
+        return made
+    if _shapes(opened.own_adapter) != _shapes(made):
+        what = f"the adapter of `{name}` there is no {learnt.kind} adapter of width {learnt.size}"
+        raise UsageError(what, where="--init", hint="continue it by its own --method and --size")
+    return deepcopy(opened.own_adapter).train()
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
 def _start(

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.errors import Mismatch, UsageError, listed
+from taskmerge.errors import listed
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.options import Arguments
@@ -49,6 +49,7 @@ from taskmerge.specs.adapt import short_of_flips
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Space, unheard
+from taskmerge.workflows.adapt_init import begun, own_blocks
 from taskmerge.workflows.adapt_labels import labels_as_teachers, watcher
 from taskmerge.workflows.adapt_report import AdaptReceipt, Done, receipt_of
 from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of, heard
@@ -166,7 +167,8 @@ def begin(asked: AdaptRequest, running: AdaptRunning, folder: Folder, stack: Exi
     crew = stack.enter_context(workers(device, running.threads, running.group))
     learning = Learning(heard(asked, encoder), running, encoder, folder, crew, device)
     running.planned(learning.asked, device.type)
-    for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
+    started = encoder.start.words()
+    for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes, *([started] if started else [])):
         learning.note(text)
     return learning
 
@@ -221,6 +223,7 @@ class Learning:
         place = self._place()
         doing("reading items")
         opened = cut(open_tasks(self.asked.suite, parts, spec, place, stack, self.running.cache))
+        opened = begun(opened, self.encoder.start, place)
         experts = self._experts(place)
         doing("reading experts")
         pieces = self._composed(experts) if parts.origin != "init" else ()
@@ -234,7 +237,7 @@ class Learning:
         doing("learning")
         adaptation = built(
             opened, teachers, pieces, parts, spec, place, self.crew,
-            experts=len(self.encoder.experts.inputs.experts), init=init, start=_start_values(self.encoder, pieces),
+            experts=len(self.encoder.experts.inputs.experts), init=init, start=self.encoder.start.learned,
             blocks=self._blocks(experts, place),
         )  # fmt: skip
         if block := [name.removeprefix(BLOCK) for name in adaptation.sides[0].own if name.startswith(BLOCK)]:
@@ -282,12 +285,16 @@ class Learning:
         return teachers
 
     def _blocks(self, experts: Experts, place: Place) -> dict[str, dict[str, Tensor]]:
-        """The experts' own blocks, where own blocks start from those."""
+        """What own blocks start from where that is not the merged weights: an earlier run's, or the experts' own."""
         block = self.asked.parts.of(Block)
-        if not isinstance(block, Block) or block.start == "merged":
+        if not isinstance(block, Block):
             return {}
-        names = block_names(place.module, block.layer)
-        return {task.name: expert_tensors(experts, task.name, names) for task in self.asked.suite.tasks}
+        names, tasks = block_names(place.module, block.layer), [task.name for task in self.asked.suite.tasks]
+        found = own_blocks(self.encoder.start, tasks, experts.spots, names)
+        if block.start == "expert":
+            rest = [task for task in tasks if task not in found]
+            found |= {task: expert_tensors(experts, task, names) for task in rest}
+        return {task: {name: value.to(place.device) for name, value in own.items()} for task, own in found.items()}
 
     def _about(self, experts: Experts, opened: Opened) -> dict[str, object]:
         """What the run belongs to: resumed only with the same."""
@@ -321,7 +328,7 @@ class Learning:
         """Writes what was learnt and, from that, the model."""
         parts = self.asked.parts
         names = {module: own for own, module in experts.spots.items()}
-        heads = parts.of(Heads) is not None or parts.refit
+        heads = parts.of(Heads) is not None or parts.refit or "heads" in self.encoder.start.taken
         self.parts = write_parts(self.folder.path, adaptation.sides, learned, names, heads=heads)
         if learned is not None:
             self._write_model(learned)
@@ -341,18 +348,3 @@ def _backbone_key(suite: Suite) -> str:
     path = model if isinstance(model, Path) else None
     files = [] if path is None else sorted(path.glob("*.json")) if path.is_dir() else [path]
     return repr(suite.backbone) + "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-
-
-def _start_values(encoder: Encoder, pieces: Sequence[Composed]) -> Tensor | None:
-    """Coefficients [L, T] to start from, if a file of them was named. Raises Mismatch for those of other tasks."""
-    start = encoder.start
-    if start is None or not pieces:
-        return None
-    tasks = tuple(source.task for source in encoder.experts.inputs.experts)
-    if start.tasks != tasks:
-        what = f"coefficients of {listed(start.tasks, plain=True)} are no start for {listed(tasks, plain=True)}"
-        raise Mismatch(what, where="--init", hint="name those of the same tasks")
-    if start.masks:
-        what = "the masks there are no start: coefficients alone are taken from a file"
-        raise UsageError(what, where="--init", hint="name coefficients that were learnt without masks")
-    return torch.stack([start.of(one.name).coefficients for one in pieces])
