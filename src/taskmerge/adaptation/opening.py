@@ -116,6 +116,9 @@ def open_tasks(
             left_out.append(task.name)
             continue
         _check_split(task, spec.adapt_split, suite)
+        if task.head == "expert" and expert is None:
+            what = f"`head: expert`, and the expert of `{task.name}` is a file of differences, without a classifier"
+            raise UsageError(what, where=task.place or suite.where, hint="name a head file: `head: heads/…safetensors`")
         head = load_head(task, place.backbone, resolve=resolve, base=base, expert=expert)
         if not isinstance(head, nn.Module):
             raise TypeError("a suite's heads are modules")

@@ -8,6 +8,7 @@ from typing import Any
 from taskmerge.checkpoint.adapted import is_adapted, read_adapted
 from taskmerge.errors import UsageError, listed, nearest
 from taskmerge.evaluation.workload import named_tasks
+from taskmerge.experts.inputs import named
 from taskmerge.merging.options import Arguments
 from taskmerge.merging.prepare import Prepared, prepare
 from taskmerge.merging.request import Request, requested
@@ -135,7 +136,8 @@ def encoder_of(asked: AdaptRequest, output: Path) -> Encoder:
 
 
 def heard(asked: AdaptRequest, encoder: Encoder) -> AdaptRequest:
-    """The request with those of the suite's tasks whose experts are merged: of given inputs it may be a few.
+    """The request with those of the suite's tasks whose experts are merged: of given inputs it may be a few, and these
+    take the place of the suite's experts in everything, heads included.
 
     Raises UsageError where a task that was named, or every one, has no expert among them.
     """
@@ -145,6 +147,8 @@ def heard(asked: AdaptRequest, encoder: Encoder) -> AdaptRequest:
     if not tasks or (asked.spec.tasks and lacking):
         what = f"no input is the expert of {listed(lacking)}: these are {listed(merged)}"
         raise UsageError(what, where=asked.suite.where, hint=f"name it on the command line, such as {lacking[0]}=FILE")
+    given = dict(named(asked.inputs))
+    tasks = tuple(replace(task, expert=given.get(task.name, task.expert)) for task in tasks)
     return replace(asked, suite=replace(asked.suite, tasks=tasks))
 
 

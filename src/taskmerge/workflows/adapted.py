@@ -326,12 +326,16 @@ class Learning:
 
     def _write(self, adaptation: Adaptation, experts: Experts, learned: Learned | None) -> None:
         """Writes what was learnt and, from that, the model."""
-        parts = self.asked.parts
         names = {module: own for own, module in experts.spots.items()}
-        heads = parts.of(Heads) is not None or parts.refit or "heads" in self.encoder.start.taken
-        self.parts = write_parts(self.folder.path, adaptation.sides, learned, names, heads=heads)
+        self.parts = write_parts(self.folder.path, adaptation.sides, learned, names, heads=self._has_heads())
         if learned is not None:
             self._write_model(learned)
+
+    def _has_heads(self) -> bool:
+        """Whether the folder needs heads: learnt ones, and such as `eval` would not find in the suite's own files."""
+        parts, suite = self.asked.parts, self.asked.suite
+        given = bool(self.asked.inputs) and any(task.head == "expert" for task in suite.tasks)
+        return parts.of(Heads) is not None or parts.refit or "heads" in self.encoder.start.taken or given
 
     def _write_model(self, learned: Learned | None) -> None:
         merge_requested(self.encoder.final(learned, self.folder.path / MODEL))
