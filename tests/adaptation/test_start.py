@@ -33,7 +33,8 @@ class Pair:
 
 
 TA = {"coefficient": 0.3}
-LEFT = ("visual.proj", "visual.ln_post.*")
+LEFT = ("visual.conv1.*", "visual.class_embedding")
+"""What the base lends: of other tensors the encoder would be incomplete."""
 SEARCHED = {"rank": 0.16, "coefficient": 2.3}
 """What AdaRank's authors start from."""
 PAIRS = (

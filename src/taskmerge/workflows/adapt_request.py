@@ -110,11 +110,17 @@ def _flag(name: str) -> str:
 @dataclass(frozen=True)
 class Encoder:
     """The merge that an adaptation is about: the request that writes the final model (without what is to be learnt),
-    and the experts' headers, opened. `start` is what an earlier run gives this one."""
+    and the experts' headers, opened. `start` is what an earlier run gives this one; `given` says that the model is a
+    checkpoint, and no merge of these experts."""
 
     request: Request
     experts: Prepared
     start: Start = NOWHERE
+    given: bool = False
+
+    def names(self) -> list[str] | None:
+        """The names of the model's tensors; None where it is a checkpoint."""
+        return None if self.given else [output.name for output in self.experts.plan.outputs()]
 
     def final(self, learned: Learned | None, output: Path) -> Request:
         """The request that writes the model, with what was learnt."""
@@ -191,7 +197,7 @@ def _fixed(asked: AdaptRequest, common: Mapping[str, Any]) -> Encoder:
     _, prepared = _without_heads(requested(asked.inputs, {**experts, "method": "average"}, suite=asked.suite))
     given = {name: common[name] for name in ("output", "overwrite", "dtype") if name in common}
     request = requested({"init": model}, {**given, "method": "average", "allow_merged": True})
-    return Encoder(request, prepared, start)
+    return Encoder(request, prepared, start, given=True)
 
 
 def _without_heads(request: Request) -> tuple[Request, Prepared]:

@@ -34,7 +34,7 @@ from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.errors import listed
+from taskmerge.errors import Mismatch, listed
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.options import Arguments
@@ -42,6 +42,7 @@ from taskmerge.methods.adaptive import Adapter, Block, Heads, Relaxed
 from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.methods.composed import Learned
 from taskmerge.models.backbones import build
+from taskmerge.models.fill import completed
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.solved_heads import Solved
 from taskmerge.processes import ALONE, Group, group
@@ -221,6 +222,7 @@ class Learning:
         """Everything that comes before the first update; `cut` may leave fewer items than there are."""
         spec, parts, doing = self.asked.spec, self.asked.parts, self.running.doing
         place = self._place()
+        self._check_whole(place, stack)
         doing("reading items")
         opened = cut(open_tasks(self.asked.suite, parts, spec, place, stack, self.running.cache))
         opened = begun(opened, self.encoder.start, place)
@@ -238,11 +240,23 @@ class Learning:
         adaptation = built(
             opened, teachers, pieces, parts, spec, place, self.crew,
             experts=len(self.encoder.experts.inputs.experts), init=init, start=self.encoder.start.learned,
-            blocks=self._blocks(experts, place),
+            blocks=self._blocks(experts, place), names=self.encoder.names(),
         )  # fmt: skip
         if block := [name.removeprefix(BLOCK) for name in adaptation.sides[0].own if name.startswith(BLOCK)]:
             self.note(f"--layer: {len(block)} tensors become every task's own, {listed(block, 2)}")
         return Begun(adaptation, opened, experts, place)
+
+    def _check_whole(self, place: Place, stack: ExitStack) -> None:
+        """Raises Mismatch where the model would lack tensors without which `eval` cannot use it."""
+        names, suite = self.encoder.names(), self.asked.suite
+        base = None if suite.base is None else stack.enter_context(open_plain(resolve(suite.base)))
+        _, lacking = ([], []) if names is None else completed(place.backbone, names, base)
+        if lacking:
+            said = [flag for flag in ("include", "exclude") if self.asked.merging.get(flag)]
+            flags = " and ".join(f"--{flag}" for flag in said)
+            hint = f"leave {flags} out: the encoder needs all of its tensors" if said else "are the experts whole?"
+            what = f"the model would lack {len(lacking)} of the encoder's tensors: {listed(lacking, 3)}"
+            raise Mismatch(what, where=flags or suite.where, hint=hint)
 
     def _place(self) -> Place:
         backbone = build(self.asked.suite.backbone, resolve=resolve)
