@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from taskmerge.cli import show, tokens
 from taskmerge.cli.adapt_meter import AdaptMeter
 from taskmerge.cli.adapt_plan import dry_run_lines, dry_run_tables, plan_lines
 from taskmerge.cli.adapt_words import AdaptWords
+from taskmerge.cli.interrupts import saved_first
 from taskmerge.cli.words import flags_of, given_options
 from taskmerge.data.cache import default_cache
 from taskmerge.errors import Interrupted, UsageError
@@ -210,6 +212,7 @@ def _running(words: AdaptWords) -> AdaptRunning:
         output=words.output, overwrite=words.overwrite, resume=words.resume, keep_state=words.keep_state,
         device=words.device or "auto", threads=words.threads, cache=_cache(words), scores=not words.no_scores,
         split=words.split, note=lambda text: show.notices([text], (), words.quiet),
+        interruptible=partial(saved_first, quiet=words.quiet),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from taskmerge.adaptation.opening import (
 )  # fmt: skip
 from taskmerge.adaptation.refit import refit
 from taskmerge.adaptation.rows import Plan, composed
-from taskmerge.adaptation.running import Following, Heard, Running
+from taskmerge.adaptation.running import Following, Heard, Interruptible, Running, at_once
 from taskmerge.adaptation.sides import BLOCK, block_names, training_places
 from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
@@ -72,7 +72,8 @@ class AdaptRunning:
 
     `cache` is a folder that keeps decoded items and experts' outputs between runs. `scores` has the written model
     evaluated on the suite's labelled split at the end. `planned` hears of the plan before anything is read, `doing` of
-    what goes on, `heard` of every update. `group` are processes that share the work already.
+    what goes on, `heard` of every update; `interruptible` says how updates are stopped. `group` are processes that
+    share the work already.
     """
 
     output: Path | None = None
@@ -86,6 +87,7 @@ class AdaptRunning:
     split: str = "test"
     planned: Planned = _unheard
     heard: Heard | None = None
+    interruptible: Interruptible = at_once
     doing: Callable[[str], None] = unheard
     note: Note = unheard
     group: Group = ALONE
@@ -326,7 +328,8 @@ class Learning:
         if spec.stop is not None:
             held = {task.task.name: training_places(task, spec)[1] for task in opened.tasks}
             following = Following(spec.every or usual_every(adaptation.total), held)
-        run = Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard)
+        run = Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard,
+                      interruptible=self.running.interruptible)  # fmt: skip
         if spec.watch is not None:
             run.watch = watcher(adaptation, self.running.split, place, self.running.cache)
             run.watch_every = spec.watch
