@@ -11,6 +11,7 @@ from typing import Any
 from taskmerge.adaptation.folder import check_free, resumable
 from taskmerge.cli import show, tokens
 from taskmerge.cli.adapt_meter import AdaptMeter
+from taskmerge.cli.adapt_phrases import masked
 from taskmerge.cli.adapt_plan import dry_run_lines, dry_run_tables, plan_lines
 from taskmerge.cli.adapt_words import AdaptWords
 from taskmerge.cli.interrupts import saved_first
@@ -66,7 +67,7 @@ def _adapted(
     with AdaptMeter(words.quiet, label) as meter:
 
         def planned(request: AdaptRequest, device: str) -> None:
-            meter.shorter = shorter(request, {"updates": 1.0}, device)
+            meter.shorter, meter.masked = shorter(request, {"updates": 1.0}, device), masked(request.parts)
             if plan:
                 _plan(request, device, words)
 
@@ -237,5 +238,6 @@ def _summary(report: Mapping[str, Any], seconds: float) -> str:
     updates, timing = report["learned"]["updates"], report["timing"]
     skipped = f", {report['learned']['skipped']:,} of them skipped" if report["learned"]["skipped"] else ""
     rate = f" ({updates / timing['updates']:.3g}/s)" if updates and timing["updates"] else ""
+    several = f" in {report['processes']} processes" if report["processes"] > 1 else ""
     memory = f"peak memory {show.size(timing['peak_memory'])}"
-    return f"done in {show.duration(seconds)}: {updates:,} updates{skipped}{rate}, {memory}"
+    return f"done in {show.duration(seconds)}{several}: {updates:,} updates{skipped}{rate}, {memory}"

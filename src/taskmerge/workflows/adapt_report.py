@@ -148,6 +148,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
             for side in run.sides
         ],
         "experts": done.about["experts"],
+        "processes": done.about["processes"],
         "learned": {
             "updates": done.run.records[-1].update, "skipped": run.counts["skipped"], "flips": run.counts["flips"],
             "coefficients": dict(done.run.records[-1].coefficients),
