@@ -12,7 +12,7 @@ from taskmerge.adaptation.folder import check_free, resumable
 from taskmerge.cli import show, tokens
 from taskmerge.cli.adapt_meter import AdaptMeter
 from taskmerge.cli.adapt_phrases import masked
-from taskmerge.cli.adapt_plan import dry_run_lines, dry_run_tables, plan_lines
+from taskmerge.cli.adapt_plan import auto_lines, auto_table, dry_run_lines, dry_run_tables, plan_lines
 from taskmerge.cli.adapt_words import AdaptWords
 from taskmerge.cli.interrupts import saved_first
 from taskmerge.cli.words import flags_of, given_options
@@ -30,12 +30,21 @@ from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import MERGING, SHAPE, AdaptRequest, adapt_requested
 from taskmerge.workflows.adapt_seeds import SeedRun, adapt_seeds, started
 from taskmerge.workflows.adapted import AdaptRunning, adapt_asked, place_of
-from taskmerge.workflows.auto import BUDGET, adapt_auto
+from taskmerge.workflows.auto import (
+    BUDGET,
+    CANDIDATES,
+    adapt_auto,
+    auto_place,
+    auto_started,
+    candidate_requests,
+    check_auto,
+)  # fmt: skip
+from taskmerge.workflows.auto_plan import AutoPlan, plan_auto
 
 AUTO, TRYING = "auto", "trying "
 OF_ONE = frozenset({
-    "block_start", "dry_run", "every", "heads_start", "init", "iterations", "layer", "objective", "origin",
-    "refit_heads", "resume", "seeds", "stop", "train", "with_",
+    "block_start", "every", "heads_start", "init", "iterations", "layer", "objective", "origin", "refit_heads", "stop",
+    "train", "with_",
 })  # fmt: skip
 """Words that are about one method and one run, and say nothing with `--method auto`."""
 KEYWORDS = frozenset({*SHAPE, *MERGING})
@@ -119,7 +128,7 @@ def _auto(words: AdaptWords) -> None:
     inputs, options = tokens.split_adapting(words.inputs or [], flags_of(AdaptWords))
     suite, running = _suite(words), _running(words)
     given = {name: value for name, value in _keywords(words).items() if name not in ("method", "seed")}
-    budget = BUDGET if words.budget is None else words.budget
+    more, budget = {**given, **options}, BUDGET if words.budget is None else words.budget
     told, began = list[str](), time.perf_counter()
 
     def note(text: str) -> None:
@@ -135,12 +144,27 @@ def _auto(words: AdaptWords) -> None:
             else:
                 meter.doing(activity)
 
-        receipt = adapt_auto(
-            suite, replace(running, heard=meter.heard, doing=doing, note=note), inputs, budget=budget, seed=words.seed,
-            **{**given, **options},
-        )  # fmt: skip
+        running = replace(running, heard=meter.heard, doing=doing, note=note)
+        if words.dry_run:
+            plan = plan_auto(candidate_requests(suite, inputs, budget, words.seed, options=more), running, budget)
+        else:
+            with resumed_later(auto_place(running), lambda: auto_started(auto_place(running), CANDIDATES)):
+                receipt = adapt_auto(suite, running, inputs, budget=budget, seed=words.seed, **more)
+    if words.dry_run:
+        _show_auto(plan, running, words)
+        return
     show.say(candidates_text(receipt.report["chosen"]), words.quiet)
     _finish(replace(receipt, seconds=time.perf_counter() - began), words)
+
+
+def _show_auto(plan: AutoPlan, running: AdaptRunning, words: AdaptWords) -> None:
+    """The candidates and what they would cost, which is of use even where the output is in the way."""
+    if words.json:
+        show.document(plan.to_dict())
+    else:
+        show.print_table(auto_table(plan))
+        print("\n".join(auto_lines(plan)))
+    check_auto(auto_place(running), CANDIDATES, replace(running, resume=words.resume), keep=True)
 
 
 def _dry_run(asked: AdaptRequest, running: AdaptRunning, words: AdaptWords) -> None:
@@ -176,9 +200,12 @@ def _check_words(words: AdaptWords) -> None:
 
 def _check_auto(words: AdaptWords) -> None:
     """Options that auto decides by itself, or cannot go with."""
+    if words.method == AUTO and words.seeds is not None:
+        hint = "run it once a seed: --seed 0 -o auto-0, --seed 1 -o auto-1; --seeds goes with the method that it names"
+        raise UsageError("does not go with --method auto, which chooses once", where="--seeds", hint=hint)
     said = {name for name in given_options(words) if name in OF_ONE}
     if words.method == AUTO and said:
-        flag = f"--{min(said).replace('_', '-')}"
+        flag = f"--{min(said).rstrip('_').replace('_', '-')}"
         hint = "auto tries methods of its own, with the horizon of --budget: name one of them to shape it"
         raise UsageError("does not go with --method auto", where=flag, hint=hint)
 
