@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from adaptation_cases import TASKS, adapt, clip_suite, contents, hearing
+import torch
+from adaptation_cases import TASKS, adapt, assembled, clip_suite, contents, hearing
 from safetensors.torch import load_file
 
+import taskmerge
 from taskmerge.adaptation import folder as folders
 from taskmerge.adaptation.folder import Folder, open_folder, resumable
 from taskmerge.checkpoint.adapted import Manifest, is_adapted, read_adapted, write_manifest
-from taskmerge.errors import BadFile, BadOutput, TaskmergeError, UsageError
+from taskmerge.errors import BadOutput, Mismatch, TaskmergeError, UsageError
 from taskmerge.specs.suite import Suite
+from taskmerge.workflows import adapted
 
 QUICK: dict[str, Any] = {"method": "adamerging", "iterations": 1}
 
@@ -264,9 +267,33 @@ def test_blocks_have_the_names_of_the_model(suite: Suite, tmp_path: Path) -> Non
 
 def test_a_block_that_is_not_merged_has_no_place_in_the_model(suite: Suite, tmp_path: Path) -> None:
     """The shared encoder lacks its tensors, so that no file could hold the block."""
-    with pytest.raises(BadFile, match="no tensor for") as error:
+    with pytest.raises(Mismatch, match="would lack"):
         adapt(suite, tmp_path / "out", method="symerge", layer="0", exclude=("visual.transformer.*",), iterations=0)
-    assert error.value.exit_code == 3
+
+
+@pytest.mark.parametrize("method", ["adamerging", "heads", "blocks", "cart++"])
+@pytest.mark.parametrize("options", [{"exclude": ("visual.proj",)}, {"include": ("visual.transformer.*",)}])
+def test_a_model_that_would_lack_tensors_is_refused_before_the_work(
+    suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(adapted, "open_tasks", lambda *given: pytest.fail("it began to read items"))
+    with pytest.raises(Mismatch, match="would lack") as error:
+        adapt(suite, tmp_path / "out", method=method, **options)
+    assert error.value.exit_code == 4
+    assert error.value.where == f"--{next(iter(options))}"
+    assert str(error.value.hint).startswith(f"leave --{next(iter(options))} out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("method", ["adamerging", "heads"])
+def test_an_excluded_embedding_is_the_bases(suite: Suite, tmp_path: Path, method: str) -> None:
+    """While it learns, as in what `eval` makes of the folder."""
+    found = assembled(suite, tmp_path / "out", method=method, exclude=("visual.conv1.*",), goes_on=True, iterations=0)
+    base = load_file(suite.folder / "base.safetensors")["visual.conv1.weight"]
+    assert torch.equal(found.live()["visual.conv1.weight"], base)
+    assert "visual.conv1.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+    report = taskmerge.evaluate({"mine": tmp_path / "out"}, suite=suite, split="test")
+    assert len(report.rows) == len(suite.tasks)
 
 
 def test_nothing_is_abandoned_that_could_be_continued(tmp_path: Path) -> None:

@@ -82,6 +82,20 @@ def test_every_wrong_value_is_wrong_usage_of_its_option(name: str, value: Any) -
     ({"method": "adamerging_plus", "rank": 0.1}, "--rank"),
     ({"method": "surgery", "rank": 0.1}, "--rank"),
     ({"method": "adamerging", "with_": "supervised_heads"}, "--with"),
+    ({"method": "heads", "with_": "adamerging"}, "--with"),
+    ({"method": "heads", "with_": "adarank"}, "--with"),
+    ({"method": "surgery", "with_": "tint"}, "--with"),
+    ({"method": "adamerging_plus", "with_": "adarank"}, "--with"),
+    ({"method": "concrete", "with_": "adarank"}, "--with"),
+    ({"method": "heads", "with_": "surgery"}, "--with"),
+    ({"method": "heads", "layer": "last"}, "--layer"),
+    ({"method": "heads", "heads_start": "given"}, "--heads-start"),
+    ({"method": "blocks", "layer": "head"}, "--layer"),
+    ({"method": "adamerging", "layer": "head"}, "--layer"),
+    ({"method": "surgery", "layer": "head"}, "--layer"),
+    ({"method": "symerge", "with_": "blocks", "layer": "head"}, "--layer"),
+    ({"method": "blocks", "parity": True}, "--parity"),
+    ({"method": "cart_plus", "with_": "tint", "parity": True}, "--parity"),
 ])  # fmt: skip
 def test_options_that_do_not_go_together_are_wrong_usage(given: dict[str, Any], where: str) -> None:
     with pytest.raises(UsageError) as error:
@@ -217,8 +231,36 @@ def test_parity_is_what_the_public_codes_do() -> None:
     assert adarank.parts().iterations == 10_000
     assert adarank.rates(adarank.parts(), 10_000) == {"coefficients": 1e-3, "masks": 1e-3}
     assert spec(method="adarank", parity=True, iterations=5).parts().iterations == 5
-    for name in adaptive_methods():
-        spec(method=name, parity=True).parts()
+    for name, declared in adaptive_methods().items():
+        if declared.parity:
+            spec(method=name, parity=True).parts()
+
+
+def test_parity_stays_with_another_layer() -> None:
+    """The published rate of heads is that of the layer in their place."""
+    parts = spec(method="symerge", parity=True, layer="2").parts()
+    assert (parts.rates["coefficients"], parts.rates["block"]) == (1e-2, 1e-2)
+    assert (parts.iterations, parts.batch_size) == (500, 32)
+    assert spec(method="surgery", parity=True, layer="2").parts().rates["block"] == BLOCK_RATE
+
+
+def test_masks_are_added_with_the_components_that_they_are_of() -> None:
+    parts = spec(method="adamerging", with_="adarank").parts()
+    assert parts.components == Truncated(Rank("ratio", 1.0))
+    assert parts.learns.keys() == {"coefficients", "masks"}
+    ranked = spec(method="adamerging", with_="adarank", rank=0.5).parts()
+    assert ranked.components == Truncated(Rank("ratio", 0.5))
+    assert ranked.of(Masks) is not None
+    assert spec(method="cart_plus", with_="adarank").parts().components == Truncated(Rank("ratio", 0.08))
+
+
+def test_what_is_refused_is_no_matter_of_the_hint() -> None:
+    """What hints say instead is taken."""
+    spec(method="adarank", with_="heads").parts()
+    spec(method="blocks", layer="last").parts()
+    spec(method="heads", layer="last", iterations=3).parts()
+    spec(method="adamerging", with_="tint", layer="head").parts()
+    assert spec(method="heads", layer="last", iterations=0).parts().iterations == 0
 
 
 # --- rates -----------------------------------------------------------------------------------------------------

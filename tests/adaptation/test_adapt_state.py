@@ -1,7 +1,9 @@
 """Saved states: a round trip gives every bit back, and what is no state, or of another run, is refused by its code."""
 
 import json
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from taskmerge.adaptation import running
+from taskmerge.adaptation import running, trace
 from taskmerge.adaptation.state import AdaptState, Optimised, load_state, save_state
 from taskmerge.errors import BadFile, TaskmergeError, UsageError
 from taskmerge.specs.suite import Suite
@@ -300,7 +302,7 @@ def test_a_run_is_not_resumed_from_a_bad_state(
 
 @pytest.mark.parametrize("options", [
     {"iterations": 4}, {"lr": 0.5}, {"seed": 1}, {"batch_size": 4}, {"method": "tint"}, {"coefficient": 0.4},
-    {"exclude": ("visual.proj",)}, {"compute_dtype": "float64"}, {"limit": 10}, {"adapt_split": "test"},
+    {"exclude": ("visual.conv1.*",)}, {"compute_dtype": "float64"}, {"limit": 10}, {"adapt_split": "test"},
 ])  # fmt: skip
 def test_another_run_is_not_resumed(suite: Suite, unfinished: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     folder = copied(unfinished, tmp_path / "out")
@@ -326,7 +328,7 @@ def test_a_run_with_options_of_several_values_is_resumed(
 ) -> None:
     """What it belongs to is compared as it is saved: lists for tuples."""
     monkeypatch.setattr(running, "SAVED_EVERY", -1.0)
-    options = {"tasks": ("cars", "signs"), "exclude": ("visual.proj",), "train": ("coefficients",)}
+    options = {"tasks": ("cars", "signs"), "exclude": ("visual.conv1.*",), "train": ("coefficients",)}
     stopped(suite, tmp_path / "out", monkeypatch, **options)
     adapt(suite, tmp_path / "out", method="adamerging", iterations=3, resume=True, **options)
     assert (tmp_path / "out" / "folder.json").exists()
@@ -358,7 +360,42 @@ def numbers(file: Path) -> None:
     file.write_text("1\n2\n3\n")
 
 
-@pytest.mark.parametrize("damage", [cut_trace, torn, another_trace, tasks_as_a_list, no_text, numbers, gone])
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """A test that would wait for ever fails after a minute."""
+
+    def late(*given: object) -> None:
+        raise AssertionError("it does not end")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def device(file: Path) -> None:
+    file.unlink()
+    file.symlink_to("/dev/full")
+
+
+def pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def endless_line(file: Path) -> None:
+    file.write_text("[" * (trace.LONGEST + 1) + "\n")
+
+
+def huge(file: Path) -> None:
+    os.truncate(file, trace.LARGEST + 1)
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("damage", [
+    cut_trace, torn, another_trace, tasks_as_a_list, no_text, numbers, gone, device, pipe, endless_line, huge,
+])  # fmt: skip
 def test_a_trace_that_does_not_lead_to_the_state_is_a_bad_file(
     suite: Suite, unfinished: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
@@ -368,6 +405,19 @@ def test_a_trace_that_does_not_lead_to_the_state_is_a_bad_file(
         adapt(suite, folder, method="adamerging", iterations=3, resume=True)
     assert error.value.exit_code == 3
     assert "trace.jsonl" in error.value.message
+    assert "--overwrite" in str(error.value.hint)
+
+
+@pytest.mark.usefixtures("in_time")
+@pytest.mark.parametrize("damage", [device, pipe])
+def test_a_state_that_is_no_file_is_a_bad_file(
+    suite: Suite, unfinished: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = copied(unfinished, tmp_path / "out")
+    damage(folder / "state" / "state.safetensors")
+    with pytest.raises(BadFile) as error:
+        adapt(suite, folder, method="adamerging", iterations=3, resume=True)
+    assert error.value.exit_code == 3
 
 
 def test_a_restored_run_goes_on_from_its_update(suite: Suite, tmp_path: Path) -> None:

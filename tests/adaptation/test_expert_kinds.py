@@ -251,3 +251,49 @@ def test_one_expert_alone(clip: Suite, tmp_path: Path) -> None:
     adapt(clip, tmp_path / "mean", one, method="cart_plus", iterations=1)
     expert, model = load_file(one["cars"]), load_file(tmp_path / "mean" / "model.safetensors")
     assert all(torch.equal(model[name], expert[name]) for name in expert)
+
+
+# --- experts on the command line -------------------------------------------------------------------------------
+
+
+def reheaded(suite: Suite, folder: Path) -> Files:
+    """The suite's experts with other classifiers."""
+    files = {}
+    for number, (task, path) in enumerate(experts_of(suite).items()):
+        generator = torch.Generator().manual_seed(number)
+        state = load_file(path)
+        own = {name: value for name, value in state.items() if name.startswith("classifier")}
+        other = {name: torch.randn(value.shape, generator=generator) for name, value in own.items()}
+        files[task] = folder / f"{task}.safetensors"
+        save_file({**state, **other}, files[task])
+    return files
+
+
+@pytest.mark.parametrize("method", ["adamerging", "surgery"])
+def test_given_experts_bring_their_own_heads(method: str, tmp_path: Path) -> None:
+    """In place of those that the suite's own experts have, for the teacher, for learning, and in the folder."""
+    suite = text_suite(tmp_path, "bert")
+    (tmp_path / "new").mkdir()
+    files = reheaded(suite, tmp_path / "new")
+    options: dict[str, Any] = {"method": method, "objective": "self", "on": "outputs", "iterations": 1}
+    found = assembled(suite, tmp_path / "out", files, goes_on=True, **options)
+    wanted = assembled(replaced(suite, files), tmp_path / "wanted", **options)
+    for side, other in zip(found.run.sides, wanted.run.sides, strict=True):
+        head = load_file(files[side.name])["classifier.weight"]
+        assert torch.equal(side.head.output.weight, head)  # type: ignore[arg-type, union-attr]  # tensors
+        assert torch.equal(side.teacher.outputs, other.teacher.outputs)
+        kept = load_file(tmp_path / "out" / "heads" / f"{side.name}.safetensors")
+        assert torch.equal(kept["output.weight"], head)
+
+
+def test_the_suites_own_experts_need_no_heads_in_the_folder(tmp_path: Path) -> None:
+    suite = text_suite(tmp_path, "bert")
+    adapt(suite, tmp_path / "out", method="adamerging", iterations=1)
+    assert not (tmp_path / "out" / "heads").exists()
+
+
+def test_a_task_without_an_expert_takes_the_given_one(clip: Suite, tmp_path: Path) -> None:
+    files = experts_of(clip)
+    without = replace(clip, tasks=tuple(replace(task, expert=None) for task in clip.tasks))
+    found = assembled(without, tmp_path / "out", files, method="adamerging")
+    assert [side.name for side in found.run.sides] == list(TASKS)

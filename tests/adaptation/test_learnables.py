@@ -23,7 +23,7 @@ from taskmerge.methods.adaptive import (
     mask_rate,
     usual_start,
 )  # fmt: skip
-from taskmerge.methods.composed import Triplets
+from taskmerge.methods.composed import Learned, Triplets
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import Factors
 from taskmerge.seeds import uniform_at
@@ -146,7 +146,8 @@ def test_what_is_learnt_of_float64_is_written_as_float32() -> None:
 
 def test_a_start_is_taken_as_it_is() -> None:
     start = torch.arange(6.0).view(2, 3)
-    on_weights = fresh(learnt(Coefficients=Coefficients()), [vector("x"), vector("y")], 3, seed=0, start=start)
+    learned = Learned(TASKS, {"y": start[1], "x": start[0]})
+    on_weights = fresh(learnt(Coefficients=Coefficients()), [vector("x"), vector("y")], 3, seed=0, start=learned)
     assert torch.equal(on_weights.values["coefficients"].detach(), start.double())
 
 

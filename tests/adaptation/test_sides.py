@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+import torchvision
 from adaptation_cases import ITEMS, TASKS, Assembled, assembled, clip_suite
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -14,6 +16,8 @@ from taskmerge.adaptation.weights import with_own
 from taskmerge.errors import UsageError
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.specs.suite import Suite
+
+TEXT_TOWER: dict[str, Any] = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,43 @@ def test_no_such_block_is_wrong_usage(module: nn.Module, layer: str) -> None:
 
 def test_two_towers_have_their_own_numbers() -> None:
     assert indices(Blocks(3, 3), "1") == {"tower0.blocks.1", "tower1.blocks.1"}
+
+
+class Stages(nn.Module):
+    """So many blocks in each of the stages `layer1`, `layer2` ..., as ResNets have them, and a stem of three layers."""
+
+    def __init__(self, *stages: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Linear(2, 2), nn.Linear(2, 2)
+        for number, count in enumerate(stages, start=1):
+            blocks = nn.Sequential(*(nn.ModuleDict({"mlp": nn.Linear(2, 2)}) for _ in range(count)))
+            setattr(self, f"layer{number}", blocks)
+
+
+@pytest.mark.parametrize(("layer", "wanted"), [
+    ("0", ["layer1.0"]), ("2", ["layer2.0"]), ("4", ["layer2.2"]), ("first", ["layer1.0"]), ("last", ["layer3.0"]),
+    ("middle", ["layer2.1"]), ("early", ["layer1.0", "layer1.1", "layer2.0"]),
+    ("late", ["layer2.1", "layer2.2", "layer3.0"]),
+    ("all", ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer2.2", "layer3.0"]),
+])  # fmt: skip
+def test_stages_are_one_sequence(layer: str, wanted: list[str]) -> None:
+    assert sorted(indices(Stages(2, 3, 1), layer)) == wanted
+
+
+def test_the_tenth_stage_comes_after_the_ninth() -> None:
+    assert indices(Stages(*[1] * 11), "last") == {"layer11.0"}
+    with pytest.raises(UsageError) as error:
+        block_names(Stages(2, 3, 1), "6")
+    assert error.value.hint == "give 0 to 5"
+
+
+@pytest.mark.parametrize(("layer", "wanted"), [("first", "layer1.0."), ("5", "layer2.2."), ("last", "layer4.2.")])
+def test_real_resnets(layer: str, wanted: str) -> None:
+    clip: Any = open_clip.CLIP(8, {"layers": [3, 4, 6, 3], "width": 8, "image_size": 32}, TEXT_TOWER)
+    for module in (clip.visual, torchvision.models.resnet50()):
+        names = block_names(module, layer)
+        assert names
+        assert all(name.startswith(wanted) for name in names)
 
 
 def test_a_module_with_parameters_of_its_own_shares_all_others() -> None:

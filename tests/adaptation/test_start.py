@@ -33,7 +33,8 @@ class Pair:
 
 
 TA = {"coefficient": 0.3}
-LEFT = ("visual.proj", "visual.ln_post.*")
+LEFT = ("visual.conv1.*", "visual.class_embedding")
+"""What the base lends: of other tensors the encoder would be incomplete."""
 SEARCHED = {"rank": 0.16, "coefficient": 2.3}
 """What AdaRank's authors start from."""
 PAIRS = (
@@ -153,3 +154,13 @@ def test_adarank_with_all_bits_frozen_is_adamerging_on_factored_vectors(suite: S
     one, other = (load_file(tmp_path / method / "coefficients.safetensors") for method in ("adarank", "adamerging"))
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=0, atol=1e-4)
+
+
+def test_masks_that_another_method_adds_are_learnt(suite: Suite, tmp_path: Path) -> None:
+    options = {"with_": "adarank", "iterations": 3, "mask_lr": 0.1, "lr": 0.05}
+    adapt(suite, tmp_path / "out", method="adamerging", **options)
+    assert (tmp_path / "out" / "masks.safetensors").exists()
+    adapt(suite, tmp_path / "wanted", method="adarank", **{**options, "with_": None})
+    for name in ("masks", "coefficients", "model"):
+        one, other = (load_file(tmp_path / place / f"{name}.safetensors") for place in ("out", "wanted"))
+        assert all(torch.equal(one[key], other[key]) for key in one)

@@ -47,7 +47,7 @@ def said(found: Assembled, task: str, state: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"exclude": ("visual.proj", "visual.ln_post.*")}, {"origin": "mean"}, {"qkv": "split"}, {"method": "surgery"},
+    {}, {"exclude": ("visual.conv1.*",)}, {"origin": "mean"}, {"qkv": "split"}, {"method": "surgery"},
     {"method": "heads", "init": "cart"},
 ])  # fmt: skip
 def test_a_teacher_is_the_expert_itself(suite: Suite, tmp_path: Path, options: dict[str, Any]) -> None:

@@ -117,6 +117,8 @@ def test_two_processes_give_the_result_of_one(two: Path, tmp_path: Path, name: s
     ours, theirs = files(two / name), files(tmp_path / "one")
     assert_near(ours, theirs, name, TOLERANCE.get(name, 1e-5))
     assert {path.name for path in (two / name).iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    counts = [json.loads((place / "report.json").read_text())["processes"] for place in (two / name, tmp_path / "one")]
+    assert counts == [2, 1]
     records, expected = trace(two / name), trace(tmp_path / "one")
     assert len(records) == len(expected)
     for ours, theirs in zip(records, expected, strict=True):

@@ -11,7 +11,9 @@ from eval_cases import prepared, rewritten
 from merge_cases import merge, refused, run, tree
 
 import taskmerge
+from taskmerge.adaptation.trace import StepRecord
 from taskmerge.checkpoint.adapted import read_adapted
+from taskmerge.cli.adapt_meter import AdaptMeter
 from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.workflows.adapt_schema import schema
 
@@ -194,6 +196,8 @@ def test_inputs_that_are_no_experts_of_the_suite(tiny: Path) -> None:
         (["--budget", "3"], ("--budget: says nothing without --method auto",)),
         (["-m", "auto", "--layer", "last"], ("--layer: does not go with --method auto", "--budget")),
         (["-m", "auto", "--budget", "0"], ("--budget: a budget of 0",)),
+        (["-m", "auto", "--seeds", "2"], ("--seeds: does not go with --method auto", "run it once a seed")),
+        (["-m", "auto", "--with", "tint"], ("--with: does not go with --method auto",)),
         (["--seeds", "0"], ("--seeds: 0 runs are none",)),
         (["--compute-dtype", "float16"], ("--compute-dtype: `float16`", "float32 or float64")),
         (["--qkv", "fuse"], ("--qkv: `fuse` is no value",)),
@@ -378,6 +382,46 @@ def test_the_model_is_one_that_other_commands_read(tiny: Path) -> None:
 
 
 # --- --method auto ---------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_of_auto_says_what_it_would_try(tiny: Path) -> None:
+    before = tree(tiny)
+    outcome = run("adapt", "-m", "auto", "--budget", "9", "--limit", "64", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert tree(tiny) == before
+    words = " ".join(outcome.out.split())
+    assert "candidate iterations updates time heads-iso-cts 0 0" in words
+    assert "cart-plus 3 3" in words
+    assert "symerge 3 6" in words
+    assert "blocks 200 400" in words
+    assert "--budget 9: iterations that the candidates whose encoder learns share" in words
+    assert outcome.out.splitlines()[-1] == "would write adapted-auto"
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    document = json.loads(run("adapt", "-m", "auto", "--budget", "9", "--limit", "64", "--dry-run", "--json", "-q").out)
+    assert [one["iterations"] for one in document["candidates"]] == [0, 0, 3, 3, 3, 200]
+    assert document["total_seconds"] > 0
+    refused(3, "adapt", "-m", "auto", "--limit", "64", "--resume", says=("there is no unfinished run",), folder=tiny)
+
+
+@pytest.mark.slow
+def test_auto_is_stopped_and_resumed(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["adapt", "-m", "auto", "--budget", "9", "--limit", "64", UNSCORED]
+
+    def heard(meter: AdaptMeter, record: StepRecord, total: int) -> None:
+        if record.update == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(AdaptMeter, "heard", heard)
+        outcome = run(*words)
+    assert outcome.code == 130
+    assert "adapted-auto: not finished" in outcome.err
+    assert "the same command with --resume continues it" in outcome.err
+    resumed = run(*words, "--resume")
+    assert resumed.paths == ["adapted-auto"], resumed.err
+    assert "heads-cart is finished already" in resumed.words
+    assert "trying heads-cart" not in resumed.err
+    assert [path.name for path in tiny.iterdir() if path.name.startswith(".")] == []
 
 
 @pytest.mark.slow

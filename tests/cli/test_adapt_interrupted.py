@@ -4,6 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +15,10 @@ from adapt_command_cases import SHORT, adapt, contents, report, suite_here, trac
 from merge_cases import refused, run, tree
 
 from taskmerge.adaptation import running
+from taskmerge.adaptation.state import load_state
 from taskmerge.adaptation.trace import StepRecord
 from taskmerge.cli.adapt_meter import AdaptMeter
+from taskmerge.cli.interrupts import saved_first
 from taskmerge.workflows import adapt_report
 
 OFTEN = """
@@ -43,6 +46,17 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
     def heard(meter: AdaptMeter, record: StepRecord, total: int) -> None:
         if record.update == update:
             raise KeyboardInterrupt
+
+    monkeypatch.setattr(AdaptMeter, "heard", heard)
+
+
+def press_at(monkeypatch: pytest.MonkeyPatch, update: int, times: int = 1) -> None:
+    """The signal of Ctrl-C, so many times, when this update was made."""
+
+    def heard(meter: AdaptMeter, record: StepRecord, total: int) -> None:
+        if record.update == update:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(AdaptMeter, "heard", heard)
 
@@ -122,6 +136,66 @@ def test_a_failing_evaluation_does_not_cost_the_run(tiny: Path, monkeypatch: pyt
     resumed = adapt("-m", "adarank", "--resume")
     assert report(resumed.paths[0])["learned"]["updates"] == 3
     assert report(resumed.paths[0])["scores"] is not None
+
+
+@pytest.mark.parametrize("arguments", [["-m", "adarank"], ["-m", "tint++", "--stop", "agreement", "--every", "1"]])
+def test_a_signal_between_saves_costs_no_update(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """The update under way is finished and saved, however long ago that was done, and goes on from there."""
+    monkeypatch.setattr(running, "SAVED_EVERY", 1e9)
+    words = [*SHORT, *arguments, "--no-scores"]
+    adapt(*arguments, "--no-scores", "-o", "whole")
+    with monkeypatch.context() as stopped:
+        press_at(stopped, 2)
+        outcome = run("adapt", *words, "-o", "cut")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err.endswith("hint: the same command with --resume continues it\n")
+    assert [line["update"] for line in trace("cut")] == [0, 1, 2]
+    assert load_state(tiny / "cut" / "state")[0].update == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = run("adapt", *words, "-o", "cut", "--resume")
+    assert (resumed.code, resumed.out) == (0, "cut\n"), resumed.err
+    assert same_run("cut", "whole")
+
+
+def test_a_second_signal_leaves_at_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "SAVED_EVERY", 1e9)
+    press_at(monkeypatch, 2, times=2)
+    outcome = run("adapt", *SHORT, "--no-scores", "-o", "cut")
+    assert outcome.code == 130
+    assert "the same command with --resume continues it" in outcome.err
+    assert load_state(tiny / "cut" / "state")[0].update == 0, "as it was last saved"
+
+
+def test_a_signal_in_the_last_update_is_heard(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    press_at(monkeypatch, 6)
+    outcome = run("adapt", *SHORT, "--no-scores", "-o", "cut")
+    assert outcome.code == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tiny)
+    assert run("adapt", *SHORT, "--no-scores", "-o", "cut", "--resume").code == 0
+
+
+def test_a_signal_that_is_not_pythons_own_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torchrun's processes, and in a shell's background jobs."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with saved_first(quiet=True) as asked:
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            assert not asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    found: list[bool] = []
+
+    def elsewhere() -> None:
+        with saved_first(quiet=True) as asked:
+            found.append(asked())
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert found == [False]
 
 
 # --- in processes of their own ---------------------------------------------------------------------------------

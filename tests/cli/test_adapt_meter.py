@@ -8,6 +8,8 @@ import pytest
 from taskmerge.adaptation.trace import StepRecord, TaskRecord
 from taskmerge.cli import adapt_meter, show
 from taskmerge.cli.adapt_meter import AdaptMeter
+from taskmerge.cli.adapt_phrases import masked
+from taskmerge.specs.adapt import AdaptSpec
 
 
 class Clock:
@@ -67,6 +69,19 @@ def test_masks_have_their_share_and_their_flips_since_the_start(
         meter.heard(record(2, flips=134, components=0.9, digits=1.0), 100)
     told = "seed 3: update 2 of 100: loss 1, kept 75%, components 90.0%, 1,034 flips, 0.333/s, 4 min 54 s left\n"
     assert capsys.readouterr().err == told
+
+
+def test_relaxed_masks_are_of_entries_and_flip_nothing(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with AdaptMeter(quiet=False) as meter:
+        meter.masked = masked(AdaptSpec(method="concrete").parts())
+        meter.heard(record(0, components=0.5), 100)
+        clock.now += 6
+        meter.heard(record(2, components=0.45, digits=1.0), 100)
+    told = capsys.readouterr().err
+    assert ", entries 45.0%, 0.333/s" in told
+    assert "components" not in told
+    assert "flips" not in told
+    assert masked(AdaptSpec(method="adarank").parts()) == "components"
 
 
 def test_the_pace_of_a_resumed_run_is_its_own(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -195,6 +196,49 @@ def test_outputs_are_those_of_float64(here: Path) -> None:
     assert [part.place for part in parts] == [0, 2, 1], "the task with a block is encoded apart"
     for part in parts:
         torch.testing.assert_close(part.values.double(), logits(TASKS[part.place]), atol=2e-5, rtol=2e-5)
+
+
+def digest(folder: str = "adapted") -> str:
+    found = evaluate([folder], suite="suite.yaml", tasks="cars").checkpoints[0]["digest"]
+    assert isinstance(found, str)
+    return found
+
+
+@pytest.mark.parametrize("part", ALL)
+def test_the_digest_is_of_everything_that_decides_outputs(here: Path, part: Part) -> None:
+    folder = adapted()
+    before = digest()
+    assert digest() == before
+    file = folder / part / ("dogs.safetensors" if part == "blocks" else "cars.safetensors")
+    tensors, about = load_file(file), metadata(file)
+    name = next(iter(tensors))
+    save_file({**tensors, name: tensors[name] * 1.25}, file, about)
+    assert digest() != before
+    save_file(dict(reversed(tensors.items())), file, about)
+    assert digest() == before, "the content counts, not when or in what order it was written"
+    file.rename(folder / part / "elsewhere.safetensors")
+    assert digest() != before
+
+
+def test_the_digest_of_a_hidden_head_knows_its_activation(here: Path) -> None:
+    folder = adapted()
+    file = folder / "heads" / "cars.safetensors"
+    hidden = {"hidden.weight": drawn(1, 5, WIDTH), "hidden.bias": drawn(2, 5), "output.weight": drawn(3, CLASSES, 5)}
+    found = []
+    for activation in ("relu", "tanh"):
+        save_file(hidden, file, {"format": "pt", "taskmerge": json.dumps({"kind": "head", "activation": activation})})
+        found.append(digest())
+    assert found[0] != found[1]
+
+
+def test_the_digest_of_a_folder_without_parts_of_tasks_is_its_models(here: Path) -> None:
+    adapted(parts=())
+    assert digest() == digest("adapted/model.safetensors")
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata() or {})
 
 
 def test_the_progress_counts_what_is_encoded(here: Path) -> None:

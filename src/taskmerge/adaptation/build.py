@@ -1,6 +1,6 @@
 """Puts a run together: the merged encoder at its start, every task's side of it, the learnables and their optimiser."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from taskmerge.adaptation.weights import Weights, live_tensors
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.errors import UsageError
 from taskmerge.methods.adaptive import Block, Parts
-from taskmerge.models.fill import fill
+from taskmerge.methods.composed import Learned
+from taskmerge.models.fill import fill, lend
 from taskmerge.numerics.device import cores
 from taskmerge.numerics.lapack import settle_thread, single_threaded
 from taskmerge.processes import ALONE, Group
@@ -66,16 +67,18 @@ def all_cores(group: Group, threads: int | None) -> Iterator[None]:
 
 def built(
     opened: Opened, teachers: Mapping[str, Teacher], composed: Sequence[Composed], parts: Parts, spec: AdaptSpec,
-    place: Place, workers: Workers, *, experts: int, init: Checkpoint | None = None, start: Tensor | None = None,
-    blocks: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}),
+    place: Place, workers: Workers, *, experts: int, init: Checkpoint | None = None, start: Learned | None = None,
+    blocks: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}), names: Collection[str] | None = None,
 ) -> Adaptation:  # fmt: skip
-    """The run before its first update. `init` fills the encoder where nothing is composed; `start` [L, T] are
-    coefficients to start from; `experts` is how many are merged, whether heard or not; `blocks` are
-    own blocks' tensors to start from, by task.
+    """The run before its first update. `init` fills the encoder where nothing is composed; `start` are
+    coefficients and masks to start from; `experts` is how many are merged, whether heard or not; `blocks` are
+    own blocks' tensors to start from, by task; `names` are those of the model's tensors: others are the base's.
 
     Raises UsageError for a batch larger than a task has items.
     """
     fill(place.backbone, init or opened.complete, opened.base)
+    if names is not None and opened.base is not None:
+        lend(place.backbone, names, opened.base)  # what is not merged is no expert's: `eval` has the base's there too
     on_weights = fresh(parts, composed, experts, spec.seed, start)
     block = parts.of(Block)
     names = block_names(place.module, block.layer) if isinstance(block, Block) else ()

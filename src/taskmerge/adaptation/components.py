@@ -116,6 +116,10 @@ class Factored:
             _first(triplets, counts) for triplets, counts in zip(self.matrices, kept, strict=True)
         ])  # fmt: skip
 
+    def gates(self, bits: Tensor) -> Tensor:
+        """Masks bool [M, T, k] as bool [K]. Raises `Mismatch` for one of a component that is not stored."""
+        return torch.cat([triplets.gates(mask) for triplets, mask in zip(self.matrices, bits, strict=True)])
+
     def bits(self, gates: Tensor, tasks: int) -> Tensor:
         """The gates as bool [M, T, k], k the largest count; what a task lacks is off."""
         split = [own for own in self._split(gates) if own is not None]

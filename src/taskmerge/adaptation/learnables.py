@@ -128,18 +128,18 @@ class OnWeights:
         return uniform.clamp_(min=RESOLUTION).logit()
 
 
-def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, start: Tensor | None = None) -> OnWeights:
-    """The raw values at the start: usual coefficients (or `start` [L, T]), masks on their first components."""
+def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, start: Learned | None = None) -> OnWeights:
+    """The raw values at the start: usual coefficients, masks on their first components; or those that were learnt."""
     dtype = composed[0].origin.dtype if composed else torch.float32
     device = composed[0].origin.device if composed else torch.device("cpu")
     learnt = parts.of(Coefficients)
-    coefficients = start
-    if coefficients is None:
-        per_task = isinstance(learnt, Coefficients) and learnt.layout == "task"
-        shape = (tasks,) if per_task else (len(composed), tasks)
-        coefficients = torch.full(shape, usual_start(parts, tasks))
+    per_task = isinstance(learnt, Coefficients) and learnt.layout == "task"
+    coefficients = torch.full((len(composed), tasks), usual_start(parts, tasks))
+    if start is not None and composed:
+        coefficients = torch.stack([start.of(one.name).coefficients for one in composed])
+    coefficients = coefficients[0] if per_task and composed else coefficients
     values = {COEFFICIENTS: _parameter(coefficients.to(device, dtype), learnt is not None)}
-    values |= _fresh_masks(parts, composed, tasks)
+    values |= _fresh_masks(parts, composed, tasks, start)
     relaxed = parts.of(Relaxed)
     if isinstance(relaxed, Relaxed):
         values |= {
@@ -149,7 +149,9 @@ def fresh(parts: Parts, composed: Sequence[Composed], tasks: int, seed: int, sta
     return OnWeights(parts, composed, values, seed)
 
 
-def _fresh_masks(parts: Parts, composed: Sequence[Composed], tasks: int) -> dict[str, nn.Parameter]:
+def _fresh_masks(
+    parts: Parts, composed: Sequence[Composed], tasks: int, start: Learned | None
+) -> dict[str, nn.Parameter]:
     """Logits at +0.1 of the components that are on, at -0.1 of the others."""
     masks = parts.shaped_by(Masks)
     if not isinstance(masks, Masks):
@@ -158,7 +160,8 @@ def _fresh_masks(parts: Parts, composed: Sequence[Composed], tasks: int) -> dict
     found = {}
     for one in composed:
         if isinstance(one.component, Factored):
-            on = _kept(one.component, masks.kept, tasks)
+            bits = None if start is None else start.of(one.name).masks
+            on = _kept(one.component, masks.kept, tasks) if bits is None else one.component.gates(bits)
             found[MASKS + one.name] = _parameter(torch.where(on, OPEN, -OPEN).to(one.origin), learnt)
     return found
 

@@ -59,12 +59,15 @@ class Place:
 
 @dataclass(frozen=True)
 class OpenedTask:
-    """One task with what it is taught by: its unlabelled items, its original head, its objective."""
+    """One task with what it is taught by: its unlabelled items, its original head, its objective; `own_head` and
+    `own_adapter` are what it starts with where an earlier run has learnt them."""
 
     task: Task
     items: Items
     head: nn.Module
     objective: TaskObjective
+    own_head: nn.Module | None = None
+    own_adapter: nn.Module | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ def open_tasks(
             left_out.append(task.name)
             continue
         _check_split(task, spec.adapt_split, suite)
+        if task.head == "expert" and expert is None:
+            what = f"`head: expert`, and the expert of `{task.name}` is a file of differences, without a classifier"
+            raise UsageError(what, where=task.place or suite.where, hint="name a head file: `head: heads/…safetensors`")
         head = load_head(task, place.backbone, resolve=resolve, base=base, expert=expert)
         if not isinstance(head, nn.Module):
             raise TypeError("a suite's heads are modules")

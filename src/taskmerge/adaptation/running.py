@@ -4,7 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,14 @@ Heard = Callable[[StepRecord, int], None]
 """Called after every update with its record and the number of updates in all."""
 Watch = Callable[[int], Mapping[str, Any]]
 """Looks at the model after so many updates, with labels, and says what it found: for curves, never for a choice."""
+Interruptible = Callable[[], AbstractContextManager[Callable[[], bool]]]
+"""A context that says whether to stop between two updates, and, if so, raises KeyboardInterrupt at its end."""
+
+
+@contextmanager
+def at_once() -> Iterator[Callable[[], bool]]:
+    """What interrupts, interrupts where it is."""
+    yield lambda: False
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class Following:
 class Running:
     """One adaptation in its folder. `about` is what it belongs to: a state of another one is refused.
 
-    Of several processes the first one writes.
+    While it makes updates it is `interruptible`: what they came to is saved before that ends. Of several processes the
+    first one writes.
     """
 
     adaptation: Adaptation
@@ -49,6 +58,7 @@ class Running:
     watch: Watch | None = None
     watch_every: int = 0
     heard: Heard | None = None
+    interruptible: Interruptible = at_once
     records: list[StepRecord] = field(default_factory=list)
     best: AdaptState | None = None
     final: Mapping[str, float] = field(default_factory=dict)
@@ -65,16 +75,23 @@ class Running:
             if not resume:
                 self._tell(trace, self._looked(self.adaptation.start()))
                 self._save(trace)
-            saved = time.monotonic()
-            for record in self.adaptation.updates():
-                self._tell(trace, self._looked(record))
-                if time.monotonic() - saved > SAVED_EVERY:
-                    self._save(trace)
-                    saved = time.monotonic()
-            self._save(trace)
+            with self.interruptible() as asked:
+                self._updates(trace, asked)
+                self._save(trace)
         if self.best is not None:
             self.adaptation.restore(self.best)
         self.adaptation.settle()
+
+    def _updates(self, trace: IO[str], asked: Callable[[], bool]) -> None:
+        """All updates that are left, or those until somebody asked to stop."""
+        saved = time.monotonic()
+        for record in self.adaptation.updates():
+            self._tell(trace, self._looked(record))
+            if asked():
+                return
+            if time.monotonic() - saved > SAVED_EVERY:
+                self._save(trace)
+                saved = time.monotonic()
 
     def conclude(self) -> None:
         """Measures agreement once more, of the model that is written: heads may have been fitted since."""

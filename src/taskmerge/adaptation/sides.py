@@ -14,7 +14,7 @@ from taskmerge.adaptation.teachers import Teacher
 from taskmerge.adaptation.weights import with_own
 from taskmerge.data.batches import places
 from taskmerge.errors import UsageError
-from taskmerge.experts.classes import depths, position
+from taskmerge.experts.classes import block_of, depths, in_sequence
 from taskmerge.methods.adaptive import Adapter, Heads, Parts
 from taskmerge.models.adapters import prob_surgery, surgery
 from taskmerge.seeds import uniform_at
@@ -46,7 +46,7 @@ def side_of(
     if block:
         mine = {name: nn.Parameter(value.clone()) for name, value in block.items()}
         module, own = with_own(place.module, mine), {BLOCK + name: value for name, value in mine.items()}
-    head = deepcopy(opened.head)
+    head = deepcopy(opened.head if opened.own_head is None else opened.own_head)
     adapter = _adapter(parts, opened, place, spec)
     if adapter is not None:
         own |= _learning(adapter, ADAPTER)
@@ -86,7 +86,17 @@ def _adapter(parts: Parts, opened: OpenedTask, place: Place, spec: AdaptSpec) ->
         if learnt.kind == "surgery"
         else prob_surgery(width, name, hidden=learnt.size, seed=spec.seed)
     )
-    return made.to(place.device, place.dtype)
+    made = made.to(place.device, place.dtype)
+    if opened.own_adapter is None:
+        return made
+    if _shapes(opened.own_adapter) != _shapes(made):
+        what = f"the adapter of `{name}` there is no {learnt.kind} adapter of width {learnt.size}"
+        raise UsageError(what, where="--init", hint="continue it by its own --method and --size")
+    return deepcopy(opened.own_adapter).train()
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
 def _start(
@@ -114,20 +124,24 @@ def _randomise(head: nn.Module, task: str, seed: int) -> None:
 def block_names(module: nn.Module, layer: str) -> tuple[str, ...]:
     """The encoder's parameters that belong to one of its numbered blocks, or to a group of them.
 
-    `first`, `middle`, `last` and an index are one block; `early` and `late` halves of them; `all` every one. Raises
-    UsageError for an index that no block has, or an encoder without numbered blocks.
+    `first`, `middle`, `last` and an index are one block; `early` and `late` halves of them; `all` every one. Blocks of
+    stages (ResNets) are counted through. Raises UsageError for an index that no block has, or an encoder without
+    numbered blocks.
     """
     parameters = dict(module.named_parameters())
-    towers = depths(parameters)
-    found = {name: place for name in parameters if (place := position(name, towers)) is not None}
-    count = max((total for _, total in found.values()), default=0)
+    sequence = in_sequence(depths(parameters))
+    found = {
+        name: sequence[block.tower][0] + block.index
+        for name in parameters if (block := block_of(name)) is not None
+    }  # fmt: skip
+    count = max((total for _, total in sequence.values()), default=0)
     if not count:
         raise UsageError("this encoder has no numbered blocks", where="--layer", hint="leave --layer out: the head")
     halves = {"early": range(count // 2), "late": range(count // 2, count), "all": range(count)}
     single = {"first": 0, "middle": count // 2, "last": count - 1}
     index = single[layer] if layer in single else -1 if layer in halves else int(layer)
     wanted = halves.get(layer, range(index, index + 1))
-    chosen = tuple(name for name, (index, _) in found.items() if index in wanted)
+    chosen = tuple(name for name, place in found.items() if place in wanted)
     if not chosen:
         raise UsageError(f"there is no block {layer}", where="--layer", hint=f"give 0 to {count - 1}")
     return chosen

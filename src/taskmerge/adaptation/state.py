@@ -1,6 +1,7 @@
 """Everything that an update changes: the values of the learnables, Adam's moments, the update's number."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from taskmerge.checkpoint.header import open_regular
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.errors import BadFile
 
@@ -116,9 +118,18 @@ def save_state(state: AdaptState, folder: Path, about: Mapping[str, object]) -> 
     write_small(folder / FILE, save(tensors, {"taskmerge": json.dumps(record, sort_keys=True)}))
 
 
+def open_kept(path: Path) -> int:
+    """Opens a file that a run has kept to be continued from. Raises BadFile for what is no regular file."""
+    try:
+        return open_regular(path)
+    except BadFile as error:
+        raise BadFile(error.what, where=error.where, hint="start again with --overwrite") from None
+
+
 def load_state(folder: Path) -> tuple[AdaptState, dict[str, object]]:
     """A snapshot and what it belongs to. Raises BadFile for what is no such file."""
     path = folder / FILE
+    os.close(open_kept(path))  # a pipe would be waited for
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["taskmerge"])

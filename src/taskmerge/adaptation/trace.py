@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from taskmerge.adaptation.state import open_kept
 from taskmerge.errors import BadFile
 
 
@@ -58,11 +60,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+LARGEST, LONGEST = 1 << 30, 1 << 20
+"""Bytes of a trace, and characters of a line, beyond which no trace is read: 100,000 updates of 20 tasks take half."""
+
+
 def read_trace(path: Path, updates: int) -> list[StepRecord]:
-    """The lines of the start and the first so many updates. Raises BadFile for a trace that lacks some of them."""
+    """The lines of the start and the first so many updates.
+
+    Raises BadFile for a trace that lacks some of them, is no regular file, or is larger than `LARGEST`.
+    """
     try:
-        with path.open(encoding="utf-8") as lines:
-            records = [_record(json.loads(line)) for line, _ in zip(lines, range(updates + 1))]  # noqa: B905  the fewer
+        with os.fdopen(open_kept(path), encoding="utf-8") as lines:
+            if os.fstat(lines.fileno()).st_size > LARGEST:
+                raise ValueError(f"it is larger than {LARGEST >> 30} GiB")
+            records = [_record(json.loads(line)) for line, _ in zip(_lines(lines), range(updates + 1))]  # noqa: B905  the fewer
         if [record.update for record in records] != list(range(len(records))):
             raise ValueError("its updates are not one after the other")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -71,6 +82,14 @@ def read_trace(path: Path, updates: int) -> list[StepRecord]:
         what = f"has {len(records)} lines where the saved state is of update {updates}"
         raise BadFile(what, where=str(path), hint="start again with --overwrite")
     return records
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file. Raises ValueError for one that is longer than any update's."""
+    while line := file.readline(LONGEST + 1):
+        if len(line) > LONGEST:
+            raise ValueError(f"a line is longer than {LONGEST >> 20} MiB")
+        yield line
 
 
 def _record(values: Mapping[str, Any]) -> StepRecord:

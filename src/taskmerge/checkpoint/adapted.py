@@ -78,6 +78,15 @@ class AdaptedFolder:
         file = place / f"{task}.safetensors" if place else None
         return file if file and file.is_file() else None
 
+    def files(self) -> dict[str, Path]:
+        """All tasks' files of the parts `OF_TASKS`, by their places in the folder."""
+        places = [place for part in OF_TASKS if (place := self.place(part)) is not None]
+        return {
+            f"{file.parent.name}/{file.name}": file
+            for place in places
+            for file in sorted(place.glob(f"*{SAFE_ENDING}"))
+        }
+
     def check_unchanged(self) -> None:
         """Raises BadFile where another manifest has come since this one was read: files may be of two folders then."""
         if self.version is not None:

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.dtypes import bytes_of
+from taskmerge.checkpoint.provenance import provenance_of
 
 
 def tensor_line(name: str, dtype: str, shape: tuple[int, ...], sha256: str) -> str:
@@ -25,6 +26,16 @@ def digest_of(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> str
     """The content digest of a checkpoint, or of those of its tensors that `names` lists; reads 1 MiB at a time."""
     chosen = checkpoint.specs if names is None else names
     return content_digest([_line_of(checkpoint, name) for name in chosen])
+
+
+def digest_of_files(files: Mapping[str, Checkpoint]) -> str:
+    """The content digest of several files that make up one model, by their places in it: of their tensors, and of what
+    taskmerge's own metadata says of these (a head's activation)."""
+    lines = []
+    for place, file in files.items():
+        lines += [json.dumps([place, provenance_of(file)], ensure_ascii=False, sort_keys=True)]
+        lines += [json.dumps([place, _line_of(file, name)], ensure_ascii=False) for name in file.specs]
+    return content_digest(lines)
 
 
 def _line_of(checkpoint: Checkpoint, name: str) -> str:

@@ -51,12 +51,10 @@ def learned_of(folder: Path, digest: str) -> Learned:
 
 def read_learned(folder: Path) -> Learned:
     """What `write_learned` has written into a folder. Raises `BadFile` for anything else."""
-    with open_checkpoint(folder / COEFFICIENTS) as checkpoint:
-        tasks = _tasks(checkpoint, "coefficients")
-        coefficients = {name: _coefficients(checkpoint, name, len(tasks)) for name in checkpoint.specs}
-        checkpoint.check_unchanged()
+    alone = read_coefficients(folder / COEFFICIENTS)
+    tasks, coefficients = alone.tasks, alone.coefficients
     if not (folder / MASKS).exists():
-        return Learned(tasks, coefficients)
+        return alone
     with open_checkpoint(folder / MASKS) as checkpoint:
         if _tasks(checkpoint, "masks") != tasks:
             raise _bad(checkpoint, f"its tasks are not those of {COEFFICIENTS}")
@@ -67,6 +65,15 @@ def read_learned(folder: Path) -> Learned:
         masks = {name: _masks(checkpoint, name, len(tasks), count) for name, count in counts.items()}
         checkpoint.check_unchanged()
     return Learned(tasks, coefficients, masks)
+
+
+def read_coefficients(file: Path) -> Learned:
+    """The coefficients in a file, without the masks that may have been learnt beside them. Raises `BadFile`."""
+    with open_checkpoint(file) as checkpoint:
+        tasks = _tasks(checkpoint, "coefficients")
+        coefficients = {name: _coefficients(checkpoint, name, len(tasks)) for name in checkpoint.specs}
+        checkpoint.check_unchanged()
+    return Learned(tasks, coefficients)
 
 
 def _tasks(checkpoint: Checkpoint, kind: str) -> tuple[str, ...]:

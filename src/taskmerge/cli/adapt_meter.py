@@ -6,6 +6,7 @@ from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from taskmerge.cli import adapt_phrases
 from taskmerge.cli.meter import EVERY, Bar
 from taskmerge.cli.show import duration, say
 
@@ -27,12 +28,14 @@ def _columns() -> Sequence[Any]:
 class AdaptMeter:
     """Hears every update and what goes on besides, to be used as a context; says nothing if `quiet`.
 
-    `label` stands before everything that is told. `shorter` says what would shorten a long run.
+    `label` stands before everything that is told. `shorter` says what would shorten a long run, `masked` what masks are
+    of.
     """
 
     def __init__(self, quiet: bool, label: str = "") -> None:
         self._quiet, self._label = quiet, label
         self.shorter: Sequence[str] = ()
+        self.masked = "components"
         self._bar = Bar("opening", quiet, _columns)
         self._activity, self._shown = "opening", True
         self._told = time.monotonic()
@@ -95,7 +98,8 @@ class AdaptMeter:
         if kept and min(kept) < 1:
             told.append(f"kept {100 * fmean(kept):.0f}%")
         if record.kept_components is not None:
-            told += [f"components {100 * record.kept_components:.1f}%", f"{self._flips:,} flips"]
+            told.append(f"{self.masked} {100 * record.kept_components:.1f}%")
+            told += [f"{self._flips:,} flips"] if self.masked != adapt_phrases.ENTRIES else []
         return told
 
     def _pace(self, update: int, total: int, now: float) -> list[str]:

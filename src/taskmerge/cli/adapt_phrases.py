@@ -16,6 +16,14 @@ from taskmerge.methods.adaptive import (
 STARTS = {"given": "from the suite's", "fitted": "solved for", "random": "from random ones"}
 TURNS = {"joint": "one update of all tasks", "sequential": "one update a task"}
 
+ENTRIES = "entries"
+"""What relaxed masks are of: drawn anew at every update, they have no bits that flip."""
+
+
+def masked(parts: Parts) -> str:
+    """What masks are of."""
+    return ENTRIES if parts.of(Relaxed) is not None else "components"
+
 
 def components(parts: Parts) -> str:
     """What is combined."""

@@ -17,6 +17,8 @@ from taskmerge.workflows.adapt_request import INIT, AdaptRequest
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from taskmerge.workflows.auto_plan import AutoPlan
+
 NAMED = 12
 ORIGINS = {"base": "added to the base", "mean": "added to the experts' mean"}
 
@@ -113,3 +115,31 @@ def dry_run_lines(found: DryRun, runs: int) -> Iterator[str]:
     yield f"peak memory about {size(found.memory)}{device}"
     yield from (f"shorter: {text}" for text in found.shorter)
     yield f"would write {found.output}"
+
+
+# --- --dry-run of --method auto --------------------------------------------------------------------------------
+
+
+def auto_table(plan: "AutoPlan") -> "Table":
+    """A line a candidate: its iterations, updates and time, or why it would be left out."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("candidate")
+    for head in ("iterations", "updates", "time"):
+        table.add_column(head, justify="right")
+    for one in plan.candidates:
+        if one.seconds is None or one.updates is None:
+            table.add_row(one.name, "left out", "", "")
+        else:
+            iterations = "one pass" if one.iterations is None else f"{one.iterations:,}"
+            table.add_row(one.name, iterations, f"{one.updates:,}", duration(one.seconds))
+    return table
+
+
+def auto_lines(plan: "AutoPlan") -> Iterator[str]:
+    """The budget, the whole time, why candidates are left out, and where the best would go."""
+    yield f"--budget {plan.budget}: iterations that the candidates whose encoder learns share"
+    yield f"about {duration(plan.seconds)} in all, scoring left out"
+    yield from (f"{one.name} is left out: {one.left_out}" for one in plan.candidates if one.left_out is not None)
+    yield f"would write {plan.output}"

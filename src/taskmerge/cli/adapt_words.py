@@ -56,7 +56,8 @@ class AdaptWords:
     layer: Annotated[
         str | None,
         option(
-            "A task's own layer: head, a block (0, 1 ... as in tensor names; first, middle, last), early, late, all."
+            "A task's own layer: head, a block (0, 1 ... as in tensor names, through all stages of a ResNet; first, "
+            "middle, last), early, late, all."
         ),
     ] = None
     block_start: Annotated[

@@ -4,14 +4,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from taskmerge.adaptation.folder import check_free, resumable
 from taskmerge.cli import show, tokens
 from taskmerge.cli.adapt_meter import AdaptMeter
-from taskmerge.cli.adapt_plan import dry_run_lines, dry_run_tables, plan_lines
+from taskmerge.cli.adapt_phrases import masked
+from taskmerge.cli.adapt_plan import auto_lines, auto_table, dry_run_lines, dry_run_tables, plan_lines
 from taskmerge.cli.adapt_words import AdaptWords
+from taskmerge.cli.interrupts import saved_first
 from taskmerge.cli.words import flags_of, given_options
 from taskmerge.data.cache import default_cache
 from taskmerge.errors import Interrupted, UsageError
@@ -27,12 +30,21 @@ from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import MERGING, SHAPE, AdaptRequest, adapt_requested
 from taskmerge.workflows.adapt_seeds import SeedRun, adapt_seeds, started
 from taskmerge.workflows.adapted import AdaptRunning, adapt_asked, place_of
-from taskmerge.workflows.auto import BUDGET, adapt_auto
+from taskmerge.workflows.auto import (
+    BUDGET,
+    CANDIDATES,
+    adapt_auto,
+    auto_place,
+    auto_started,
+    candidate_requests,
+    check_auto,
+)  # fmt: skip
+from taskmerge.workflows.auto_plan import AutoPlan, plan_auto
 
 AUTO, TRYING = "auto", "trying "
 OF_ONE = frozenset({
-    "block_start", "dry_run", "every", "heads_start", "init", "iterations", "layer", "objective", "origin",
-    "refit_heads", "resume", "seeds", "stop", "train", "with_",
+    "block_start", "every", "heads_start", "init", "iterations", "layer", "objective", "origin", "refit_heads", "stop",
+    "train", "with_",
 })  # fmt: skip
 """Words that are about one method and one run, and say nothing with `--method auto`."""
 KEYWORDS = frozenset({*SHAPE, *MERGING})
@@ -64,7 +76,7 @@ def _adapted(
     with AdaptMeter(words.quiet, label) as meter:
 
         def planned(request: AdaptRequest, device: str) -> None:
-            meter.shorter = shorter(request, {"updates": 1.0}, device)
+            meter.shorter, meter.masked = shorter(request, {"updates": 1.0}, device), masked(request.parts)
             if plan:
                 _plan(request, device, words)
 
@@ -116,7 +128,7 @@ def _auto(words: AdaptWords) -> None:
     inputs, options = tokens.split_adapting(words.inputs or [], flags_of(AdaptWords))
     suite, running = _suite(words), _running(words)
     given = {name: value for name, value in _keywords(words).items() if name not in ("method", "seed")}
-    budget = BUDGET if words.budget is None else words.budget
+    more, budget = {**given, **options}, BUDGET if words.budget is None else words.budget
     told, began = list[str](), time.perf_counter()
 
     def note(text: str) -> None:
@@ -132,12 +144,27 @@ def _auto(words: AdaptWords) -> None:
             else:
                 meter.doing(activity)
 
-        receipt = adapt_auto(
-            suite, replace(running, heard=meter.heard, doing=doing, note=note), inputs, budget=budget, seed=words.seed,
-            **{**given, **options},
-        )  # fmt: skip
+        running = replace(running, heard=meter.heard, doing=doing, note=note)
+        if words.dry_run:
+            plan = plan_auto(candidate_requests(suite, inputs, budget, words.seed, options=more), running, budget)
+        else:
+            with resumed_later(auto_place(running), lambda: auto_started(auto_place(running), CANDIDATES)):
+                receipt = adapt_auto(suite, running, inputs, budget=budget, seed=words.seed, **more)
+    if words.dry_run:
+        _show_auto(plan, running, words)
+        return
     show.say(candidates_text(receipt.report["chosen"]), words.quiet)
     _finish(replace(receipt, seconds=time.perf_counter() - began), words)
+
+
+def _show_auto(plan: AutoPlan, running: AdaptRunning, words: AdaptWords) -> None:
+    """The candidates and what they would cost, which is of use even where the output is in the way."""
+    if words.json:
+        show.document(plan.to_dict())
+    else:
+        show.print_table(auto_table(plan))
+        print("\n".join(auto_lines(plan)))
+    check_auto(auto_place(running), CANDIDATES, replace(running, resume=words.resume), keep=True)
 
 
 def _dry_run(asked: AdaptRequest, running: AdaptRunning, words: AdaptWords) -> None:
@@ -173,9 +200,12 @@ def _check_words(words: AdaptWords) -> None:
 
 def _check_auto(words: AdaptWords) -> None:
     """Options that auto decides by itself, or cannot go with."""
+    if words.method == AUTO and words.seeds is not None:
+        hint = "run it once a seed: --seed 0 -o auto-0, --seed 1 -o auto-1; --seeds goes with the method that it names"
+        raise UsageError("does not go with --method auto, which chooses once", where="--seeds", hint=hint)
     said = {name for name in given_options(words) if name in OF_ONE}
     if words.method == AUTO and said:
-        flag = f"--{min(said).replace('_', '-')}"
+        flag = f"--{min(said).rstrip('_').replace('_', '-')}"
         hint = "auto tries methods of its own, with the horizon of --budget: name one of them to shape it"
         raise UsageError("does not go with --method auto", where=flag, hint=hint)
 
@@ -210,6 +240,7 @@ def _running(words: AdaptWords) -> AdaptRunning:
         output=words.output, overwrite=words.overwrite, resume=words.resume, keep_state=words.keep_state,
         device=words.device or "auto", threads=words.threads, cache=_cache(words), scores=not words.no_scores,
         split=words.split, note=lambda text: show.notices([text], (), words.quiet),
+        interruptible=partial(saved_first, quiet=words.quiet),
     )  # fmt: skip
 
 
@@ -234,5 +265,6 @@ def _summary(report: Mapping[str, Any], seconds: float) -> str:
     updates, timing = report["learned"]["updates"], report["timing"]
     skipped = f", {report['learned']['skipped']:,} of them skipped" if report["learned"]["skipped"] else ""
     rate = f" ({updates / timing['updates']:.3g}/s)" if updates and timing["updates"] else ""
+    several = f" in {report['processes']} processes" if report["processes"] > 1 else ""
     memory = f"peak memory {show.size(timing['peak_memory'])}"
-    return f"done in {show.duration(seconds)}: {updates:,} updates{skipped}{rate}, {memory}"
+    return f"done in {show.duration(seconds)}{several}: {updates:,} updates{skipped}{rate}, {memory}"

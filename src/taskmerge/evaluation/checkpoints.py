@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from taskmerge.checkpoint.adapted import AdaptedFolder, Manifest, check_finished, is_adapted, read_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
-from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.digest import content_digest, digest_of, digest_of_files
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import Mismatch, UsageError
 from taskmerge.evaluation.selection import EXPERT
@@ -31,7 +31,8 @@ DIFFERENCES = {"vector": "task vectors", "factors": "factored task vectors"}
 class Encoder:
     """One set of encoder weights. `row` is its name in the report, `group` the argument it belongs to.
 
-    `tasks` are the only ones it is scored on (None: all); `digest` the content digest of all its tensors; `recipe` what
+    `tasks` are the only ones it is scored on (None: all); `digest` the content digest of all its tensors, with those
+    of tasks' own parts; `recipe` what
     taskmerge made it by. An adapted one comes from a `folder`, of whose parts `blocks` (by task) are opened with it.
     """
 
@@ -206,8 +207,18 @@ class _Opener:
         files = {task.name: folder.file("blocks", task.name) for task in self.suite.tasks}
         blocks = {task: self._open(file) for task, file in files.items() if file is not None}
         recipe = _recipe(provenance_of(checkpoint) or {})
-        digest = digest_of(checkpoint)
+        digest = self._digest(folder, checkpoint)
         return Encoder(name, name, "adapted", checkpoint, digest, recipe=recipe, folder=folder, blocks=blocks)
+
+    def _digest(self, folder: AdaptedFolder, model: Checkpoint) -> str:
+        """Of everything in a folder that decides outputs: the encoder's own, or, with parts of tasks, that of all."""
+        whole = digest_of(model)
+        files = folder.files()
+        if not files:
+            return whole
+        with ExitStack() as stack:
+            parts = {place: stack.enter_context(open_plain(file)) for place, file in files.items()}
+            return content_digest([whole, digest_of_files(parts)])
 
     def _open(self, path: Path) -> Checkpoint:
         if is_adapter(path):

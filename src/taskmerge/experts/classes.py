@@ -14,6 +14,9 @@ CLASSES: tuple[TensorClass, ...] = ("linear", "stack", "projection", "embedding"
 STACKS = frozenset({"experts", "moe", "block_sparse_moe"})
 """Modules of mixtures of experts that hold the experts' tensors stacked: `experts.gate_up_proj` [E, 2I, H]."""
 
+STAGE = re.compile(r"(.*[^\d.])(\d+)")
+"""A stage among others beside it: the name that they share, and its number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
@@ -85,6 +88,25 @@ def position(name: str, towers: Mapping[str, int]) -> tuple[int, int] | None:
     """(index of the block, number of blocks) of a tensor, or None outside blocks."""
     block = block_of(name)
     return (block.index, towers[block.tower]) if block else None
+
+
+def in_sequence(towers: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Tower -> (blocks before its first one, blocks in all), of towers and their numbers of blocks (`depths`).
+
+    Stages, such as ResNets' `layer1`, `layer2` ..., are one sequence.
+    """
+    stems: dict[str, list[tuple[int, str]]] = {}
+    for tower in towers:
+        stage = STAGE.fullmatch(tower)
+        stems.setdefault(stage[1] if stage else f"{tower}.", []).append((int(stage[2]) if stage else 0, tower))
+    found = {}
+    for stages in stems.values():
+        total = sum(towers[tower] for _, tower in stages)
+        before = 0
+        for _, tower in sorted(stages):
+            found[tower] = before, total
+            before += towers[tower]
+    return found
 
 
 # --- attention projections -------------------------------------------------------------------------------------

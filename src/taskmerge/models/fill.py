@@ -1,7 +1,7 @@
 """Puts a checkpoint into a backbone by name, tensor by tensor, or says everything that does not fit."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -75,6 +75,30 @@ def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = N
             origins[name].read_into(target)
         else:
             target.zero_()
+
+
+def completed(
+    backbone: Backbone, names: Collection[str], base: Checkpoint | None
+) -> tuple[dict[str, Origin], list[str]]:
+    """(what the base lends a checkpoint that has tensors of these names, what of the module nobody has then)."""
+    targets = _tensors(backbone.module)
+    own = backbone.naming.found(targets, names)
+    lent = {} if base is None else _lent(targets, backbone.naming, base, backbone.optional)
+    lent = {name: origin for name, origin in lent.items() if name not in own}
+    return lent, [name for name in targets if name not in own and name not in lent and name not in backbone.optional]
+
+
+def lend(backbone: Backbone, names: Collection[str], base: Checkpoint) -> None:
+    """Puts what the base lends a checkpoint with tensors of these names into the backbone, as `fill` does with it."""
+    lent, _ = completed(backbone, names, base)
+    targets = _tensors(backbone.module)
+    for name, origin in lent.items():
+        origin.read_into(targets[name])
+
+
+def _lent(targets: Collection[str], naming: Naming, base: Checkpoint, optional: frozenset[str]) -> dict[str, Origin]:
+    lent = [name for name in targets if name in optional or LENT.search(name)]
+    return {name: Origin(base, own) for name, own in naming.found(lent, base.specs).items()}
 
 
 def exchange(backbone: Backbone, checkpoint: Checkpoint, before: Checkpoint | None, block: Checkpoint | None) -> None:
@@ -161,8 +185,7 @@ def origins_of(
     unexpected = naming.strangers(names, checkpoint.specs)
     origins = {name: Origin(checkpoint, own) for name, own in names.items()}
     if base is not None and len(names) < len(targets):
-        lent = [name for name in targets if name in optional or LENT.search(name)]
-        origins = {name: Origin(base, own) for name, own in naming.found(lent, base.specs).items()} | origins
+        origins = _lent(targets, naming, base, optional) | origins
     missing = [name for name in targets if name not in origins and name not in optional]
     wrong = {"missing": missing, "unexpected": unexpected, **_ill_formed(targets, origins)}
     if any(wrong.values()) or not names:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
-from taskmerge.errors import UsageError, unknown_name
+from taskmerge.errors import UsageError, listed, unknown_name
 from taskmerge.methods.adaptive import (
     OBJECTIVES,
     Adaptive,
@@ -26,7 +26,7 @@ from taskmerge.methods.adaptive import (
     Whole,
     mask_rate,
 )  # fmt: skip
-from taskmerge.methods.adaptive_registry import RECOMMENDED, find_adaptive
+from taskmerge.methods.adaptive_registry import RECOMMENDED, adaptive_methods, find_adaptive
 from taskmerge.methods.options import Value, bind
 from taskmerge.numerics.rank import Rank
 from taskmerge.specs.merge import plain_value
@@ -153,6 +153,8 @@ class AdaptSpec:
         parts = self._truncated(replace(parts, **given, refit=parts.refit or self.refit_heads))
         self._check_projected(parts)
         self._check_entries(parts)
+        self._check_shaping(parts)
+        self._check_updates(parts)
         return parts
 
     def rates(self, parts: Parts, updates: int) -> dict[str, float]:
@@ -199,6 +201,8 @@ class AdaptSpec:
             **parts.learns,
         }
         rates = {**more.rates, **{name: parts.rates.get(name) for name in parts.learns}}
+        if more.of(Masks) is not None and self.rank is None and isinstance(parts.components, Whole):
+            parts = replace(parts, components=more.components)
         return replace(
             parts, learns=learns, objective=more.objective, on=more.on, filter=more.filter, updates=more.updates,
             batch_size=more.batch_size, rates=rates, refit=parts.refit or more.refit,
@@ -208,6 +212,9 @@ class AdaptSpec:
         """The block that is every task's own: another layer of it, or in place of the head; or another start."""
         block = parts.of(Block)
         own = block if isinstance(block, Block) else None
+        if self.layer == "head" and (own is not None or parts.of(Heads) is None):
+            hint = "--method heads solves for heads" if parts.origin == "init" else "--with tint adds heads to a method"
+            raise UsageError(f"`{self.method}` does not learn heads as its own layer", where="--layer", hint=hint)
         if self.layer is not None and self.layer != "head":
             own = replace(own or Block(), layer=self.layer)
         if own is None:
@@ -218,8 +225,16 @@ class AdaptSpec:
         if block is not None:
             return replace(parts, learns={**parts.learns, "block": own})
         learns: dict[str, Learnable] = {name: one for name, one in parts.learns.items() if not isinstance(one, Heads)}
-        rates = {**parts.rates, "block": BLOCK_RATE, "coefficients": BLOCK_RATE}
+        rates = {**parts.rates, **self._block_rates()}
         return replace(parts, learns={**learns, "block": own}, rates=rates)
+
+    def _block_rates(self) -> dict[str, float | None]:
+        """Rates of a block in place of the head, and of coefficients beside it: the reference code's, or slow ones."""
+        published = {**self.declared.parity} if self.parity else {}
+        return {
+            "block": published.get("block", published.get("heads", BLOCK_RATE)),
+            "coefficients": published.get("coefficients", BLOCK_RATE),
+        }
 
     def _truncated(self, parts: Parts) -> Parts:
         """Of truncated task vectors, where a rank is given to a method that takes them whole."""
@@ -246,8 +261,33 @@ class AdaptSpec:
         where = "--with" if self.rank is None else "--rank"
         raise UsageError("a mask over entries is of whole task vectors, not of components", where=where, hint=hint)
 
+    def _check_shaping(self, parts: Parts) -> None:
+        """What shapes weights needs task vectors to combine, and masks need components."""
+        shaping = [name for name, one in parts.learns.items() if isinstance(one, Coefficients | Masks | Relaxed)]
+        if parts.origin == "init" and shaping:
+            what = f"`{self.method}` leaves the encoder as it is: no {' or '.join(shaping)} can be learnt"
+            hint = f"the other way round it works: --method {self.with_} --with {self.method}"
+            raise UsageError(what, where="--with", hint=hint)
+        if parts.shaped_by(Masks) is not None and not isinstance(parts.components, Truncated):
+            what = f"masks are of singular components, which the trimmed task vectors of `{self.method}` do not have"
+            raise UsageError(what, where="--with", hint="choose --method adamerging, or leave it out")
+
+    def _check_updates(self, parts: Parts) -> None:
+        """Without updates nothing is learnt but heads that are solved for: nobody asks for more by accident."""
+        moved = [name for name, one in parts.learns.items() if not (isinstance(one, Heads) and one.start == "fitted")]
+        if parts.iterations != 0 or self.iterations is not None or not moved:
+            return
+        given = {"--layer": self.layer, "--with": self.with_}
+        where = next((flag for flag, value in given.items() if value is not None), "--heads-start")
+        hint = "give --iterations too" + (f", or --method blocks --layer {self.layer}" if where == "--layer" else "")
+        raise UsageError(f"`{self.method}` makes no updates: {', '.join(moved)} would stay", where=where, hint=hint)
+
     def _published(self, parts: Parts) -> Parts:
         """The reference codes' own choices."""
+        if not self.declared.parity:
+            hint = f"`taskmerge methods` says what is known of a method; {listed(_with_parity(), plain=True)} have some"
+            what = f"no choices of a reference code are known for `{self.method}`"
+            raise UsageError(what, where="--parity", hint=hint)
         published = dict(self.declared.parity)
         learns = dict(parts.learns)
         coefficients = learns.get("coefficients")
@@ -270,6 +310,11 @@ def bind_given(declared: Adaptive, given: Mapping[str, object]) -> dict[str, Val
             raise UsageError("an adaptation takes one value", where=_flag(key), hint="run it once for each")
         read[key] = values[0]
     return bind(declared, read)
+
+
+def _with_parity() -> list[str]:
+    """The methods whose reference codes' choices are known."""
+    return [name for name, declared in adaptive_methods().items() if declared.parity]
 
 
 def _with_heads(parts: Parts, start: HeadsStart) -> Parts:

@@ -11,7 +11,7 @@ from taskmerge.adaptation.build import all_cores
 from taskmerge.adaptation.folder import Folder
 from taskmerge.adaptation.running import Running
 from taskmerge.adaptation.trace import warnings
-from taskmerge.checkpoint.adapted import MODEL, Manifest, Part
+from taskmerge.checkpoint.adapted import MODEL, OF_TASKS, Manifest, Part
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.small_files import write_small
@@ -65,7 +65,7 @@ def receipt_of(done: Done, folder: Folder, running: "AdaptRunning") -> AdaptRece
     """Scores the written model, writes recipe, report and manifest, and gives the folder its name."""
     spec = done.asked.spec
     manifest = Manifest(
-        method=spec.method, needs_task_index=done.asked.parts.per_task,
+        method=spec.method, needs_task_index=not set(OF_TASKS).isdisjoint(done.parts),
         parts=(*done.parts, "recipe", "report"), protocol=protocol(done),
     )  # fmt: skip
     write_small(folder.path / "recipe.yaml", recipe(done, folder.place))
@@ -148,6 +148,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
             for side in run.sides
         ],
         "experts": done.about["experts"],
+        "processes": done.about["processes"],
         "learned": {
             "updates": done.run.records[-1].update, "skipped": run.counts["skipped"], "flips": run.counts["flips"],
             "coefficients": dict(done.run.records[-1].coefficients),

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.adapted import is_adapted, read_adapted
-from taskmerge.checkpoint.learned import read_learned
-from taskmerge.errors import BadFile, UsageError, listed, nearest
+from taskmerge.errors import UsageError, listed, nearest
 from taskmerge.evaluation.workload import named_tasks
+from taskmerge.experts.inputs import named
 from taskmerge.merging.options import Arguments
 from taskmerge.merging.prepare import Prepared, prepare
 from taskmerge.merging.request import Request, requested
@@ -19,6 +19,7 @@ from taskmerge.methods.options import Declares
 from taskmerge.methods.registry import find, methods
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.specs.suite import Suite
+from taskmerge.workflows.adapt_init import NOWHERE, Start, check_learned, start_of
 
 INIT = "iso_cts"
 """What methods that leave the encoder as it is start from where nobody says: of the training-free methods the one on
@@ -109,11 +110,17 @@ def _flag(name: str) -> str:
 @dataclass(frozen=True)
 class Encoder:
     """The merge that an adaptation is about: the request that writes the final model (without what is to be learnt),
-    and the experts' headers, opened. `start` are coefficients and masks to start from."""
+    and the experts' headers, opened. `start` is what an earlier run gives this one; `given` says that the model is a
+    checkpoint, and no merge of these experts."""
 
     request: Request
     experts: Prepared
-    start: Learned | None = None
+    start: Start = NOWHERE
+    given: bool = False
+
+    def names(self) -> list[str] | None:
+        """The names of the model's tensors; None where it is a checkpoint."""
+        return None if self.given else [output.name for output in self.experts.plan.outputs()]
 
     def final(self, learned: Learned | None, output: Path) -> Request:
         """The request that writes the model, with what was learnt."""
@@ -129,11 +136,14 @@ def encoder_of(asked: AdaptRequest, output: Path) -> Encoder:
         return _fixed(asked, common)
     request = requested(asked.inputs, {**common, **_composed(asked, _tasks(asked, common))}, suite=asked.suite)
     request, prepared = _without_heads(request)
-    return Encoder(request, prepared, _start(asked.spec))
+    start = NOWHERE if asked.spec.init is None else start_of(Path(asked.spec.init), asked.parts, asked.spec)
+    check_learned(start, prepared.plan, request.spec, asked.parts)
+    return Encoder(request, prepared, start)
 
 
 def heard(asked: AdaptRequest, encoder: Encoder) -> AdaptRequest:
-    """The request with those of the suite's tasks whose experts are merged: of given inputs it may be a few.
+    """The request with those of the suite's tasks whose experts are merged: of given inputs it may be a few, and these
+    take the place of the suite's experts in everything, heads included.
 
     Raises UsageError where a task that was named, or every one, has no expert among them.
     """
@@ -143,6 +153,8 @@ def heard(asked: AdaptRequest, encoder: Encoder) -> AdaptRequest:
     if not tasks or (asked.spec.tasks and lacking):
         what = f"no input is the expert of {listed(lacking)}: these are {listed(merged)}"
         raise UsageError(what, where=asked.suite.where, hint=f"name it on the command line, such as {lacking[0]}=FILE")
+    given = dict(named(asked.inputs))
+    tasks = tuple(replace(task, expert=given.get(task.name, task.expert)) for task in tasks)
     return replace(asked, suite=replace(asked.suite, tasks=tasks))
 
 
@@ -179,12 +191,13 @@ def _fixed(asked: AdaptRequest, common: Mapping[str, Any]) -> Encoder:
     if not path.exists():
         known = ", ".join(name for name, method in methods().items() if method.gives == "merged")
         raise UsageError(f"`{init}` is no file, folder or method", where="--init", hint=f"methods: {known}")
+    start = start_of(path, asked.parts, asked.spec)
     model = read_adapted(path).model if is_adapted(path) else path
     experts = {name: value for name, value in common.items() if name != "allow_merged"}
     _, prepared = _without_heads(requested(asked.inputs, {**experts, "method": "average"}, suite=asked.suite))
     given = {name: common[name] for name in ("output", "overwrite", "dtype") if name in common}
     request = requested({"init": model}, {**given, "method": "average", "allow_merged": True})
-    return Encoder(request, prepared)
+    return Encoder(request, prepared, start, given=True)
 
 
 def _without_heads(request: Request) -> tuple[Request, Prepared]:
@@ -196,14 +209,3 @@ def _without_heads(request: Request) -> tuple[Request, Prepared]:
     spec = replace(request.spec, heads="refuse", exclude=(*request.spec.exclude, *prepared.plan.heads))
     request = replace(request, spec=spec)
     return request, prepare(request.inputs, request.spec, request.opening, request.running)
-
-
-def _start(spec: AdaptSpec) -> Learned | None:
-    """Coefficients to start from: a folder of `adapt`, or its `coefficients.safetensors`."""
-    if spec.init is None:
-        return None
-    path = Path(spec.init)
-    folder = path if path.is_dir() else path.parent
-    if not path.exists():
-        raise BadFile("there is no such file", where=str(path), hint="--init names a file of coefficients, or a folder")
-    return read_learned(folder)

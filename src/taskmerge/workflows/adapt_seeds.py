@@ -1,6 +1,7 @@
 """One adaptation under several seeds: a folder each, and how far their scores lie apart."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 from taskmerge.adaptation.folder import check_free, resumable
 from taskmerge.checkpoint.adapted import PLACES, is_adapted
+from taskmerge.checkpoint.header import open_regular
 from taskmerge.errors import BadFile, BadOutput, UsageError
+from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import AdaptRequest
 from taskmerge.workflows.adapted import AdaptRunning, adapt_asked, place_of
@@ -122,13 +125,19 @@ def _run(asked: AdaptRequest, running: AdaptRunning, run: Run) -> SeedRun:
 def _kept(asked: AdaptRequest, running: AdaptRunning) -> SeedRun:
     """A seed that an earlier command finished, if it was asked for the same."""
     folder = _output(running)
+    return SeedRun(asked.spec.seed, str(folder), finished_report(folder, asked.spec), fresh=False)
+
+
+def finished_report(folder: Path, spec: AdaptSpec) -> dict[str, Any]:
+    """The report of a finished folder, if it was asked for the same. Raises UsageError if not, BadFile without one."""
     file = folder / PLACES["report"]
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        same = report["recipe"] == json.loads(json.dumps(asked.spec.recipe()))
+        with os.fdopen(open_regular(file), encoding="utf-8") as opened:
+            report: dict[str, Any] = json.load(opened)
+        same = report["recipe"] == json.loads(json.dumps(spec.recipe()))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(f"cannot be read: {error}", where=str(file), hint="--overwrite runs all seeds again") from None
+        raise BadFile(f"cannot be read: {error}", where=str(file), hint="--overwrite runs all again") from None
     if not same:
-        hint = "resume with the options that the first seeds had, or run all again with --overwrite"
+        hint = "resume with the options that the first runs had, or run all again with --overwrite"
         raise UsageError("is the result of another recipe", where=str(folder), hint=hint)
-    return SeedRun(asked.spec.seed, str(folder), report, fresh=False)
+    return report

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,13 +28,13 @@ from taskmerge.adaptation.opening import (
 )  # fmt: skip
 from taskmerge.adaptation.refit import refit
 from taskmerge.adaptation.rows import Plan, composed
-from taskmerge.adaptation.running import Following, Heard, Running
+from taskmerge.adaptation.running import Following, Heard, Interruptible, Running, at_once
 from taskmerge.adaptation.sides import BLOCK, block_names, training_places
 from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.errors import Mismatch, UsageError, listed
+from taskmerge.errors import Mismatch, listed
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.options import Arguments
@@ -42,6 +42,7 @@ from taskmerge.methods.adaptive import Adapter, Block, Heads, Relaxed
 from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.methods.composed import Learned
 from taskmerge.models.backbones import build
+from taskmerge.models.fill import completed
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.solved_heads import Solved
 from taskmerge.processes import ALONE, Group, group
@@ -49,6 +50,7 @@ from taskmerge.specs.adapt import short_of_flips
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Space, unheard
+from taskmerge.workflows.adapt_init import begun, own_blocks
 from taskmerge.workflows.adapt_labels import labels_as_teachers, watcher
 from taskmerge.workflows.adapt_report import AdaptReceipt, Done, receipt_of
 from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of, heard
@@ -70,7 +72,8 @@ class AdaptRunning:
 
     `cache` is a folder that keeps decoded items and experts' outputs between runs. `scores` has the written model
     evaluated on the suite's labelled split at the end. `planned` hears of the plan before anything is read, `doing` of
-    what goes on, `heard` of every update. `group` are processes that share the work already.
+    what goes on, `heard` of every update; `interruptible` says how updates are stopped. `group` are processes that
+    share the work already.
     """
 
     output: Path | None = None
@@ -84,6 +87,7 @@ class AdaptRunning:
     split: str = "test"
     planned: Planned = _unheard
     heard: Heard | None = None
+    interruptible: Interruptible = at_once
     doing: Callable[[str], None] = unheard
     note: Note = unheard
     group: Group = ALONE
@@ -166,7 +170,8 @@ def begin(asked: AdaptRequest, running: AdaptRunning, folder: Folder, stack: Exi
     crew = stack.enter_context(workers(device, running.threads, running.group))
     learning = Learning(heard(asked, encoder), running, encoder, folder, crew, device)
     running.planned(learning.asked, device.type)
-    for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes):
+    started = encoder.start.words()
+    for text in (*encoder.experts.inputs.notes, *encoder.experts.plan.notes, *([started] if started else [])):
         learning.note(text)
     return learning
 
@@ -219,8 +224,10 @@ class Learning:
         """Everything that comes before the first update; `cut` may leave fewer items than there are."""
         spec, parts, doing = self.asked.spec, self.asked.parts, self.running.doing
         place = self._place()
+        self._check_whole(place, stack)
         doing("reading items")
         opened = cut(open_tasks(self.asked.suite, parts, spec, place, stack, self.running.cache))
+        opened = begun(opened, self.encoder.start, place)
         experts = self._experts(place)
         doing("reading experts")
         pieces = self._composed(experts) if parts.origin != "init" else ()
@@ -234,12 +241,24 @@ class Learning:
         doing("learning")
         adaptation = built(
             opened, teachers, pieces, parts, spec, place, self.crew,
-            experts=len(self.encoder.experts.inputs.experts), init=init, start=_start_values(self.encoder, pieces),
-            blocks=self._blocks(experts, place),
+            experts=len(self.encoder.experts.inputs.experts), init=init, start=self.encoder.start.learned,
+            blocks=self._blocks(experts, place), names=self.encoder.names(),
         )  # fmt: skip
         if block := [name.removeprefix(BLOCK) for name in adaptation.sides[0].own if name.startswith(BLOCK)]:
             self.note(f"--layer: {len(block)} tensors become every task's own, {listed(block, 2)}")
         return Begun(adaptation, opened, experts, place)
+
+    def _check_whole(self, place: Place, stack: ExitStack) -> None:
+        """Raises Mismatch where the model would lack tensors without which `eval` cannot use it."""
+        names, suite = self.encoder.names(), self.asked.suite
+        base = None if suite.base is None else stack.enter_context(open_plain(resolve(suite.base)))
+        _, lacking = ([], []) if names is None else completed(place.backbone, names, base)
+        if lacking:
+            said = [flag for flag in ("include", "exclude") if self.asked.merging.get(flag)]
+            flags = " and ".join(f"--{flag}" for flag in said)
+            hint = f"leave {flags} out: the encoder needs all of its tensors" if said else "are the experts whole?"
+            what = f"the model would lack {len(lacking)} of the encoder's tensors: {listed(lacking, 3)}"
+            raise Mismatch(what, where=flags or suite.where, hint=hint)
 
     def _place(self) -> Place:
         backbone = build(self.asked.suite.backbone, resolve=resolve)
@@ -282,12 +301,16 @@ class Learning:
         return teachers
 
     def _blocks(self, experts: Experts, place: Place) -> dict[str, dict[str, Tensor]]:
-        """The experts' own blocks, where own blocks start from those."""
+        """What own blocks start from where that is not the merged weights: an earlier run's, or the experts' own."""
         block = self.asked.parts.of(Block)
-        if not isinstance(block, Block) or block.start == "merged":
+        if not isinstance(block, Block):
             return {}
-        names = block_names(place.module, block.layer)
-        return {task.name: expert_tensors(experts, task.name, names) for task in self.asked.suite.tasks}
+        names, tasks = block_names(place.module, block.layer), [task.name for task in self.asked.suite.tasks]
+        found = own_blocks(self.encoder.start, tasks, experts.spots, names)
+        if block.start == "expert":
+            rest = [task for task in tasks if task not in found]
+            found |= {task: expert_tensors(experts, task, names) for task in rest}
+        return {task: {name: value.to(place.device) for name, value in own.items()} for task, own in found.items()}
 
     def _about(self, experts: Experts, opened: Opened) -> dict[str, object]:
         """What the run belongs to: resumed only with the same."""
@@ -305,7 +328,8 @@ class Learning:
         if spec.stop is not None:
             held = {task.task.name: training_places(task, spec)[1] for task in opened.tasks}
             following = Following(spec.every or usual_every(adaptation.total), held)
-        run = Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard)
+        run = Running(adaptation, self.folder.path, self.about, following, heard=self.running.heard,
+                      interruptible=self.running.interruptible)  # fmt: skip
         if spec.watch is not None:
             run.watch = watcher(adaptation, self.running.split, place, self.running.cache)
             run.watch_every = spec.watch
@@ -319,12 +343,16 @@ class Learning:
 
     def _write(self, adaptation: Adaptation, experts: Experts, learned: Learned | None) -> None:
         """Writes what was learnt and, from that, the model."""
-        parts = self.asked.parts
         names = {module: own for own, module in experts.spots.items()}
-        heads = parts.of(Heads) is not None or parts.refit
-        self.parts = write_parts(self.folder.path, adaptation.sides, learned, names, heads=heads)
+        self.parts = write_parts(self.folder.path, adaptation.sides, learned, names, heads=self._has_heads())
         if learned is not None:
             self._write_model(learned)
+
+    def _has_heads(self) -> bool:
+        """Whether the folder needs heads: learnt ones, and such as `eval` would not find in the suite's own files."""
+        parts, suite = self.asked.parts, self.asked.suite
+        given = bool(self.asked.inputs) and any(task.head == "expert" for task in suite.tasks)
+        return parts.of(Heads) is not None or parts.refit or "heads" in self.encoder.start.taken or given
 
     def _write_model(self, learned: Learned | None) -> None:
         merge_requested(self.encoder.final(learned, self.folder.path / MODEL))
@@ -341,18 +369,3 @@ def _backbone_key(suite: Suite) -> str:
     path = model if isinstance(model, Path) else None
     files = [] if path is None else sorted(path.glob("*.json")) if path.is_dir() else [path]
     return repr(suite.backbone) + "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-
-
-def _start_values(encoder: Encoder, pieces: Sequence[Composed]) -> Tensor | None:
-    """Coefficients [L, T] to start from, if a file of them was named. Raises Mismatch for those of other tasks."""
-    start = encoder.start
-    if start is None or not pieces:
-        return None
-    tasks = tuple(source.task for source in encoder.experts.inputs.experts)
-    if start.tasks != tasks:
-        what = f"coefficients of {listed(start.tasks, plain=True)} are no start for {listed(tasks, plain=True)}"
-        raise Mismatch(what, where="--init", hint="name those of the same tasks")
-    if start.masks:
-        what = "the masks there are no start: coefficients alone are taken from a file"
-        raise UsageError(what, where="--init", hint="name coefficients that were learnt without masks")
-    return torch.stack([start.of(one.name).coefficients for one in pieces])

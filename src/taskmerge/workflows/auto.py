@@ -1,26 +1,27 @@
 """`adapt --method auto`: tries named candidates within a budget and keeps the one that agrees best with the experts."""
 
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from taskmerge.adaptation.folder import open_folder
+from taskmerge.adaptation.folder import check_free, resumable
+from taskmerge.checkpoint.adapted import is_adapted
 from taskmerge.checkpoint.publish import publish_folder
 from taskmerge.checkpoint.small_files import write_small
-from taskmerge.checkpoint.staging import staging_folder
-from taskmerge.errors import Mismatch, UsageError
+from taskmerge.errors import BadFile, BadOutput, Mismatch, UsageError
 from taskmerge.evaluation.run import evaluate
 from taskmerge.merging.options import Arguments
 from taskmerge.numerics.device import named_device
 from taskmerge.processes import group
 from taskmerge.specs.suite import Suite
 from taskmerge.workflows.adapt_report import AdaptReceipt
-from taskmerge.workflows.adapt_request import adapt_requested
+from taskmerge.workflows.adapt_request import AdaptRequest, adapt_requested
+from taskmerge.workflows.adapt_seeds import finished_report
 from taskmerge.workflows.adapted import AdaptRunning, adapt_asked
 
 BUDGET = 200
@@ -56,42 +57,131 @@ def adapt_auto(
     """Runs every candidate with a part of the unlabelled items held out, and keeps the best by agreement on those.
 
     `budget` are iterations, shared evenly by the candidates whose encoder learns; the others take their usual ones.
-    Labels, where there are any, only say afterwards how good the choice was. Raises a TaskmergeError; candidates that
-    cannot be run are left out with a note.
+    Labels, where there are any, only say afterwards how good the choice was. With `resume` candidates that are finished
+    stay as they are, the unfinished one is continued, the others start. Raises a TaskmergeError; candidates that cannot
+    be run are left out with a note.
     """
+    asked = candidate_requests(suite, inputs, budget, seed, candidates, options)
+    place = auto_place(running)
+    device = named_device(running.device, accelerate=True)
+    with group(device, within=running.group) as together:
+        running = running.within(together)
+        together.by_first(lambda: check_auto(place, asked, running))
+        try:
+            receipts = _receipts(asked, place, running)
+            if not receipts:
+                raise UsageError("none of the candidates can be run here", where="--method", hint="name one to see why")
+            best = max(receipts, key=lambda name: (_agreement(receipts[name]), -list(receipts).index(name)))
+
+            def kept() -> AdaptReceipt:
+                tried = _tried(receipts, suite, running, place, options)
+                return _kept(receipts[best], best, tried, place)
+
+            receipt = together.by_first(kept)
+        except BaseException:
+            if together.is_first and not auto_started(place, asked):
+                _remove(place, asked)
+            raise
+        together.by_first(lambda: _remove(place, asked))
+        return receipt
+
+
+def candidate_requests(
+    suite: Suite, inputs: Arguments, budget: int = BUDGET, seed: int = 0,
+    candidates: Mapping[str, Options] = CANDIDATES, options: Options = MappingProxyType({}),
+) -> dict[str, AdaptRequest]:  # fmt: skip
+    """What is asked of every candidate. Raises UsageError for a budget or options that are none."""
     if budget < 1:
         raise UsageError(f"a budget of {budget}", where="--budget", hint="give iterations, such as 200")
-    place = running.output or Path("adapted-auto")
     learning = [name for name, own in candidates.items() if own["method"] not in ("heads", "blocks")]
-    share = max(1, budget // max(1, len(learning)))
-    device = named_device(running.device, accelerate=True)
-    with group(device, within=running.group) as together, ExitStack() as stack:
-        running = running.within(together)
-        work = together.by_first(lambda: _work_folder(place, running, stack))
-        receipts: dict[str, AdaptReceipt] = {}
-        for name, own in candidates.items():
-            running.doing(f"trying {name}")
-            more = {"iterations": share} if name in learning else {}
-            try:
-                asked = adapt_requested(suite, inputs, {**options, **own, **more, "stop": "agreement", "seed": seed})
-                receipts[name] = adapt_asked(asked, replace(running, output=work / name, scores=False, resume=False))
-            except Mismatch as error:  # such as a method on matrices where there are none
-                running.note(f"{name} is left out: {error.what}")
-        if not receipts:
-            raise UsageError("none of the candidates can be run here", where="--method", hint="name one to see why")
-        best = max(receipts, key=lambda name: (_agreement(receipts[name]), -list(receipts).index(name)))
-
-        def kept() -> AdaptReceipt:
-            tried = _tried(receipts, suite, running, work, options)
-            return _kept(receipts[best], best, tried, work / best, place, running)
-
-        return together.by_first(kept)
+    share = {"iterations": max(1, budget // max(1, len(learning)))}
+    same = {"stop": "agreement", "seed": seed}
+    return {
+        name: adapt_requested(suite, inputs, {**options, **own, **(share if name in learning else {}), **same})
+        for name, own in candidates.items()
+    }
 
 
-def _work_folder(place: Path, running: AdaptRunning, stack: ExitStack) -> Path:
-    """Where the candidates are tried, once it is clear that the result may take its place."""
-    shutil.rmtree(open_folder(place, overwrite=running.overwrite, resume=False).path)
-    return stack.enter_context(staging_folder(place))
+# --- where candidates are tried --------------------------------------------------------------------------------
+
+
+def auto_place(running: AdaptRunning) -> Path:
+    """The folder that the best candidate ends up in."""
+    return running.output or Path("adapted-auto")
+
+
+def candidate_folder(place: Path, name: str) -> Path:
+    """Where a candidate is tried: beside the place, so that paths in its recipe hold there too."""
+    real = Path(os.path.realpath(place))
+    return real.with_name(f".{real.name}.{name}")
+
+
+def auto_started(place: Path, names: Iterable[str]) -> bool:
+    """Whether some candidate is finished, or can be continued."""
+    folders = [candidate_folder(place, name) for name in names]
+    return any(is_adapted(folder) or resumable(folder) for folder in folders)
+
+
+def check_auto(place: Path, names: Collection[str], running: AdaptRunning, *, keep: bool = False) -> None:
+    """Raises BadOutput for what is in the way of the result, BadFile where there is nothing to resume.
+
+    What an earlier command left that cannot, or is not to be, continued goes, unless it is to be kept.
+    """
+    check_free(place, overwrite=running.overwrite, resume=False)
+    there = auto_started(place, names)
+    if running.resume and not there:
+        hint = "leave --resume out, or name the folder of that run with -o"
+        raise BadFile("there is no unfinished run to resume", where=str(place), hint=hint)
+    if there and not running.resume and not running.overwrite:
+        hint = "--resume continues it, --overwrite starts again"
+        raise BadOutput("was to be the result of an unfinished run", where=str(place), hint=hint)
+    if not running.resume and not keep:
+        _remove(place, names)
+
+
+def _remove(place: Path, names: Iterable[str]) -> None:
+    for name in names:
+        shutil.rmtree(candidate_folder(place, name), ignore_errors=True)
+
+
+def _receipts(asked: Mapping[str, AdaptRequest], place: Path, running: AdaptRunning) -> dict[str, AdaptReceipt]:
+    """Every candidate that can be run, carried out, or as an earlier command has finished it."""
+    receipts: dict[str, AdaptReceipt] = {}
+    for name, request in asked.items():
+        folder = candidate_folder(place, name)
+        earlier = running.group.by_first(lambda folder=folder, request=request: _earlier(folder, request))  # type: ignore[misc]
+        if earlier is not None:
+            running.note(f"{name} is finished already")
+            receipts[name] = earlier
+            continue
+        running.doing(f"trying {name}")
+        resume = running.group.by_first(lambda folder=folder: resumable(folder))  # type: ignore[misc]
+        own = replace(running, output=folder, scores=False, resume=resume, overwrite=True)
+        try:
+            receipts[name] = adapt_asked(request, own)
+        except Mismatch as error:  # such as a method on matrices where there are none
+            running.note(f"{name} is left out: {error.what}")
+    _check_experts(receipts, place)
+    return receipts
+
+
+def _earlier(folder: Path, asked: AdaptRequest) -> AdaptReceipt | None:
+    """A candidate that an earlier command finished; None if none did."""
+    if not is_adapted(folder):
+        return None
+    report = finished_report(folder, asked.spec)
+    notes, warnings = tuple(report["notes"]), tuple(report["warnings"])
+    return AdaptReceipt(str(folder), report, None, notes, warnings, report["timing"]["seconds"])
+
+
+def _check_experts(receipts: Mapping[str, AdaptReceipt], place: Path) -> None:
+    """Raises UsageError where candidates were tried on other experts than those that are there now."""
+    if len({json.dumps(receipt.report["experts"], sort_keys=True) for receipt in receipts.values()}) > 1:
+        hint = "start again with --overwrite"
+        raise UsageError("the experts have changed since the first candidate was tried", where=str(place), hint=hint)
+
+
+# --- the choice ------------------------------------------------------------------------------------------------
 
 
 def _agreement(receipt: AdaptReceipt) -> float:
@@ -99,7 +189,7 @@ def _agreement(receipt: AdaptReceipt) -> float:
 
 
 def _tried(
-    receipts: Mapping[str, AdaptReceipt], suite: Suite, running: AdaptRunning, work: Path, options: Options
+    receipts: Mapping[str, AdaptReceipt], suite: Suite, running: AdaptRunning, place: Path, options: Options
 ) -> list[Tried]:
     """Every candidate's agreement, and what labels say of it where there are any: afterwards, and of all alike."""
     tasks = options.get("tasks") or [task.name for task in suite.tasks]
@@ -111,17 +201,16 @@ def _tried(
     if running.scores and labelled:
         running.doing("evaluating candidates")
         report = evaluate(
-            {name: work / name for name in receipts}, suite=suite, split=running.split, tasks=tasks,
+            {name: candidate_folder(place, name) for name in receipts}, suite=suite, split=running.split, tasks=tasks,
             device=running.device, cache=running.cache,
         )  # fmt: skip
         scores = {average.encoder: average.average for average in report.averages if average.corruption is None}
     return [Tried(name, _agreement(receipt), receipt.seconds, scores.get(name)) for name, receipt in receipts.items()]
 
 
-def _kept(
-    receipt: AdaptReceipt, name: str, tried: Sequence[Tried], folder: Path, place: Path, running: AdaptRunning
-) -> AdaptReceipt:
+def _kept(receipt: AdaptReceipt, name: str, tried: Sequence[Tried], place: Path) -> AdaptReceipt:
     """The chosen candidate's folder under the name that was asked for, its report with what was tried."""
+    folder = candidate_folder(place, name)
     chosen = {
         "candidate": name,
         "tried": [{"name": one.name, "agreement": one.agreement, "score": one.score} for one in tried],
@@ -130,7 +219,7 @@ def _kept(
     timing = {**receipt.report["timing"], "candidates": {one.name: one.seconds for one in tried}}
     report = {**receipt.report, "chosen": chosen, "timing": timing}
     write_small(folder / "report.json", json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    publish_folder(folder, place)
+    publish_folder(folder, Path(os.path.realpath(place)))
     notes = (*receipt.notes, f"agreement with the experts chooses {name}; no label was read")
     return replace(receipt, path=str(place), report=report, notes=notes)
 
