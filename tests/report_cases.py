@@ -18,10 +18,14 @@ DENSE = {"seg": "miou", "depth": "abs_error", "normal": "angle"}
 CLASSES = 6
 
 
+def classes_of(metric: str) -> int:
+    return 2 if metric == "f1" else CLASSES
+
+
 def labels_for(metric: str, n: int, generator: torch.Generator) -> torch.Tensor:
     match METRICS[metric].kind:
         case "classification":
-            return torch.randint(0, CLASSES, (n,), generator=generator)
+            return torch.randint(0, classes_of(metric), (n,), generator=generator)
         case "regression":
             return torch.randn(n, generator=generator)
         case "segmentation":
@@ -36,8 +40,8 @@ def outputs_for(metric: str, labels: torch.Tensor, skill: float, generator: torc
     """Outputs that know `skill` of the labels."""
     match METRICS[metric].kind:
         case "classification":
-            known = torch.nn.functional.one_hot(labels, CLASSES)
-            return torch.randn(len(labels), CLASSES, generator=generator) + skill * known
+            known = torch.nn.functional.one_hot(labels, classes_of(metric))
+            return torch.randn(*known.shape, generator=generator) + skill * known
         case "segmentation":
             known = torch.nn.functional.one_hot(labels.clamp_min(0), CLASSES).movedim(-1, 1)
             return torch.randn(len(labels), CLASSES, 4, 4, generator=generator) + skill * known

@@ -25,10 +25,10 @@ from taskmerge.data import decoding, loading
 from taskmerge.data.cache import default_cache
 from taskmerge.data.datasets import load_labelled
 from taskmerge.data.items import Labelled
-from taskmerge.data.labels import match_classes
 from taskmerge.data.loading import LoadOptions
 from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import BadFile, Mismatch, UsageError
+from taskmerge.specs.class_names import match_classes
 from taskmerge.specs.suite import Split
 
 

@@ -152,16 +152,39 @@ def test_only_folders_that_are_shown_are_classes(tmp_path: Path) -> None:
     assert labelled.labels.tolist() == [0, 0, 1, 1]
 
 
-def test_some_folders_of_a_task_are_matched_by_name_too(tmp_path: Path) -> None:
-    labelled = load(class_folders(tmp_path / "d", ["c", "a"]), classes=["a", "b", "c"])
-    assert labelled.labels.tolist() == [0, 0, 2, 2]
-
-
-def test_strange_folder_names_are_taken_in_order_and_that_is_said(tmp_path: Path) -> None:
+def test_some_folders_of_a_task_are_enough_where_the_suite_says_so(tmp_path: Path) -> None:
+    split = class_folders(tmp_path / "d", ["c", "a"])
+    with pytest.raises(BadFile, match="1 only in the task: `b`"):
+        load(split, classes=["a", "b", "c"])
     told: list[str] = []
-    labelled = load(class_folders(tmp_path / "d", ["n01", "n02"]), classes=["x", "y"], note=told.append)
-    assert labelled.labels.tolist() == [0, 0, 1, 1]
-    assert "`n01` is `x`" in told[0]
+    labelled = load(replace(split, classes_by="name"), classes=["a", "b", "c"], note=told.append)
+    assert labelled.labels.tolist() == [0, 0, 2, 2]
+    assert "1 of 3 classes have no item: `b`" in told[-1]
+
+
+def test_strange_folder_names_are_refused_unless_their_order_is_said_to_count(tmp_path: Path) -> None:
+    split = class_folders(tmp_path / "d", ["n0144", "n0145"])
+    with pytest.raises(BadFile, match="2 only there: `n0144`, `n0145`; 2 only in the task: `x`, `y`") as caught:
+        load(split, classes=["x", "y"])
+    assert "classes_by: number" in str(caught.value.hint)
+    assert load(replace(split, classes_by="number"), classes=["x", "y"]).labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("form", ["{}", "{:03d}", "class_{}", "Class {:02d}"])
+def test_numbers_count_as_numbers_not_as_texts(tmp_path: Path, first: int, form: str) -> None:
+    names = [form.format(number + first) for number in range(12)]
+    split = class_folders(tmp_path / "d", names, each=1)
+    found = load(split, classes=[f"flower {chr(97 + number)}" for number in range(12)])
+    order = sorted(range(12), key=lambda number: names[number])
+    assert found.labels.tolist() == order
+    with pytest.raises(BadFile, match="12 classes are not the task's 13"):
+        load(split, classes=[f"flower {number}x" for number in range(13)])
+
+
+def test_names_behind_numbers_are_names(tmp_path: Path) -> None:
+    split = class_folders(tmp_path / "d", ["001.Red_Bird", "002.Blue-Bird"], each=1)
+    assert load(split, classes=["blue bird", "red bird"]).labels.tolist() == [1, 0]
 
 
 def test_folders_named_by_number_are_those_classes(tmp_path: Path) -> None:
@@ -178,7 +201,7 @@ def test_classes_that_differ_only_by_case_stay_apart(tmp_path: Path) -> None:
 
 
 def test_a_wrong_number_of_folders_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="2 classes, the task `birds` has 3"):
+    with pytest.raises(BadFile, match="its 2 classes are not the task's 3"):
         load(class_folders(tmp_path / "d", ["n01", "n02"]))
 
 

@@ -259,7 +259,17 @@ def unsigned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def split_of(case: str, root: Path, **more: str) -> Split:
-    return Split("torchvision", root, (), "label", case.split()[0], CASES[case][1], place="suite.yaml:4:1", **more)
+    return Split(
+        "torchvision",
+        root,
+        (),
+        "label",
+        case.split()[0],
+        CASES[case][1],
+        place="suite.yaml:4:1",
+        classes_by="number",
+        **more,
+    )
 
 
 def by_value(items: Any) -> list[tuple[int, int]]:

@@ -50,6 +50,8 @@ def by_library(metric: str, outputs: torch.Tensor, labels: torch.Tensor) -> floa
                 return float(learn.balanced_accuracy_score(true, said))
         case "matthews":
             return float(learn.matthews_corrcoef(true, said))
+        case "f1":
+            return float(learn.f1_score(true, said))
         case "ece":
             return ece_by_hand(outputs, labels)
         case "pearson":
@@ -99,7 +101,7 @@ def test_a_resample_scores_what_its_items_written_out_score(metric: str) -> None
     weights = drawn[:, order]
     if len(counts) < 30:  # items that count alike are one group, in the order of their values
         pair = rows[:, :2].copy()
-        if metric != "matthews":
+        if metric not in ("matthews", "f1"):
             pair = np.stack([rows[:, 0] * (metric != "accuracy"), rows[:, 0] == rows[:, 1]], axis=1)
         _, which = np.unique(pair, axis=0, return_inverse=True)
         weights = np.stack([np.bincount(which.ravel(), one, len(counts)) for one in drawn]).astype(np.int64)

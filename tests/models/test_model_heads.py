@@ -198,6 +198,37 @@ def test_an_expert_vits_classifier_gives_transformers_own_logits(tmp_path: Path)
         torch.testing.assert_close(head(backbone.module(backbone.prepare(given))), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])  # with a linear layer, with a hidden one
+@pytest.mark.parametrize("names", [["BLUE", "Red", "green"], ["2", "0", "1"], ["LABEL_0", "LABEL_1", "LABEL_2"]])
+def test_an_experts_classes_are_matched_by_name(tmp_path: Path, family: str, names: list[str]) -> None:
+    config = config_of(family)
+    config.id2label, config.label2id = dict(enumerate(names)), {name: number for number, name in enumerate(names)}
+    model = randomised(transformers.AutoModelForSequenceClassification.from_config(config))
+    model.save_pretrained(tmp_path / "expert")
+    backbone = text_backbone(tmp_path / "suite", family)
+    expert = open_checkpoint(tmp_path / "expert")
+    about = replace(task("expert"), classes=("red", "green", "blue"))
+    head = load_head(about, backbone, resolve=local, expert=expert)
+    fill(backbone, expert)
+    inputs = backbone.prepare(TEXTS)
+    with torch.inference_mode():
+        expected = model(**{name: one.long() for name, one in inputs.items()}).logits
+        found = head(backbone.module(inputs))
+    order = {"BLUE": [1, 2, 0], "2": [1, 2, 0], "LABEL_0": [0, 1, 2]}[names[0]]
+    torch.testing.assert_close(found, expected[:, order], atol=1e-5, rtol=1e-5)
+
+
+def test_an_experts_other_classes_are_refused(tmp_path: Path) -> None:
+    config = config_of("bert")
+    config.id2label = {0: "red", 1: "green", 2: "yellow"}
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "expert")
+    about = replace(task("expert"), classes=("red", "green", "blue"))
+    expert, backbone = open_checkpoint(tmp_path / "expert"), text_backbone(tmp_path / "suite", "bert")
+    with pytest.raises(BadFile, match="1 only there: `yellow`; 1 only in the task: `blue`") as caught:
+        load_head(about, backbone, resolve=local, expert=expert)
+    assert caught.value.where == str(tmp_path / "expert" / "config.json")
+
+
 def test_an_experts_classifier_says_what_it_lacks(tmp_path: Path) -> None:
     config = config_of("roberta")
     config.num_labels = 3

@@ -15,7 +15,7 @@ WANTED = ("*.safetensors", "*.json", "*.txt", "*.txt.gz", "*.model")
 """What is fetched of a whole repository: weights, configurations and tokenizers, never pickles or code."""
 
 WANTED_DATA = (
-    "*.parquet", "*.arrow", "*.json", "*.jsonl", "*.jsonl.gz", "*.npz",
+    "*.parquet", "*.arrow", "*.json", "*.jsonl", "*.jsonl.gz", "*.csv", "*.csv.gz", "*.tsv", "*.tsv.gz", "*.npz",
     "*.jpg", "*.jpeg", "*.png", "*.ppm", "*.bmp", "*.pgm", "*.tif", "*.tiff", "*.webp",
 )  # fmt: skip
 """What is fetched of a whole repository of data: files that a split can be read from."""

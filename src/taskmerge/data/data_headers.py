@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from taskmerge.data.sources.delimited import open_delimited
 from taskmerge.errors import BadFile
 from taskmerge.specs.suite import Split
 
@@ -25,6 +26,8 @@ def size_of(split: Split, key: str) -> tuple[int | None, str]:
         return _npz(path, names)
     if split.form == "jsonl":
         return _jsonl(path, names)
+    if split.form == "delimited":
+        return open_delimited(path, split).length, "rows"
     if split.form == "parquet":
         return _parquet(path, names)
     return _images(path) if split.form == "images" else _saved(path, split.name or key, names)

@@ -11,6 +11,7 @@ from torch import Tensor
 from taskmerge.data.sources.contract import Broken, ItemSource
 from taskmerge.data.sources.decode import decode_stored
 from taskmerge.errors import BadFile, listed
+from taskmerge.specs.class_names import match_classes, match_numbers, table_of_classes
 from taskmerge.specs.suite import Task, TaskKind
 from taskmerge.types import Note
 
@@ -43,23 +44,6 @@ def read_labels(source: ItemSource, indices: Sequence[int], task: Task, note: No
     return read[task.kind]()
 
 
-def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> dict[int, int] | None:
-    """The task's class number of each of the source's, by name; None if some name is no class of the task.
-
-    Names match as they are, or else without regard to case, `_` and `-`, as long as that joins no two classes.
-    """
-    for spelling in (str, _plain):
-        numbers = {spelling(name): number for number, name in enumerate(ours)}
-        names = [spelling(name) for name in theirs]
-        if len(numbers) == len(ours) and len(set(names)) == len(names) and all(name in numbers for name in names):
-            return {number: numbers[name] for number, name in enumerate(names)}
-    return None
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
-
-
 # --- classes ---------------------------------------------------------------------------------------------------
 
 
@@ -75,34 +59,34 @@ def _classes(values: Labels, source: ItemSource, indices: Sequence[int], task: T
         raise _outside(numbers, int(np.argmax(bad)), source, indices, task, withheld=bool((numbers == -1).all()))
     if table is not None:
         numbers = np.array([table[number] for number in range(len(table))], dtype=np.int64)[numbers]
+    if len(indices) == source.length:
+        _note_empty(numbers, source, task, note)
     return torch.from_numpy(numbers)
 
 
-def _table(source: ItemSource, task: Task, note: Note) -> dict[int, int] | None:
+def _table(source: ItemSource, task: Task, note: Note) -> Mapping[int, int] | None:
     """From the source's class numbers to the task's; None where the source names no classes or they agree."""
     theirs, ours = source.class_names, task.classes
     if not theirs or not ours or tuple(theirs) == tuple(ours):
         return None
-    table = match_classes(theirs, ours)
-    if table is not None:
-        if any(number != other for number, other in table.items()):
-            note(f"{source.where}: classes matched to the task's by name, in another order")
-        return table
-    if len(theirs) != len(ours):
-        what = f"{len(theirs)} classes, the task `{task.name}` has {len(ours)}, and the names do not match"
-        hint = f"it has {listed(theirs, 5)}; the task has {listed(ours, 5)}"
-        raise BadFile(what, where=source.where, hint=hint)
-    if sorted(map(_as_number, theirs)) == list(range(len(theirs))):
-        note(f"{source.where}: classes are named by number, taken as the task's class numbers")
-        return {place: _as_number(name) for place, name in enumerate(theirs)}
-    note(f"{source.where}: class names differ from the task's, taken in order: `{theirs[0]}` is `{ours[0]}`, …")
-    return None
+    table, said = table_of_classes(theirs, ours, source.where, by=source.classes_by)
+    if said is not None:
+        note(f"{source.where}: {said}")
+    return table
+
+
+def _note_empty(numbers: NDArray[np.int64], source: ItemSource, task: Task, note: Note) -> None:
+    """Says which classes no item of the whole split is of: nothing is measured on them."""
+    there = set(np.unique(numbers).tolist())
+    empty = [name for number, name in enumerate(task.classes) if number not in there]
+    if empty and len(numbers):
+        note(f"{source.where}: {len(empty)} of {len(task.classes)} classes have no item: {listed(empty, 6)}")
 
 
 def _by_name(values: Labels, source: ItemSource, indices: Sequence[int], task: Task) -> NDArray[np.int64]:
     """Labels that are texts: names of the task's classes."""
     names = sorted({str(value) for value in values})
-    table = match_classes(names, task.classes)
+    table = match_classes(names, task.classes) or match_numbers(names, len(task.classes))
     if table is None:
         place = next(n for n, value in enumerate(values) if match_classes([str(value)], task.classes) is None)
         what = f"label `{values[place]}` is none of the {len(task.classes)} classes of `{task.name}`"
@@ -221,7 +205,3 @@ def _map(value: Any, place: str, channels: int) -> NDArray[Any]:
         wanted = "[H, W]" if channels == 1 else f"[{channels}, H, W]"
         raise BadFile(f"map has the shape {array.shape}", where=place, hint=f"maps are {wanted}")
     return array
-
-
-def _as_number(name: str) -> int:
-    return int(name) if name.isascii() and name.isdecimal() else -1

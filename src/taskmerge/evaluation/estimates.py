@@ -61,6 +61,17 @@ def matthews(rows: Rows) -> Grouped:
     return counts, estimate
 
 
+def f1(rows: Rows) -> Grouped:
+    """Harmonic mean of precision and recall of the second of two classes; 0 where it is neither seen nor said."""
+    pairs, counts = np.unique(rows[:, :2].astype(np.int64), axis=0, return_counts=True)
+    hits, either = pairs.all(1), pairs.sum(1)
+
+    def estimate(weights: Draws) -> Floats:
+        return _ratio(2 * (weights * hits).sum(1), (weights * either).sum(1))
+
+    return counts, estimate
+
+
 def calibration_error(rows: Rows) -> Grouped:
     """|confidence - accuracy| in 15 equal bins (lower edge excluded), weighted by the items in each.
 

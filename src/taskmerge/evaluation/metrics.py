@@ -60,6 +60,9 @@ METRICS: Mapping[str, Metric] = _table(
         range=CORRELATION, beside=("ece",),
     ),
     Metric(
+        "f1", "classification", "F1 of the second of two classes", estimates.f1, ("f1",), beside=("accuracy", "ece")
+    ),
+    Metric(
         "ece", "classification", "calibration error, 15 bins", estimates.calibration_error, ("ece",),
         lower_is_better=True,
     ),

@@ -1,5 +1,6 @@
 """Heads: a file's, zero-shot from class names, or the expert's own classifier."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -10,12 +11,16 @@ from torch.nn import functional
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.provenance import provenance_of
+from taskmerge.checkpoint.quantised import read_config
 from taskmerge.errors import BadFile, Mismatch, UsageError, listed, located
 from taskmerge.models.contract import Backbone, Head
 from taskmerge.models.fill import Tensors
+from taskmerge.specs.class_names import table_of_classes
 from taskmerge.specs.heads import CLASSIFIERS, Activation, Classifier
 from taskmerge.specs.suite import DENSE, Location, Task
 
+UNNAMED = re.compile(r"LABEL_\d+")
+"""What transformers calls classes that nobody named."""
 DAMAGED = "is the file damaged? download or copy it again"
 HIDDEN = ("hidden.weight", "hidden.bias", "output.weight")
 """The tensors of a file whose head has a hidden layer, besides `output.bias`."""
@@ -134,10 +139,31 @@ def expert_head(task: Task, backbone: Backbone, expert: Checkpoint | None) -> nn
     if backbone.pooling != classifier.pooling:
         what = f"the expert's classifier reads `pooling: {classifier.pooling}`, the suite says {backbone.pooling}"
         raise UsageError(what, where=where, hint=f"set `pooling: {classifier.pooling}`, or name a head file")
-    return _classifier(task, backbone, expert, wrapper, classifier)
+    return _in_order(_classifier(task, backbone, expert, wrapper, classifier), task, expert)
 
 
-def _classifier(task: Task, backbone: Backbone, expert: Checkpoint, wrapper: str, parts: Classifier) -> nn.Module:
+def _in_order(head: LinearHead | HiddenHead, task: Task, expert: Checkpoint) -> LinearHead | HiddenHead:
+    """The classifier with its outputs in the order of the task's classes, where the expert's config names them."""
+    folder = expert.folder or expert.files[0].parent
+    named = (read_config(folder) or {}).get("id2label")
+    output = head.output if isinstance(head, HiddenHead) else head
+    if not isinstance(named, dict) or not task.classes or task.kind != "classification":
+        return head
+    names = [named.get(str(number)) for number in range(output.outputs)]
+    if not all(isinstance(name, str) and not UNNAMED.fullmatch(name) for name in names):
+        return head
+    hint = "name the task's classes as the expert's config.json does, or give it a head file: `head: FILE`"
+    table, _ = table_of_classes(list(map(str, names)), task.classes, str(folder / "config.json"), hint)
+    order = sorted(table, key=lambda number: table[number])
+    output.weight = nn.Parameter(output.weight[order], requires_grad=False)
+    if output.bias is not None:
+        output.bias = nn.Parameter(output.bias[order], requires_grad=False)
+    return head
+
+
+def _classifier(
+    task: Task, backbone: Backbone, expert: Checkpoint, wrapper: str, parts: Classifier
+) -> LinearHead | HiddenHead:
     output = f"{wrapper}{parts.output}."
     if parts.hidden is None:
         return _linear(task, backbone.width, expert, output, normalise=backbone.normalised)

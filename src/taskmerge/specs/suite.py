@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from taskmerge.specs.class_names import ClassesBy
+
 Library = Literal["open_clip", "transformers", "torchvision"]
 TaskKind = Literal["classification", "regression", "segmentation", "depth", "normals"]
 DENSE: tuple[TaskKind, ...] = ("segmentation", "depth", "normals")
 """Kinds of tasks whose outputs are maps."""
 Pooling = Literal["cls", "mean", "last"]
-Form = Literal["npz", "jsonl", "parquet", "images", "datasets", "torchvision", "hub"]
+Form = Literal["npz", "jsonl", "delimited", "parquet", "images", "datasets", "torchvision", "hub"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,9 @@ class Split:
     """The items of one split. `x` are arrays or columns (two for pairs of texts), `y` the labels', None if unlabelled.
 
     `name` and `configuration` choose inside a `datasets` folder, a hub data set or a torchvision data set (whose name
-    is `dataset`). `place` is where it stands in the suite.
+    is `dataset`). `classes_by` says how its classes are the task's: by `name` (maybe some of them), by `number` where
+    names do not match, or, where nothing is said, by names that match one for one. `place` is where it stands in the
+    suite.
     """
 
     form: Form
@@ -78,6 +82,7 @@ class Split:
     dataset: str | None = None
     configuration: str | None = None
     name: str | None = None
+    classes_by: ClassesBy | None = None
     place: str = ""
 
 

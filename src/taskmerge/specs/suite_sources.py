@@ -2,16 +2,21 @@
 
 import re
 from pathlib import Path
+from typing import cast
 
+from taskmerge.specs.class_names import ClassesBy
 from taskmerge.specs.sections import Section
 from taskmerge.specs.suite import Form, HubPath, Location, Split
 
-ENDINGS: dict[str, Form] = {".npz": "npz", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".parquet": "parquet"}
+ENDINGS: dict[str, Form] = {
+    ".npz": "npz", ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".csv": "delimited", ".csv.gz": "delimited",
+    ".tsv": "delimited", ".tsv.gz": "delimited", ".parquet": "parquet",
+}  # fmt: skip
 SOURCES = {
-    "file": ("x", "y"),
-    "folder": ("split", "x", "y", "labelled"),
-    "torchvision": ("root", "split", "configuration", "labelled"),
-    "hub": ("revision", "configuration", "split", "x", "y"),
+    "file": ("x", "y", "classes_by"),
+    "folder": ("split", "x", "y", "labelled", "classes_by"),
+    "torchvision": ("root", "split", "configuration", "labelled", "classes_by"),
+    "hub": ("revision", "configuration", "split", "x", "y", "classes_by"),
 }
 """The key that says what kind of source a split has, and the keys that go with it."""
 
@@ -58,8 +63,16 @@ def read_split(section: Section, folder: Path) -> Split:
         dataset=section.text("torchvision") if source == "torchvision" else None,
         configuration=section.text("configuration"),
         name=section.text("split"),
+        classes_by=_classes_by(section),
         place=section.place(),
     )
+
+
+def _classes_by(section: Section) -> ClassesBy | None:
+    """How the classes of the data are the task's, where that is said."""
+    if "classes_by" not in section.values:
+        return None
+    return cast(ClassesBy, section.choice("classes_by", ("name", "number"), "name"))
 
 
 def _source(section: Section, source: str, folder: Path) -> tuple[Location | None, Form]:
@@ -89,7 +102,7 @@ def _is_saved(section: Section, place: Location | None) -> bool:
 
 def _check_columns(section: Section, form: Form) -> None:
     """Which array or column holds the inputs must be said; pairs of texts have two."""
-    if form in ("npz", "jsonl", "parquet", "datasets", "hub") and "x" not in section.values:
+    if form in ("npz", "jsonl", "delimited", "parquet", "datasets", "hub") and "x" not in section.values:
         what = "`x` is missing: the array or column of the inputs"
         section.bad(None, what, "such as `x: image`, or `x: [sentence1, sentence2]` for pairs of texts")
     if form == "datasets" and "labelled" in section.values:

@@ -3,6 +3,7 @@
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import Literal, cast
 
 from taskmerge.errors import listed, nearest, unknown_name
@@ -13,7 +14,7 @@ from taskmerge.specs.suite_sources import read_location, read_split
 
 FOLDER = Path(__file__).parents[1] / "suites"
 METRICS: dict[str, tuple[str, ...]] = {
-    "classification": ("accuracy", "mean_per_class", "matthews"),
+    "classification": ("accuracy", "mean_per_class", "matthews", "f1"),
     "regression": ("pearson", "spearman", "pearson+spearman"),
     "segmentation": ("miou", "pixel_accuracy"),
     "depth": ("abs_error", "rel_error"),
@@ -154,15 +155,24 @@ def _check_classes(section: Section, task: Task, given: bool) -> None:
         return
     if len(task.classes) < 2 and len(section.values["classes"] or ()) < 2:
         section.bad("classes", "there are fewer than two classes", "list the class names in the order of the labels")
+    if task.metric == "f1" and len(task.classes) > 2:
+        section.bad("metric", f"f1 is of two classes, not {len(task.classes)}", "`mean_per_class` is of any number")
     twice = [name for name, count in Counter(task.classes).items() if count > 1]
     if twice:
         section.bad("classes", f"{listed(twice, 3)} stand(s) twice", "every class has its own name")
 
 
 def _check_templates(section: Section, task: Task, given: bool) -> None:
+    hint = "such as 'a photo of a {}.'; a brace of the text itself is written twice"
     for index, template in enumerate(task.templates):
-        if "{}" not in template:
-            hint = "such as 'a photo of a {}.'"
+        try:
+            fields = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+            template.format("class")
+        except (ValueError, IndexError, KeyError, AttributeError, TypeError):
+            what = f"the template `{template}` has other fields or braces than one {{}} for the class's name"
+            section.bad(f"templates.{index}", what, hint)
+            continue
+        if fields != [""]:
             section.bad(f"templates.{index}", f"the template `{template}` has no {{}} for the class's name", hint)
     if task.head == "zero_shot" and not given:
         section.bad(None, "a zero-shot head needs `templates`", "such as `templates: ['a photo of a {}.']`")

@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from taskmerge.errors import BadFile, UsageError, nearest
+from taskmerge.specs.class_names import ClassesBy
 from taskmerge.specs.suite import Split
 
 Indices = Sequence[int]
@@ -29,8 +30,9 @@ class ItemSource:
     `read` yields the stored form of the items asked for, `decode` turns one into a PIL picture (RGB), a uint8 array
     [H, W, 3], a text or a pair of texts, or `Broken`; it may run in several threads. `labels` gives the labels as
     stored, and is None where they were not asked for: nothing else looks at them. `class_names` are the names that
-    the source itself gives its classes by number. `place` names one item in messages. `identity` tells when
-    what is on disk has changed, and (from `open_source`) what was picked of it. `pictures` tells pictures from texts.
+    the source itself gives its classes by number, `classes_by` is how the suite says that these are the task's.
+    `place` names one item in messages. `identity` tells when what is on disk has changed, and (from `open_source`)
+    what was picked of it. `pictures` tells pictures from texts.
     """
 
     where: str
@@ -41,6 +43,7 @@ class ItemSource:
     place: Callable[[int], str]
     labels: Callable[[Indices], Sequence[Any] | NDArray[Any]] | None = None
     class_names: tuple[str, ...] | None = None
+    classes_by: ClassesBy | None = None
     pictures: bool = False
 
 

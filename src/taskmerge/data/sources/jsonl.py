@@ -1,17 +1,14 @@
 """Texts and labels from JSON lines, gzipped or not."""
 
-import gzip
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 from taskmerge.data.sources.contract import ItemSource, existing, no_such_column, state_of
 from taskmerge.data.sources.decode import decode_row
+from taskmerge.data.sources.lines import whole_text
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
-
-GZIP = b"\x1f\x8b"
 
 
 def open_jsonl(path: Path, split: Split) -> ItemSource:
@@ -21,7 +18,7 @@ def open_jsonl(path: Path, split: Split) -> ItemSource:
     wanted = (*split.x, *((split.y,) if split.y is not None else ()))
     rows: list[tuple[Any, ...]] = []
     lines: list[int] = []
-    for number, line in enumerate(_lines(existing(path, "file")), 1):
+    for number, line in enumerate(whole_text(existing(path, "file")).split("\n"), 1):
         if line.strip():
             rows.append(_row(line, wanted, path, number, split, first=not rows))
             lines.append(number)
@@ -50,16 +47,3 @@ def _row(line: str, wanted: tuple[str, ...], path: Path, number: int, split: Spl
         if name not in found:
             raise BadFile(f"lacks the key `{name}`", where=where, hint=f"it has {', '.join(found) or 'none'}")
     return tuple(found[name] for name in wanted)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        raw = path.read_bytes()
-        text = gzip.decompress(raw) if raw.startswith(GZIP) else raw
-        return text.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise BadFile(f"is not UTF-8 (byte {error.start})", where=str(path), hint="save it as UTF-8") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadFile(f"is damaged: {error}", where=str(path), hint="download or copy it again") from None
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror}", where=str(path), hint="check its permissions") from error

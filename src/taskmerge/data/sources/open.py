@@ -18,7 +18,7 @@ def open_source(split: Split, name: str, resolve: Callable[[Location], Path]) ->
     there, `BadFile` for what cannot be read.
     """
     source = _opened(split, name, resolve)
-    return replace(source, identity=(*source.identity, *_chosen(split, name)))
+    return replace(source, identity=(*source.identity, *_chosen(split, name)), classes_by=split.classes_by)
 
 
 def _chosen(split: Split, name: str) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def _chosen(split: Split, name: str) -> tuple[str, ...]:
 
 
 def _opened(split: Split, name: str, resolve: Callable[[Location], Path]) -> ItemSource:
-    from taskmerge.data.sources import folders, jsonl, npz, parquet, saved, vision
+    from taskmerge.data.sources import delimited, folders, jsonl, npz, parquet, saved, vision
 
     location, labelled = split.location, split.y is not None
     if split.form == "hub":
@@ -43,6 +43,8 @@ def _opened(split: Split, name: str, resolve: Callable[[Location], Path]) -> Ite
             return npz.open_npz(path, split)
         case "jsonl":
             return jsonl.open_jsonl(path, split)
+        case "delimited":
+            return delimited.open_delimited(path, split)
         case "parquet":
             return parquet.open_parquet(path, split)
         case "images":

@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def open_parquet(path: Path, split: Split) -> ItemSource:
         decode=decode_row,
         place=lambda index: f"{path}: row {index}",
         labels=None if y is None else lambda indices: [row[0] for row in _read(files, counts, (y,), indices)],
+        class_names=None if y is None else _class_names(files[0], y),
         pictures=_holds_pictures(files[0], split.x[0]),
     )
 
@@ -87,6 +89,18 @@ def _rows(file: Path, columns: Sequence[str], split: Split) -> int:
         if name not in known:
             raise no_such_column("column", name, known, split, str(file))
     return count
+
+
+def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
+    """The names of a column's classes, in the order of their numbers, where `datasets` wrote them into the metadata."""
+    import pyarrow.parquet as pq
+
+    try:
+        said = json.loads((pq.read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
+        names = said["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _holds_pictures(file: Path, column: str) -> bool:
