@@ -160,24 +160,25 @@ def test_weights_like_integers() -> None:
 
 
 def test_codes_in_one_shard_and_scales_in_another(tmp_path: Path) -> None:
+    """Are weights together; alone the codes' shard is refused, if the configuration beside it tells."""
     index = save_sharded(
         tmp_path,
         {
             "model-00001-of-00002.safetensors": {P + "weight": torch.ones(8, 8).to(FP8)},
-            "model-00002-of-00002.safetensors": {P + "weight_scale_inv": torch.ones(1, 1)},
+            "model-00002-of-00002.safetensors": {P + "weight_scale_inv": torch.full((1, 1), 3.0)},
         },
     )
     for path in (index, tmp_path):
-        with pytest.raises(Mismatch, match="DeepSeek") as caught:
-            open_plain(path)
-        assert caught.value.exit_code == 4
-        assert str(path) in caught.value.message
+        with open_plain(path) as checkpoint:
+            assert checkpoint.tensor(P + "weight").eq(3).all()
     with open_plain(tmp_path / "model-00001-of-00002.safetensors") as shard:  # nothing here says so
-        assert shard.quantised is None
+        assert shard.note is None
     config = {"quantization_config": {"quant_method": "fp8"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(Mismatch, match=r"config\.json"):
+    with pytest.raises(Mismatch, match=r"config\.json") as caught:
         open_plain(tmp_path / "model-00001-of-00002.safetensors")
+    assert caught.value.exit_code == 4
+    assert "another shard" in caught.value.message
 
 
 def test_plain_weights_under_a_configuration_that_says_quantised_are_read_with_a_warning(tmp_path: Path) -> None:
@@ -197,13 +198,14 @@ def test_a_damaged_configuration_says_nothing(tmp_path: Path, content: str) -> N
 
 
 def test_quantised_checkpoints_are_still_opened_and_described(tmp_path: Path) -> None:
-    tensors = {"a.weight": torch.ones(4, 4).to(FP8), "a.weight_scale_inv": torch.ones(1, 1)}
+    tensors = {"a.weight": torch.ones(4, 4, dtype=torch.int8), "a.SCB": torch.ones(4)}
     with open_checkpoint(save(tmp_path / "x.safetensors", tensors)) as checkpoint:
         (warning,) = checkpoint.warnings
         assert warning == (
-            f"{tmp_path}/x.safetensors: is quantised (FP8 in blocks, as DeepSeek): 1 tensor holds codes (`a.weight`), "
-            "the first with `a.weight_scale_inv`"
+            f"{tmp_path}/x.safetensors: is quantised (bitsandbytes, 8 bits): 1 tensor holds codes (`a.weight`), "
+            "the first with `a.SCB`"
         )
+        assert checkpoint.specs == checkpoint.stored
 
 
 def test_pickled_ones_too(tmp_path: Path) -> None:

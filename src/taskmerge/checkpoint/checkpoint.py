@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.ahead import Stamp, stamp
+from taskmerge.checkpoint.dequantise import dequantise, scale_rows, scale_values, scales_in_row
 from taskmerge.checkpoint.descriptors import Descriptor
-from taskmerge.checkpoint.dtypes import DTYPES, bytes_of
-from taskmerge.checkpoint.header import Header, TensorSpec, open_regular, read_header
+from taskmerge.checkpoint.dtypes import DTYPES, bytes_of, itemsize
+from taskmerge.checkpoint.header import Header, Scaling, TensorSpec, open_regular, read_header
 from taskmerge.checkpoint.identity import changed, check_unchanged, stamps_of, still_read
 from taskmerge.checkpoint.pickled import PickledSource
-from taskmerge.checkpoint.quantised import config_warning, quantisation, read_config
+from taskmerge.checkpoint.quantised import as_weights, config_warning, read_config
 from taskmerge.checkpoint.weights import WeightFiles, find_weights
 from taskmerge.errors import BadFile, Mismatch, listed
 
 PIECE = 1 << 20  # bytes
+DECODED = 1 << 20  # codes that are dequantised at a time
 
 
 class ByteSource(Protocol):
@@ -37,12 +39,14 @@ class ByteSource(Protocol):
 
 
 class Checkpoint:
-    """The tensors of a model. `specs` is sorted by name; bytes are read only by `read_into` and `tensor`.
+    """The tensors of a model. `specs` is sorted by name; `read_into`, `read_codes` and `tensor` read their values.
 
-    `path` is what was opened, `folder` where config and tokenizer live (None for a lone file), `files` the weight
-    files, `index` what joins them, `metadata` the text metadata of the first, `tied` second name -> first name of
-    tensors that share storage (known for pickled files only), `quantised` what its weights are quantised with (None:
-    nothing), `warnings` what was odd but readable. Safe to use from several threads.
+    FP8 codes with scales are in `specs` as the weights that they stand for (`note` says so); `stored` is what the files
+    hold, which `pieces` reads. `path` is what was opened, `folder` where config and tokenizer live (None for a lone
+    file), `files` the weight files, `index` what joins them, `metadata` the text metadata of the first, `tied` second
+    name -> first name of tensors that share storage (known for pickled files only), `quantised` what its weights are
+    quantised with that cannot be read (None: nothing), `warnings` what was odd but readable. Safe to use from several
+    threads.
     """
 
     def __init__(
@@ -59,28 +63,52 @@ class Checkpoint:
         self.folder = weights.folder
         self.files = weights.files
         self.index = weights.index
-        self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(sorted(specs.items())))
+        self.stored: Mapping[str, TensorSpec] = MappingProxyType(dict(sorted(specs.items())))
         self.metadata = metadata
         self.tied = tied
         config = read_config(weights.folder or weights.files[0].parent)  # a lone file may be one of a folder's shards
-        self.quantised = quantisation(self.specs, config)
-        odd = self.quantised.what if self.quantised else config_warning(config)
+        read = as_weights(self.stored, config)
+        self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(read.specs))
+        self.quantised = read.quantised
+        odd = self.quantised.what if self.quantised else None if read.note else config_warning(config)
         self.warnings = (*_warnings(weights), *([f"{path}: {odd}"] if odd else []))
+        self.note = read.note
         self._source = source
         self._index = {weights.index: weights.index_stamp} if weights.index else {}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """`note` with the path."""
+        return (f"{self.path} {self.note}",) if self.note else ()
+
     def read_into(self, name: str, buffer: Tensor, start: int = 0) -> None:
-        """Fill `buffer` (uint8, 1-D, contiguous, CPU) with the tensor's bytes [start, start + len(buffer)).
+        """Fill `buffer` (uint8, 1-D, contiguous, CPU) with the tensor's bytes [start, start + len(buffer)); where its
+        values stand for codes, with whole float32 numbers.
 
         Raises BadFile when the file ends before that or has changed since its header was read.
         """
         spec = self.specs[name]
-        if buffer.dtype != torch.uint8 or buffer.dim() != 1 or not buffer.is_contiguous():
-            raise ValueError("buffer must be a contiguous 1-D uint8 tensor")
-        if start < 0 or start + buffer.numel() > spec.nbytes:
-            raise ValueError(f"`{name}` has {spec.nbytes} bytes, asked for [{start}, {start + buffer.numel()})")
-        if buffer.numel():
-            self._source.read(spec, bytes_of(buffer), start)
+        if spec.scaling is None:
+            self._read(spec, buffer, start)
+            return
+        if start % DTYPES[spec.dtype].itemsize:
+            raise ValueError(f"`{name}` is read by whole numbers, not from byte {start}")
+        out = buffer.view(DTYPES[spec.dtype])
+        codes = torch.empty(min(len(out), DECODED), dtype=torch.uint8)
+        for begin in range(0, len(out), DECODED):
+            piece = out[begin : begin + DECODED]
+            self.read_codes(spec.scaling, codes[: len(piece)], start // piece.itemsize + begin, piece)
+
+    def read_codes(self, scaling: Scaling, codes: Tensor, start: int, out: Tensor) -> None:
+        """Fill `out` (float32, 1-D) with the values from element `start` on that codes and scales stand for, and
+        `codes` (uint8) with these codes. Raises as `read_into`."""
+        self._read(scaling.codes, codes, start)
+        first, last = scale_rows(scaling, start, len(codes))
+        width = scales_in_row(scaling)
+        size = width * itemsize(scaling.scale.dtype)
+        scales = torch.empty((last - first) * size, dtype=torch.uint8)
+        self._read(scaling.scale, scales, first * size)
+        dequantise(scaling, codes, scale_values(scales, scaling.scale).view(last - first, width), start, out)
 
     def tensor(self, name: str) -> Tensor:
         """The whole tensor, in memory of its own."""
@@ -90,13 +118,23 @@ class Checkpoint:
         return buffer.view(DTYPES[spec.dtype]).reshape(spec.shape)
 
     def pieces(self, name: str) -> Iterator[Tensor]:
-        """The tensor's bytes from front to back, 1 MiB at a time (uint8, valid until the next); at least one piece."""
-        size = self.specs[name].nbytes
-        buffer = torch.empty(min(PIECE, size), dtype=torch.uint8)
-        for start in range(0, max(size, 1), PIECE):
-            piece = buffer[: size - start]
-            self.read_into(name, piece, start)
+        """A stored tensor's bytes from front to back, 1 MiB at a time (uint8, valid until the next); at least one
+        piece."""
+        spec = self.stored[name]
+        buffer = torch.empty(min(PIECE, spec.nbytes), dtype=torch.uint8)
+        for start in range(0, max(spec.nbytes, 1), PIECE):
+            piece = buffer[: spec.nbytes - start]
+            self._read(spec, piece, start)
             yield piece
+
+    def _read(self, spec: TensorSpec, buffer: Tensor, start: int) -> None:
+        """Bytes of a stored tensor."""
+        if buffer.dtype != torch.uint8 or buffer.dim() != 1 or not buffer.is_contiguous():
+            raise ValueError("buffer must be a contiguous 1-D uint8 tensor")
+        if start < 0 or start + buffer.numel() > spec.nbytes:
+            raise ValueError(f"`{spec.name}` has {spec.nbytes} bytes, asked for [{start}, {start + buffer.numel()})")
+        if buffer.numel():
+            self._source.read(spec, bytes_of(buffer), start)
 
     def check_unchanged(self) -> None:
         """Raise `BadFile` where a weight file or the index was rewritten since its header was read.
@@ -134,8 +172,8 @@ def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
 
 
 def open_plain(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
-    """Open what will be computed with, as `open_checkpoint` does; quantised weights, which are no numbers, are a
-    `Mismatch` that names their scheme."""
+    """Open what will be computed with, as `open_checkpoint` does; quantised weights that cannot be read as numbers are
+    a `Mismatch` that names their scheme."""
     checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
     if (quantised := checkpoint.quantised) is not None:
         checkpoint.close()

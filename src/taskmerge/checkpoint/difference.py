@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.checkpoint.dtypes import DTYPES, itemsize
+from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.numerics.device import cores
 
 SLICE = 1 << 16  # elements: both slices in float64 stay in the cache
@@ -20,7 +21,8 @@ SLICE = 1 << 16  # elements: both slices in float64 stay in the cache
 
 @dataclass(frozen=True, slots=True)
 class TensorDifference:
-    """One tensor of both files. `changed`: dtype, shape or bytes differ.
+    """One tensor of both files, in the types in which they are stored. `changed`: dtype, shape or bytes differ (where
+    codes have scales: the values that they stand for).
 
     The numbers are None where they have no meaning: where shapes differ, NaN or infinity is in either file, a cosine
     or relative difference would be taken to a zero tensor.
@@ -48,6 +50,7 @@ class DiffReport:
     tensors: tuple[TensorDifference, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+    notes: tuple[str, ...]
     norm_a: float | None
     norm_b: float | None
     norm_difference: float | None
@@ -90,10 +93,11 @@ def diff(
 ) -> DiffReport:
     """Compares two checkpoints (files, indexes, folders) tensor by tensor, in memory for a few slices only.
 
-    `include` and `exclude` are globs on tensor names. Raises `TaskmergeError` for what cannot be read.
+    `include` and `exclude` are globs on tensor names. Raises `TaskmergeError` for what cannot be read, quantised
+    weights of most schemes among it.
     """
     with ExitStack() as stack:
-        first, second = (stack.enter_context(open_checkpoint(Path(one), allow_pickle=allow_pickle)) for one in (a, b))
+        first, second = (stack.enter_context(open_plain(Path(one), allow_pickle=allow_pickle)) for one in (a, b))
         names = [[name for name in one.specs if _selected(name, include, exclude)] for one in (first, second)]
         common = [name for name in names[0] if name in second.specs]
         with ThreadPoolExecutor(cores()) as pool:
@@ -103,7 +107,8 @@ def diff(
     aa, bb, dd, ab = (math.fsum(getattr(one, key) for one in known) for key in ("aa", "bb", "dd", "ab"))
     return DiffReport(
         str(a), str(b), tensors, tuple(name for name in names[0] if name not in second.specs),
-        tuple(name for name in names[1] if name not in first.specs), **_numbers(_Sums(aa, bb, dd, ab, equal=dd == 0)),
+        tuple(name for name in names[1] if name not in first.specs),
+        (*first.notes, *second.notes), **_numbers(_Sums(aa, bb, dd, ab, equal=dd == 0)),
     )  # fmt: skip
 
 
@@ -115,7 +120,7 @@ def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool
 def _difference(first: Checkpoint, second: Checkpoint, name: str, sums: _Sums | None) -> TensorDifference:
     a, b = first.specs[name], second.specs[name]
     changed = sums is None or not sums.equal
-    return TensorDifference(name, a.dtype, b.dtype, a.shape, b.shape, changed, **_numbers(sums))
+    return TensorDifference(name, _held(a), _held(b), a.shape, b.shape, changed, **_numbers(sums))
 
 
 def _numbers(sums: _Sums | None) -> dict[str, float | None]:
@@ -137,7 +142,7 @@ def _sums(first: Checkpoint, second: Checkpoint, name: str) -> _Sums | None:
     a, b = first.specs[name], second.specs[name]
     if a.shape != b.shape:
         return None
-    found, equal = torch.zeros(4, dtype=torch.float64), a.dtype == b.dtype
+    found, equal = torch.zeros(4, dtype=torch.float64), _held(a) == _held(b)
     for start in range(0, a.numel, SLICE):
         count = min(SLICE, a.numel - start)
         raw_a, raw_b = _raw(first, name, start, count), _raw(second, name, start, count)
@@ -149,6 +154,11 @@ def _sums(first: Checkpoint, second: Checkpoint, name: str) -> _Sums | None:
         equal = equal and same
     aa, bb, dd, ab = found.tolist()
     return _Sums(aa, bb, dd, ab, equal)
+
+
+def _held(spec: TensorSpec) -> str:
+    """The type in which a tensor is stored."""
+    return spec.stored[0].dtype
 
 
 def _raw(checkpoint: Checkpoint, name: str, start: int, count: int) -> Tensor:

@@ -23,8 +23,9 @@ def content_digest(lines: Iterable[str]) -> str:
 
 
 def digest_of(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> str:
-    """The content digest of a checkpoint, or of those of its tensors that `names` lists; reads 1 MiB at a time."""
-    chosen = checkpoint.specs if names is None else names
+    """The content digest of a checkpoint as it is stored, or of those of its stored tensors that `names` lists; reads
+    1 MiB at a time."""
+    chosen = checkpoint.stored if names is None else names
     return content_digest([_line_of(checkpoint, name) for name in chosen])
 
 
@@ -39,7 +40,7 @@ def digest_of_files(files: Mapping[str, Checkpoint]) -> str:
 
 
 def _line_of(checkpoint: Checkpoint, name: str) -> str:
-    spec = checkpoint.specs[name]
+    spec = checkpoint.stored[name]
     digest = hashlib.sha256()
     for piece in checkpoint.pieces(name):
         digest.update(bytes_of(piece))

@@ -17,6 +17,8 @@ LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000
 MAX_DEPTH = 128
 METADATA_KEY = "__metadata__"
+DEQUANTISED = "BF16"
+"""What dequantised weights are written in: whoever made the codes started from it, or from what it holds."""
 
 _U64_MAX = 2**64 - 1
 _DIM_MAX = 2**63 - 1
@@ -36,6 +38,7 @@ class TensorSpec:
     """One tensor as a header describes it.
 
     `dtype` is the safetensors code, `start` the absolute offset of its first byte in `file` (0 in a pickled file).
+    Weights that are stored as codes are F32, the values that codes and scales stand for; `scaling` says which.
     """
 
     name: str
@@ -44,11 +47,34 @@ class TensorSpec:
     file: Path
     start: int
     nbytes: int
+    scaling: "Scaling | None" = None
 
     @property
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def stored(self) -> "tuple[TensorSpec, ...]":
+        """What its values are read from: itself, or codes and scales."""
+        return (self,) if self.scaling is None else (self.scaling.codes, self.scaling.scale)
+
+    @property
+    def kept(self) -> str:
+        """The type that a result of such tensors is written in, unless told otherwise."""
+        return self.dtype if self.scaling is None else DEQUANTISED
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How weights are stored as codes: a matrix of `rows` x `columns` (or several, one below the other), of which each
+    block [height, width] has one value of `scale`, in the same order. Blocks at the edges may be smaller."""
+
+    codes: TensorSpec
+    scale: TensorSpec
+    rows: int
+    columns: int
+    block: tuple[int, int]
 
 
 @dataclass(frozen=True)

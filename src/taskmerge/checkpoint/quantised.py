@@ -1,4 +1,5 @@
-"""Whether a checkpoint holds quantised weights: codes that mean nothing without the scales beside them.
+"""Whether a checkpoint holds quantised weights: codes that mean nothing without the scales beside them, and what they
+are as weights where that can be read.
 
 Read from headers: the names that quantisers give codes and scales (public files and savers of each, 2023-2026), the
 element types, and `quantization_config` in config.json. A name alone says nothing (`logit_scale` and LayerScale are
@@ -7,24 +8,24 @@ stored as plain 8-bit floats, without scales, are numbers like any other.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.header import Scaling, TensorSpec
+from taskmerge.checkpoint.scales import FP8, MARKER, with_scales
 from taskmerge.errors import listed
 
-FP8 = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 NARROW = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
 """Integers that codes are packed into."""
 INTEGERS = NARROW | {"I64", "U64"}
 EXPONENT = "F8_E8M0"
 """Powers of two: no weight is stored so, the scales of MX formats are."""
-MARKER = "scaled_fp8"
-"""The name of an empty tensor with which ComfyUI says that the file's FP8 tensors have scales."""
 CONFIG_KEYS = ("quantization_config", "compression_config")
 
+_ELSEWHERE = "without their scales (in another shard? then name the folder or its index)"
 _ORIGINAL = "take the weights from before quantisation"
 _LOAD = "`from_pretrained(PATH, quantization_config={}(dequantize=True)).save_pretrained(NEW)` with transformers"
 _METHOD = "`model.dequantize()` and `model.save_pretrained(NEW)` with transformers"
@@ -62,7 +63,7 @@ LAYOUTS = (
     Layout("FP8 in blocks, as DeepSeek", "", ("_scale_inv",), FP8 | NARROW, _FP8_CONFIG),
     Layout("scaled FP8 of ComfyUI", "weight", ("scale_weight", "comfy_quant"), FP8 | NARROW, _MULTIPLY),
     Layout("MLX", "weight", ("scales",), frozenset({"U32"}), "`mlx_lm.convert --dequantize`"),
-    Layout("codes with scales", "", ("_scale", "_scales", "_scale_weight"), FP8 | NARROW, _MULTIPLY),
+    Layout("codes with scales", "", ("_scale", "_scales", "_scale_weight", "_zero_point"), FP8 | NARROW, _MULTIPLY),
     Layout("codes with scales", "weight", ("scale", "scales", "input_scale"), FP8 | NARROW, _MULTIPLY),
 )
 """The more telling names first: several schemes call a scale `weight_scale`."""
@@ -90,6 +91,50 @@ class Quantisation:
         return f"dequantise first: {self.way}; or {_ORIGINAL}" if self.way else f"{_ORIGINAL}, or dequantise it first"
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A checkpoint's tensors as weights: `specs`, with codes as the numbers that they stand for, which `note` says; or
+    the tensors as they are stored, and what they are quantised with that cannot be read."""
+
+    specs: Mapping[str, TensorSpec]
+    quantised: Quantisation | None = None
+    note: str | None = None
+
+
+def as_weights(stored: Mapping[str, TensorSpec], config: Mapping[str, Any] | None = None) -> Weights:
+    """What stored tensors are as weights: all of them can be read, or none is."""
+    found = quantisation(stored, config)
+    if found is None:
+        return Weights(stored)
+    specs, aside = with_scales(stored, config)
+    lone = tuple(name for name, spec in specs.items() if spec.dtype in FP8)
+    if len(specs) == len(stored):
+        return Weights(stored, found)
+    if (left := quantisation(specs, config)) is not None:
+        return Weights(stored, left)
+    if lone:
+        return Weights(stored, replace(found, tensors=lone, evidence=f"unlike others {_ELSEWHERE}"))
+    return Weights(specs, note=_dequantised(specs, aside))
+
+
+def _dequantised(specs: Mapping[str, TensorSpec], aside: Sequence[str]) -> str:
+    """What is done to read codes as weights, as one clause."""
+    kinds = Counter(_over(spec.scaling) for spec in specs.values() if spec.scaling is not None)
+    held = " and ".join(f"{count:,} with {kind}" for kind, count in sorted(kinds.items()))
+    left = f"; {listed(aside, 2)} left out, no weights" if aside else ""
+    return f"is dequantised while it is read: tensors of FP8 codes, {held}{left}"
+
+
+def _over(scaling: Scaling) -> str:
+    """What each scale is for."""
+    height, width = scaling.block
+    if scaling.scale.numel == 1:
+        return "one scale"
+    if height == 1 and width == scaling.columns:
+        return "a scale for each row"
+    return f"a scale for each block of {height} x {width}"
+
+
 def quantisation(specs: Mapping[str, TensorSpec], config: Mapping[str, Any] | None = None) -> Quantisation | None:
     """What tensors of these names and types are quantised with; None for plain weights.
 
@@ -110,7 +155,8 @@ def quantisation(specs: Mapping[str, TensorSpec], config: Mapping[str, Any] | No
     if MARKER in specs and coded:
         return Quantisation("scaled FP8 of ComfyUI", coded, f"as the tensor `{MARKER}` says", _MULTIPLY)
     if method is not None and coded:
-        return Quantisation(method, coded, "as config.json says", WAYS.get(method))
+        lone = f" {_ELSEWHERE}" if all(specs[name].dtype in FP8 for name in coded) else ""
+        return Quantisation(method, coded, f"as config.json says{lone}", WAYS.get(method))
     return None
 
 
@@ -161,11 +207,31 @@ def _cast_alike(codes: TensorSpec, companion: TensorSpec) -> bool:
     return codes.dtype in FP8 and codes.dtype == companion.dtype
 
 
+def without_quantisation(raw: bytes) -> bytes | None:
+    """A config.json without what it says of quantisation, which is not true of plain weights; None where nothing is."""
+    try:
+        config = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(config, dict) or _configured(config) is None:
+        return None
+    for part in _parts(config):
+        for key in CONFIG_KEYS:
+            part.pop(key, None)
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def _configured(config: Mapping[str, Any] | None) -> str | None:
     """The method that a config.json names, `quantization_config` if it names none; None where nothing is said."""
-    for key in CONFIG_KEYS:
-        entry = (config or {}).get(key)
-        if isinstance(entry, dict) and entry:
-            method = entry.get("quant_method")
-            return method if isinstance(method, str) else key
+    for part in _parts(config or {}):
+        for key in CONFIG_KEYS:
+            entry = part.get(key)
+            if isinstance(entry, dict) and entry:
+                method = entry.get("quant_method")
+                return method if isinstance(method, str) else key
     return None
+
+
+def _parts(config: Mapping[str, Any]) -> list[Any]:
+    """A configuration and those of the models in it, such as `text_config`."""
+    return [config, *(part for key, part in config.items() if key.endswith("_config") and isinstance(part, dict))]

@@ -33,6 +33,7 @@ def diff(
     import taskmerge
 
     report = taskmerge.diff(a, b, include=include or (), exclude=exclude or (), allow_pickle=allow_pickle)
+    show.notices(report.notes, (), quiet)
     rows = report.changed if changed else report.tensors
     if json:
         show.document({**report.to_dict(), "tensors": [row(tensor) for tensor in rows]})

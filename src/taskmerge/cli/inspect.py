@@ -45,7 +45,7 @@ def inspect(
 
     inspections = [_inspected(path, digest, allow_pickle) for _, path in named(paths)]
     for inspection in inspections:
-        show.notices((), inspection.warnings, quiet)
+        show.notices(getattr(inspection, "notes", ()), inspection.warnings, quiet)
     if json:
         show.document([inspection.to_dict() for inspection in inspections])
     else:

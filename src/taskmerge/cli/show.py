@@ -143,7 +143,7 @@ def _types(prepared: "Prepared") -> dict[tuple[str, str], tuple[list[str], list[
         key = (job.unit.kind, job.treatment if job.action == "merge" else job.action)
         holders = (prepared.inputs.base,) if job.action == "copy" else prepared.inputs.experts
         read.setdefault(key, set()).update(
-            source.specs[output.name].dtype
+            source.specs[output.name].stored[0].dtype
             for source in holders
             if source
             for output in job.outputs

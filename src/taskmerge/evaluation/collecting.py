@@ -27,6 +27,7 @@ def report_of(asked: Evaluation, findings: Findings, notes: Sequence[str], timin
     rows = tuple(normalised(sorted((each.row for each in findings.each), key=lambda row: place(vars(row)))))
     comparisons = [each.comparison for each in findings.each if each.comparison is not None]
     correlations = [loss for each in findings.each for loss in each.correlations]
+    read = [f"{encoder.row} {encoder.checkpoint.note}" for encoder in asked.encoders if encoder.checkpoint.note]
     warnings = [warning for encoder in asked.encoders for warning in encoder.checkpoint.warnings]
     return Report(
         version=__version__, suite=asked.suite.name, split=asked.choice.split,
@@ -34,7 +35,7 @@ def report_of(asked: Evaluation, findings: Findings, notes: Sequence[str], timin
         data=tuple(sorted(findings.data, key=place)), rows=rows,
         averages=averages(rows, {encoder.row: encoder.group for encoder in asked.encoders}),
         comparisons=tuple(sorted(comparisons, key=place)), correlations=tuple(sorted(correlations, key=place)),
-        notes=tuple(dict.fromkeys([*notes, *_closing_notes(asked, rows)])),
+        notes=tuple(dict.fromkeys([*notes, *read, *_closing_notes(asked, rows)])),
         warnings=tuple(dict.fromkeys([*warnings, *findings.warnings])), timing=timing,
     )  # fmt: skip
 

@@ -60,6 +60,10 @@ class AdapterSource:
         return self._file.folder
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return self._file.notes
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         return self._file.warnings
 
@@ -70,7 +74,8 @@ class AdapterSource:
         pair = self._pairs.get(name)
         read = [pair.a, pair.b] if pair else []
         read += [self.adapter.checkpoint.specs[self._saved[name]]] if name in self._saved else []
-        return replace(base, nbytes=sum(spec.nbytes for spec in read))
+        nbytes = sum(part.nbytes for spec in read for part in spec.stored)
+        return replace(base, dtype=base.kept, nbytes=nbytes, scaling=None)
 
     def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
         """Elements of the dense task vector; only the rows that hold them are multiplied out."""

@@ -293,9 +293,9 @@ def specs_of(names: Iterable[str], experts: Sequence[Source]) -> dict[str, Tenso
 
 
 def dtypes_of(name: str, experts: Sequence[Source]) -> Mapping[str, list[str]]:
-    """The dtype codes of one tensor and the experts that hold it so."""
+    """The dtype codes of one tensor and the experts that hold it so; codes with scales count as what they came from."""
     holders: dict[str, list[str]] = {}
     for expert in experts:
         if name in expert.specs:
-            holders.setdefault(expert.specs[name].dtype, []).append(expert.task)
+            holders.setdefault(expert.specs[name].kept, []).append(expert.task)
     return holders

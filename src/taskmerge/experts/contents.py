@@ -3,13 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile
 from taskmerge.experts.classes import CLASSES, classify
@@ -69,6 +70,7 @@ class Inspection:
     adapter: Mapping[str, Any] | None
     metadata: Mapping[str, str]
     tied: Mapping[str, str]
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
     digest: str | None
 
@@ -88,10 +90,11 @@ def inspect(path: str | Path, *, digest: bool = False, allow_pickle: bool = Fals
         adapter = _adapter(Path(path))
         return Inspection(
             str(path), _kind(record, adapter), tuple(map(str, checkpoint.files)), tensors,
-            sum(tensor.parameters for tensor in tensors), sum(tensor.nbytes for tensor in checkpoint.specs.values()),
-            dict(sorted(Counter(spec.dtype for spec in checkpoint.specs.values()).items())), _classes(tensors), record,
+            sum(tensor.parameters for tensor in tensors), sum(tensor.nbytes for tensor in checkpoint.stored.values()),
+            dict(sorted(Counter(spec.dtype for spec in checkpoint.stored.values()).items())), _classes(tensors), record,
             adapter, {key: text for key, text in checkpoint.metadata.items() if key != "taskmerge"},
-            dict(checkpoint.tied), tuple(checkpoint.warnings), digest_of(checkpoint) if digest else None,
+            dict(checkpoint.tied), checkpoint.notes, checkpoint.warnings,
+            digest_of(checkpoint) if digest else None,
         )  # fmt: skip
 
 
@@ -106,12 +109,18 @@ def _entries(checkpoint: Checkpoint, record: Mapping[str, Any] | None) -> tuple[
     factored = {name for name in ranks if all(name + part in specs for part in PARTS)}
     parts = {name + part for name in factored for part in PARTS}
     plain = {name: spec for name, spec in specs.items() if name not in parts}
-    entries = {name: _entry(name, spec.dtype, spec.shape, spec.nbytes) for name, spec in plain.items()}
+    entries = {name: _plain_entry(spec) for name, spec in plain.items()}
     for name in factored:
         u, s, vt = (specs[name + part] for part in PARTS)
         nbytes = u.nbytes + s.nbytes + vt.nbytes
         entries[name] = _entry(name, u.dtype, (*u.shape[:-1], vt.shape[-1]), nbytes, rank=int(ranks[name]))
     return tuple(entries[name] for name in sorted(entries))
+
+
+def _plain_entry(spec: TensorSpec) -> TensorEntry:
+    """A tensor by the type that it is stored in; its bytes are those of its scales too."""
+    entry = _entry(spec.name, spec.dtype, spec.shape, sum(part.nbytes for part in spec.stored))
+    return replace(entry, dtype=spec.stored[0].dtype)
 
 
 def _entry(name: str, dtype: str, shape: tuple[int, ...], nbytes: int, rank: int | None = None) -> TensorEntry:

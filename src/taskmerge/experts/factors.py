@@ -137,15 +137,16 @@ def stored_names(
     """What a merge with the tensors `merged` reads of a file, under the file's own names; all where none is known."""
     dense = dense_names(checkpoint, record, prefix)
     read = [stored for name, parts in dense.items() if name in merged for stored in parts]
-    return sorted(read) or list(checkpoint.specs)
+    return sorted(read) or list(checkpoint.stored)
 
 
 def dense_names(checkpoint: Checkpoint, record: Mapping[str, Any] | None, prefix: str = "") -> dict[str, list[str]]:
     """The tensors that a file stands for, without their prefix, and which of its own tensors make up each."""
     factored = {name + part: name for name in _ranks(record or {}) for part in PARTS}
     dense: dict[str, list[str]] = {}
-    for name in checkpoint.specs:
-        dense.setdefault(factored.get(name, name.removeprefix(prefix)), []).append(name)
+    for name, spec in checkpoint.specs.items():
+        read = [part.name for part in spec.stored]
+        dense.setdefault(factored.get(name, name.removeprefix(prefix)), []).extend(read)
     return dense
 
 

@@ -192,12 +192,14 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     if base_path is not None:
         checkpoint = open_plain(base_path, allow_pickle=options.allow_pickle)
         base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix)
+        sorting.notes += base.notes
         sorting.warnings += base.warnings
     experts: dict[str, Source] = {}
     earlier: list[str] = []
     origins: dict[tuple[str, ...], str] = {}
     for task, path in sorted(sorting.paths.items()):
         source = _open(task, path, base, options, origins)
+        sorting.notes += source.notes
         sorting.warnings += source.warnings
         if source.record.get("kind") in MERGED and not options.allow_merged:
             earlier.append(source.task)
@@ -243,7 +245,7 @@ def _check_prefix(prefix: str, sources: Sequence[Source]) -> None:
             hint=f"names start with {', '.join(starts[:12])}",
         )
     for source in plain:
-        if len(source.specs) < len(source.stored):
+        if len({name.removeprefix(prefix) for name in source.stored}) < len(source.stored):
             raise Mismatch(
                 f"without the prefix `{prefix}` two tensors have one name", where=source.where,
                 hint="leave one of them out of the file, or strip another prefix",

@@ -81,7 +81,7 @@ class Adapter:
     def stored(self) -> Mapping[str, TensorSpec]:
         """The file's tensors, and what its configuration makes of them as one more entry."""
         config = TensorSpec(CONFIG, "U8", (len(self._meaning),), self.folder / CONFIG, 0, len(self._meaning))
-        return {**self.checkpoint.specs, CONFIG: config}
+        return {**self.checkpoint.stored, CONFIG: config}
 
     @cached_property
     def _meaning(self) -> bytes:
@@ -98,7 +98,7 @@ class Adapter:
     def account(self, tally: Tally) -> None:
         """Adds the whole adapter to a digest: its tensors, and what its configuration makes of them."""
         tally.update(CONFIG, torch.frombuffer(bytearray(self._meaning), dtype=torch.uint8))
-        for name in self.checkpoint.specs:
+        for name in self.checkpoint.stored:
             for piece in self.checkpoint.pieces(name):
                 tally.update(name, piece)
 

@@ -52,7 +52,7 @@ def check_origin(
         raise BadFile(reason, where=str(path), hint="make the vectors again")
     names = tuple(str(name) for name in tensors)
     if names not in digests:
-        absent = [name for name in names if name not in base.checkpoint.specs]
+        absent = [name for name in names if name not in base.stored]
         digests[names] = f"lacks `{absent[0]}`" if absent else digest_of(base.checkpoint, names)
     if digests[names] != digest:
         origin = "the average of the experts" if record.get("origin") == "centre" else "a base"

@@ -12,7 +12,7 @@ from torch import Tensor
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.digest import content_digest, digest_of, tensor_line
 from taskmerge.checkpoint.dtypes import DTYPES, itemsize
-from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.header import Scaling, TensorSpec
 from taskmerge.errors import BadFile
 from taskmerge.numerics.spectral import Factors
 from taskmerge.types import Space
@@ -88,6 +88,11 @@ class Source(Protocol):
         ...
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """How it is read, where that is not as it is stored."""
+        ...
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What was odd but readable."""
         ...
@@ -125,7 +130,8 @@ class Source(Protocol):
 
 
 class CheckpointSource:
-    """A checkpoint's tensors under their (prefix-stripped) names."""
+    """A checkpoint's tensors under their (prefix-stripped) names; of those that stand for codes, the digest is that of
+    codes and scales."""
 
     def __init__(
         self,
@@ -148,7 +154,7 @@ class CheckpointSource:
 
     @property
     def stored(self) -> Mapping[str, TensorSpec]:
-        return self.checkpoint.specs
+        return self.checkpoint.stored
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -160,6 +166,10 @@ class CheckpointSource:
         return self.checkpoint.folder
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return self.checkpoint.notes
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         return self.checkpoint.warnings
 
@@ -167,21 +177,30 @@ class CheckpointSource:
     def cut(self) -> Mapping[str, int]:
         return {}
 
-    def stored_name(self, name: str) -> str:
-        """The file's own name of a tensor."""
-        return self._names[name]
+    def stored_names(self, name: str) -> list[str]:
+        """The file's own names of what a tensor is read from."""
+        return [stored.name for stored in self.checkpoint.specs[self._names[name]].stored]
 
     def raw(self, name: str, tally: Tally | None) -> Tensor:
-        raw = torch.empty(self.specs[name].nbytes, dtype=torch.uint8)
-        self._read_bytes(name, 0, raw, tally)
+        spec = self.specs[name]
+        raw = torch.empty(spec.nbytes, dtype=torch.uint8)
+        if spec.scaling is None:
+            self._read_bytes(name, 0, raw, tally)
+        else:
+            codes = torch.empty(spec.numel, dtype=torch.uint8)
+            self._read_codes(spec.scaling, codes, 0, raw.view(torch.float32), tally)
         return raw
 
     def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
         """Elements of a tensor in the compute dtype; bad numbers are refused by name."""
-        stored = self.checkpoint.specs[self._names[name]]
-        dtype, size = DTYPES[stored.dtype], itemsize(stored.dtype)
+        held = self.checkpoint.specs[self._names[name]]
+        dtype, size = DTYPES[held.dtype], itemsize(held.dtype)
         buffer = out.view(torch.uint8) if dtype == out.dtype else raw[: len(out) * size]
-        self._read_bytes(name, start * size, buffer, tally)
+        if held.scaling is None:
+            self._read_bytes(name, start * size, buffer, tally)
+        else:  # numbers take at most 4 of the 8 bytes that `raw` has for each
+            codes = raw[len(out) * size :][: len(out)]
+            self._read_codes(held.scaling, codes, start, buffer.view(dtype), tally)
         if dtype != out.dtype:
             out.copy_(buffer.view(dtype))
         if not finite(out):
@@ -195,6 +214,17 @@ class CheckpointSource:
         self.checkpoint.read_into(self._names[name], raw, start)
         if tally is not None:
             tally.update(self._names[name], raw)
+
+    def _read_codes(self, scaling: Scaling, codes: Tensor, start: int, out: Tensor, tally: Tally | None) -> None:
+        """Fills `out` (float32) with the values of codes from `start` on, and `codes` with them; the scales are tallied
+        with the first."""
+        self.checkpoint.read_codes(scaling, codes, start, out)
+        if tally is None:
+            return
+        tally.update(scaling.codes.name, codes)
+        if start == 0:
+            for piece in self.checkpoint.pieces(scaling.scale.name):
+                tally.update(scaling.scale.name, piece)
 
     def low_rank(self, name: str, matrix: int = 0) -> LowRank | None:
         return None
@@ -211,7 +241,8 @@ class CheckpointSource:
 
     def _read_by(self, merged: Container[str]) -> list[str]:
         """What a merge with the tensors `merged` reads of its file, under the file's own names; all where none is."""
-        return [stored for name, stored in self._names.items() if name in merged] or list(self.stored)
+        read = [stored for name in self._names if name in merged for stored in self.stored_names(name)]
+        return read or list(self.stored)
 
     def check_unchanged(self) -> None:
         self.checkpoint.check_unchanged()

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import yaml
 
+from taskmerge.checkpoint.quantised import without_quantisation
 from taskmerge.checkpoint.sidecars import tokenizer_differences, travelling
+from taskmerge.errors import BadFile
 from taskmerge.experts.inputs import Inputs
 from taskmerge.experts.sources import Source
 
-LIBRARIES = {"open_clip_config.json": "open_clip", "config.json": "transformers"}  # by the file that their models carry
+CONFIG = "config.json"
+LIBRARIES = {"open_clip_config.json": "open_clip", CONFIG: "transformers"}  # by the file that their models carry
 
 
 def companions_of(inputs: Inputs) -> dict[str, Path]:
@@ -23,7 +26,17 @@ def sidecars(inputs: Inputs, recipe: Mapping[str, object]) -> dict[str, bytes | 
     """Files for an output folder: what travels, byte for byte, and README.md."""
     files = companions_of(inputs)
     library = next((name for file, name in LIBRARIES.items() if file in files), None)
-    return {**files, "README.md": card(inputs.experts, inputs.base, recipe, library).encode()}
+    plain = plain_config(files)
+    written: dict[str, bytes | Path] = {**files, **({} if plain is None else {CONFIG: plain})}
+    return {**written, "README.md": card(inputs.experts, inputs.base, recipe, library).encode()}
+
+
+def plain_config(files: Mapping[str, Path]) -> bytes | None:
+    """The configuration that travels, where it calls the weights quantised, without that: merged weights are plain."""
+    try:
+        return without_quantisation(files[CONFIG].read_bytes()) if CONFIG in files else None
+    except OSError as error:
+        raise BadFile(f"cannot be read: {error.strerror}", where=str(files[CONFIG]), hint="check the disk") from error
 
 
 def tokenizer_warnings(experts: Sequence[Source]) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def costed(
         for job in jobs
     )
     specs = [(source.specs, output.name) for job in jobs for output in job.outputs for source in sources]
-    read = sum(held[name].nbytes for held, name in specs if name in held)
+    read = sum(part.nbytes for held, name in specs if name in held for part in held[name].stored)
     written = outputs * sum(math.prod(out.shape) * itemsize(out.dtype) for job in jobs for out in job.outputs)
     heaviest = max(jobs, key=lambda job: job.memory)
     promised = ALLOWANCE + (tasks + 4) * item * max(job.numel for job in jobs)

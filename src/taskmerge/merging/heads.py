@@ -33,7 +33,7 @@ def head_files(
                 where=expert.where,
                 hint="`--heads refuse` merges them like any tensor, `--exclude` leaves them out",
             )
-        specs = [OutputSpec(name, expert.specs[name].dtype, expert.specs[name].shape) for name in own]
+        specs = [OutputSpec(name, expert.specs[name].kept, expert.specs[name].shape) for name in own]
         yield expert, folder / f"{expert.task}.safetensors", specs
 
 
@@ -63,4 +63,4 @@ def _copy(expert: Source, name: str, sink: Sink) -> None:
             where=f"{expert.where}: `{name}`",
             hint="this checkpoint is damaged; leave it out",
         )
-    sink.write(name, values)
+    sink.write(name, values.to(DTYPES[spec.kept]))

@@ -10,7 +10,7 @@ import torch
 from taskmerge.checkpoint.ahead import Stamp
 from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float
-from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.header import DEQUANTISED, TensorSpec
 from taskmerge.checkpoint.identity import stamps_of
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, listed, unknown_name
@@ -20,7 +20,7 @@ from taskmerge.experts.factors import restrictions
 from taskmerge.experts.inputs import InputOptions, Inputs, resolve
 from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit, unit_of, units
-from taskmerge.merging.card import companions_of, sidecars
+from taskmerge.merging.card import CONFIG, companions_of, plain_config, sidecars
 from taskmerge.merging.costs import Budget, budget, costed
 from taskmerge.merging.heads import head_files, heads_folder
 from taskmerge.merging.kernels import BoundPoint, bind_points
@@ -76,7 +76,10 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     resolved = resolve(inputs, replace(opening, outputs=tuple(paths)))
     plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory))
     check_disk(plan.costs.bytes_written, paths)
-    companions = stamps_of(companions_of(resolved).values() if any(map(is_folder, paths)) else ())
+    files = companions_of(resolved) if any(map(is_folder, paths)) else {}
+    companions = stamps_of(files.values())
+    if plain_config(files) is not None:
+        plan = replace(plan, notes=(*plan.notes, f"{CONFIG} is written without what it says of quantisation"))
     device = named_device(running.device, accelerate=granularity(points) == "matrix")
     prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device, companions)
     check_outputs(prepared, running)
@@ -130,7 +133,7 @@ def make_plan(spec: MergeSpec, inputs: Inputs, points: Sequence[BoundPoint], all
     _refuse_nothing(jobs, chain[-1], reads)
     if spec.learned is not None:
         check_fits(spec.learned, [expert.task for expert in experts], jobs)
-    notes = (*agreed.notes, *_notes(spec, chain, experts, agreed, jobs, points))
+    notes = (*agreed.notes, *_notes(spec, chain, base, experts, agreed, jobs, points))
     read = [*experts, *([base] if base is not None and (needs_base or agreed.copied) else [])]
     item = 8 if spec.compute_dtype == "float64" else 4
     side_by_side = None if spec.learned is None else _components(jobs, points)
@@ -183,7 +186,7 @@ def _jobs(
 def _copied(spec: MergeSpec, name: str, stored: TensorSpec) -> TensorJob:
     """A tensor that only the base has."""
     return TensorJob(
-        unit_of(name, stored), (OutputSpec(name, _out_dtype(spec, stored.dtype), stored.shape),), action="copy"
+        unit_of(name, stored), (OutputSpec(name, _out_dtype(spec, stored.kept), stored.shape),), action="copy"
     )
 
 
@@ -242,12 +245,13 @@ def _refuse_nothing(jobs: Sequence[TensorJob], last: Method, reads: Reads) -> No
 
 
 def _notes(
-    spec: MergeSpec, chain: Sequence[Method], experts: Sequence[Source], agreed: Agreed, jobs: Sequence[TensorJob],
-    points: Sequence[BoundPoint],
+    spec: MergeSpec, chain: Sequence[Method], base: Source | None, experts: Sequence[Source], agreed: Agreed,
+    jobs: Sequence[TensorJob], points: Sequence[BoundPoint],
 ) -> list[str]:  # fmt: skip
     """What a careful user would want to know about this merge."""
     last = chain[-1]
     notes = [*_little(jobs, last), *_few(experts, last), *_mixed(spec, agreed, experts), *_clamped(jobs, points)]
+    notes += _dequantised(spec, jobs, experts, base)
     counters = [job.name for job in jobs if job.action == "buffer" and is_counter(job.name)]
     if counters:
         notes.append(f"the largest value of all experts is taken for {listed(counters)}")
@@ -283,6 +287,21 @@ def _mixed(spec: MergeSpec, agreed: Agreed, experts: Sequence[Source]) -> list[s
     return [
         f"{len(mixed)} tensors differ in dtype between experts ({example}) and are promoted (`--dtype` says otherwise)"
     ]
+
+
+def _dequantised(
+    spec: MergeSpec, jobs: Sequence[TensorJob], experts: Sequence[Source], base: Source | None
+) -> list[str]:
+    """A note where codes with scales decide about the output's type."""
+    if spec.dtype or not any(_of_codes(output.name, job, experts, base) for job in jobs for output in job.outputs):
+        return []
+    return [f"what is dequantised is written as {DEQUANTISED} (`--dtype` says otherwise)"]
+
+
+def _of_codes(name: str, job: TensorJob, experts: Sequence[Source], base: Source | None) -> bool:
+    """Whether a tensor comes from codes with scales in one of its inputs."""
+    holders = [base] if job.action == "copy" and base is not None else experts
+    return any(name in source.specs and source.specs[name].scaling is not None for source in holders)
 
 
 def _clamped(jobs: Sequence[TensorJob], points: Sequence[BoundPoint]) -> list[str]:

@@ -11,6 +11,7 @@ from taskmerge.checkpoint.adapted import PLACES, is_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.learned import learned_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, TaskmergeError, UsageError, listed
@@ -113,6 +114,11 @@ def _in_folder(folder: Path) -> list[Path]:
 Names = list[str]
 
 
+def _stored(specs: Iterable[TensorSpec]) -> Names:
+    """The file's own names of what some tensors are read from."""
+    return [part.name for spec in specs for part in spec.stored]
+
+
 @dataclass(frozen=True)
 class _Search:
     """Looks for inputs of a merge by the digest of what it read of them."""
@@ -155,10 +161,11 @@ class _Search:
     def of_base(self, checkpoint: Checkpoint, held: Container[str]) -> Iterator[Names]:
         """A base is read where no expert holds a tensor; and if task vectors were merged, all its numbers are."""
         specs = checkpoint.specs
-        names = [name for name in specs if name.removeprefix(self.prefix) in self.merged.specs]
-        alone = [name for name in names if name.removeprefix(self.prefix) not in held]
-        yield [name for name in names if name in alone or is_float(specs[name].dtype)]
-        yield alone
+        read = [spec for name, spec in specs.items() if name.removeprefix(self.prefix) in self.merged.specs]
+        alone = [spec for spec in read if spec.name.removeprefix(self.prefix) not in held]
+        numbers = [spec for spec in read if is_float(spec.dtype)]
+        yield _stored(spec for spec in read if spec in alone or spec in numbers)
+        yield _stored(alone)
 
     def held(self, experts: Iterable[Path]) -> frozenset[str]:
         """The tensors of the merged file that some expert holds; an adapter stands for all of them."""

@@ -67,7 +67,7 @@ def verify(
     with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
         record = provenance_of(checkpoint)
         _check_numbers(checkpoint, model=(record or {}).get("kind") not in DIFFERENCES)
-        size = sum(spec.nbytes for spec in checkpoint.specs.values())
+        size = sum(spec.nbytes for spec in checkpoint.stored.values())
         plain = Verification(
             str(path), digest_of(checkpoint), len(checkpoint.specs), size, record, False, False, {}, None, ()
         )
@@ -89,9 +89,9 @@ def verify(
 def _check_numbers(checkpoint: Checkpoint, *, model: bool) -> None:
     """Refuses a checkpoint with NaN or infinity, and a model with variances below zero, naming the tensors."""
     with ThreadPoolExecutor(cores()) as pool:
-        faults = list(pool.map(lambda name: _fault(checkpoint, name, model and is_variance(name)), checkpoint.specs))
+        faults = list(pool.map(lambda name: _fault(checkpoint, name, model and is_variance(name)), checkpoint.stored))
     for fault in ("NaN or infinity", "variances below zero"):
-        bad = [name for name, found in zip(checkpoint.specs, faults, strict=True) if found == fault]
+        bad = [name for name, found in zip(checkpoint.stored, faults, strict=True) if found == fault]
         if bad:
             raise BadNumber(
                 f"holds {fault} in {listed(bad, SHOWN)}", where=str(checkpoint.path),
@@ -101,7 +101,7 @@ def _check_numbers(checkpoint: Checkpoint, *, model: bool) -> None:
 
 def _fault(checkpoint: Checkpoint, name: str, variance: bool) -> str | None:
     """What numbers of a tensor cannot be, if there are such."""
-    spec = checkpoint.specs[name]
+    spec = checkpoint.stored[name]
     dtype = DTYPES[spec.dtype]
     if not is_float(spec.dtype) and not dtype.is_complex:
         return None
@@ -134,7 +134,7 @@ def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]
         return True, ()
     with open_checkpoint(again) as replay:
         where = str(checkpoint.path)
-        names = sorted({*checkpoint.specs, *replay.specs})
+        names = sorted({*checkpoint.stored, *replay.stored})
         differing = [name for name in names if _digest(checkpoint, name) != _digest(replay, name)]
         if differing:
             raise BadFile(
@@ -156,4 +156,4 @@ def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]
 
 
 def _digest(checkpoint: Checkpoint, name: str) -> str:
-    return digest_of(checkpoint, [name]) if name in checkpoint.specs else ""
+    return digest_of(checkpoint, [name]) if name in checkpoint.stored else ""

@@ -159,7 +159,7 @@ def _count(work: Work, job: TensorJob, task: int, counts: Mapping[str, list[int]
 def _dtype(expert: Source, base: Source | None, name: str) -> str:
     """The dtype that an expert holds (or held) a tensor in."""
     holder = expert if name in expert.specs or base is None else base
-    return holder.specs[name].dtype
+    return holder.specs[name].kept
 
 
 # --- after it --------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def _origin_names(work: Work) -> list[str]:
     """The tensors of the origin that its digest is taken over (all but buffers), under the names in its file."""
     base = work.inputs.base
     names = [job.name for job in work.plan.jobs if job.action == "merge"]
-    return names if work.wanted.centre or base is None else [base.stored_name(name) for name in names]
+    return names if work.wanted.centre or base is None else [own for name in names for own in base.stored_names(name)]
 
 
 def expert_digests(work: Work, task: str | None = None) -> dict[str, str]:

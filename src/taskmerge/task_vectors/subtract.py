@@ -36,9 +36,9 @@ def subtract(work: Work, files: Files, job: TensorJob) -> None:
     """One job from bytes to bytes."""
     base = work.rows.base
     if job.action == "copy" and base is not None:
-        raw = work.rows.raw(base, job.name).view(DTYPES[job.outputs[0].dtype])
+        values = work.rows.raw(base, job.name).view(DTYPES[base.specs[job.name].dtype])
         for sink in files.tasks.values():
-            sink.write(job.name, raw)
+            sink.write(job.name, values.to(DTYPES[job.outputs[0].dtype]))
     elif job.action == "buffer":
         _buffers(work, files, job)
     else:

@@ -190,7 +190,7 @@ def _job(spec: MergeSpec, wanted: Wanted, unit: Unit, stored: TensorSpec) -> Ten
 
 
 def _as_stored(name: str, spec: TensorSpec) -> OutputSpec:
-    return OutputSpec(name, spec.dtype, spec.shape)
+    return OutputSpec(name, spec.kept, spec.shape)
 
 
 def _carry_out(work: Work, running: RunOptions) -> VectorsReceipt:
