@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_files import save, save_sharded
-from fp8_cases import SCALES, TYPES, Coded, broadcast, finite_codes, in_blocks, scales
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fp8_cases import SCALES, TYPES, Coded, broadcast, finite_codes, in_blocks, scales
 from taskmerge.checkpoint import checkpoint as reading
 from taskmerge.checkpoint import dequantise
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint, open_plain

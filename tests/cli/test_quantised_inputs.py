@@ -10,24 +10,22 @@ from eval_cases import prepared
 from merge_cases import merge, model, refused, refused_merge, run, save
 from torch import Tensor
 
-FP8 = torch.float8_e4m3fn
 CODES = "model.layers.0.mlp.down_proj.weight"
 
 
 def quantised(seed: int) -> dict[str, Tensor]:
-    """A matrix of FP8 codes in blocks of 4, their scales, and a plain norm."""
-    weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))
-    cut = weight.reshape(2, 4, 2, 4)
-    scale = cut.abs().amax((1, 3), keepdim=True) / 448
-    codes = (cut / scale).to(FP8).reshape(8, 8)
-    return {CODES: codes, CODES + "_scale_inv": scale[:, 0, :, 0].contiguous(), "model.norm.weight": torch.ones(8)}
+    """A matrix of bitsandbytes' codes, their scales, and a plain norm."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-127, 128, (8, 8), generator=generator).to(torch.int8)
+    scale = torch.rand(8, generator=generator)
+    return {CODES: codes, CODES.removesuffix("weight") + "SCB": scale, "model.norm.weight": torch.ones(8)}
 
 
 def plain() -> dict[str, Tensor]:
     return {CODES: torch.ones(8, 8), "model.norm.weight": torch.ones(8)}
 
 
-SAYS = ("is quantised (FP8 in blocks", f"`{CODES}`", "dequantise first")
+SAYS = ("is quantised (bitsandbytes, 8 bits)", f"`{CODES}`", "dequantise first")
 
 
 @pytest.mark.parametrize("bad", ["a", "base"])
@@ -71,6 +69,21 @@ def test_inspect_says_so_and_goes_on(here: Path) -> None:
     assert SAYS[1] in done.err
     (document,) = json.loads(run("inspect", "x.safetensors", "--json").out)
     assert SAYS[0] in document["warnings"][0]
+
+
+def test_diff_has_no_numbers_for_codes(here: Path) -> None:
+    for seed, name in enumerate("ab"):
+        save(here / f"{name}.safetensors", quantised(seed))
+    refused(4, "diff", "a.safetensors", "b.safetensors", folder=here, says=("a.safetensors: ", *SAYS))
+
+
+def test_no_rule_for_buffers_takes_codes(here: Path) -> None:
+    """`--on-buffer first` would put one expert's codes beside averaged scales."""
+    for seed, name in enumerate("ab"):
+        save(here / f"{name}.safetensors", quantised(seed))
+    refused_merge(
+        4, "a.safetensors", "b.safetensors", "--on-buffer", "first", "--method", "average", folder=here, says=SAYS
+    )
 
 
 def test_plain_fp8_merges_as_ever(here: Path) -> None:
