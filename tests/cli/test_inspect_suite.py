@@ -41,6 +41,16 @@ def suite(folder: Path, split: str = "{file: cars.npz, x: test_x, y: test_y}") -
     return path
 
 
+def test_weights_that_cannot_be_read_are_bad(tmp_path: Path) -> None:
+    path = suite(tmp_path)
+    np.savez(tmp_path / "cars.npz", test_x=np.zeros((3, 2)), test_y=np.zeros(3, np.int64))
+    assert run("inspect", path).code == 0
+    save(tmp_path / "cars.safetensors", {"a.weight": torch.zeros(2, 3, dtype=torch.int8), "a.SCB": torch.ones(2)})
+    done = run("inspect", path)
+    assert done.code == 3
+    assert "is quantised (bitsandbytes, 8 bits)" in done.words
+
+
 def document(code: int, path: Path) -> dict[str, Any]:
     outcome = run("inspect", path, "--json")
     assert outcome.code == code, outcome.err

@@ -64,6 +64,39 @@ def test_predicted_memory_is_kept(method: str, tmp_path: Path) -> None:
     assert said["peak_memory"] <= said["predicted_memory"]
 
 
+def spent(arguments: list[str]) -> tuple[float, int]:
+    """The processor's seconds and the peak memory in bytes of a process."""
+    child = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)  # nobody else can wait for it any more
+    assert child.returncode == 0
+    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties"])
+def test_codes_take_the_memory_of_bfloat16_and_at_most_1_3_times_its_time(method: str, tmp_path: Path) -> None:
+    """For the same number of parameters, in blocks of 128 with ragged edges."""
+    generator = torch.Generator().manual_seed(0)
+    inputs: dict[str, list[str]] = {"codes": [], "bfloat16": []}
+    for name in ("base", *(f"t{task}" for task in range(TASKS))):
+        plain = {f"{i}.weight": 0.02 * torch.randn(4000, 3000, generator=generator) for i in range(6)}
+        codes = {name: (256 * weight).to(torch.float8_e4m3fn) for name, weight in plain.items()}
+        scales = {f"{name}_scale_inv": torch.full((32, 24), 1 / 256) for name in plain}
+        for kind, tensors in (
+            ("codes", codes | scales), ("bfloat16", {name: weight.bfloat16() for name, weight in plain.items()})
+        ):  # fmt: skip
+            (tmp_path / kind).mkdir(exist_ok=True)
+            save_file(tensors, tmp_path / kind / f"{name}.safetensors")
+            inputs[kind].append(str(tmp_path / kind / f"{name}.safetensors"))
+    found: dict[str, list[tuple[float, int]]] = {"codes": [], "bfloat16": []}
+    for kind in ("codes", "bfloat16") * 3:
+        found[kind].append(spent(command(inputs[kind], method, tmp_path / "out.safetensors")))
+    seconds, memory = ({kind: [one[i] for one in runs] for kind, runs in found.items()} for i in (0, 1))
+    assert max(memory["codes"]) <= max(memory["bfloat16"]) + 24e6
+    assert min(seconds["codes"]) <= 1.3 * min(seconds["bfloat16"])
+
+
 @pytest.mark.slow
 def test_kill_at_random_moments_leaves_nothing_that_a_glob_catches(tmp_path: Path) -> None:
     inputs = write(tmp_path / "in", 48)

@@ -4,6 +4,8 @@ That is what the codes' makers calculate with, and it is defined without regard 
 power of two as scale rounds nothing.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,16 @@ def dequantise(scaling: Scaling, codes: Tensor, scales: Tensor, start: int, out:
 
     `scales` [k, blocks in a row] are the rows of scales that `scale_rows` names for these elements.
     """
-    first, _ = scale_rows(scaling, start, len(out))
+    above, _ = scale_rows(scaling, start, len(out))
     for begin in range(0, len(out), PIECE):
         piece = out[begin : begin + PIECE]
-        _widen(codes[begin : begin + PIECE], scaling.codes.dtype, piece)
-        _multiply(scaling, scales, first, start + begin, piece)
+        rest = _widen(codes[begin : begin + PIECE], scaling.codes.dtype, piece)
+        first, last = scale_rows(scaling, start + begin, len(piece))
+        factors = scales[first - above : last - above] * rest  # a power of two: nothing is rounded
+        if not math.isfinite(factors.sum().item()):
+            piece.mul_(rest)
+            factors = scales[first - above : last - above]
+        _multiply(scaling, _spread(scaling, factors), start + begin, piece)
 
 
 def scale_rows(scaling: Scaling, start: int, count: int) -> tuple[int, int]:
@@ -53,22 +60,22 @@ def _scale_row(scaling: Scaling, row: int) -> int:
     return matrix * -(-scaling.rows // height) + inside // height
 
 
-def _multiply(scaling: Scaling, scales: Tensor, first: int, start: int, out: Tensor) -> None:
-    """Multiplies elements from `start` on by their scales, of which `scales` has the rows from `first` on."""
-    width, done = scaling.columns, 0
+def _multiply(scaling: Scaling, factors: Tensor, start: int, out: Tensor) -> None:
+    """Multiplies elements from `start` on by their factors, which `factors` has row by row, from that of the first on."""
+    width, (height, _), done = scaling.columns, scaling.block, 0
+    first = _scale_row(scaling, start // width)
     while done < len(out):
         row, column = divmod(start + done, width)
         place = _scale_row(scaling, row) - first
         whole = (len(out) - done) // width
         if column or not whole:  # a part of a row
             count = min(width - column, len(out) - done)
-            factors = _spread(scaling, scales[place : place + 1])[0]
-            out[done : done + count].mul_(factors[column : column + count] if len(factors) > 1 else factors)
+            own = factors[place]
+            out[done : done + count].mul_(own[column : column + count] if len(own) > 1 else own)
         else:
-            rows = whole if scaling.block[0] == 1 else min(whole, _left_in_block(scaling, row))
+            rows = whole if height == 1 else min(whole, _left_in_block(scaling, row))
             count = rows * width
-            factors = _spread(scaling, scales[place : place + (rows if scaling.block[0] == 1 else 1)])
-            out[done : done + count].view(rows, width).mul_(factors)
+            out[done : done + count].view(rows, width).mul_(factors[place : place + (rows if height == 1 else 1)])
         done += count
 
 
@@ -82,17 +89,22 @@ def _spread(scaling: Scaling, scales: Tensor) -> Tensor:
     """Rows of scales [k, blocks] as factors of every column [k, columns], or [k, 1] where there is one block."""
     if scales.shape[1] == 1:
         return scales
-    return scales.repeat_interleave(scaling.block[1], dim=1)[:, : scaling.columns]
+    rows, blocks = scales.shape
+    return scales[:, :, None].expand(rows, blocks, scaling.block[1]).reshape(rows, -1)[:, : scaling.columns]
 
 
-def _widen(codes: Tensor, dtype: str, out: Tensor) -> None:
-    """The numbers of FP8 codes (uint8) in float32; by way of float16, of which both types are a part (torch's own
-    conversion of E4M3 takes twenty times as long)."""
+def _widen(codes: Tensor, dtype: str, out: Tensor) -> float:
+    """Fills `out` with the numbers of FP8 codes (uint8) divided by a power of two, which it returns.
+
+    By way of float16, of which both usual types are a part: torch's own conversion of E4M3 takes twenty times as long.
+    """
+    signed = codes.view(torch.int8)
     if dtype == "F8_E5M2":
-        out.copy_(codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(8).view(torch.float16))
-    elif dtype == "F8_E4M3" and len(codes) and int((codes & 0x7F).max()) < 0x7F:  # 0x7F and 0xFF are its NaN
+        out.copy_(signed.to(torch.int16).mul_(1 << 8).view(torch.float16))
+        return 1.0
+    if dtype == "F8_E4M3" and len(codes) and int(signed.max()) < 0x7F and int(codes.max()) < 0xFF:  # these two are NaN
         # sign and exponent of 4 bits come to stand in float16's sign and exponent of 5 bits, whose bias is 8 larger
-        bits = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7).bitwise_and_(NOT_SIGN_TWICE)
-        out.copy_(bits.view(torch.float16)).mul_(256)
-    else:
-        out.copy_(codes.view(DTYPES[dtype]))
+        out.copy_(signed.to(torch.int16).mul_(1 << 7).bitwise_and_(NOT_SIGN_TWICE).view(torch.float16))
+        return 256.0
+    out.copy_(codes.view(DTYPES[dtype]))
+    return 1.0

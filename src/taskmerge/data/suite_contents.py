@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.data.data_headers import size_of
 from taskmerge.errors import TaskmergeError
 from taskmerge.specs.heads import OUTPUT_WEIGHTS
@@ -171,7 +171,7 @@ def _opened(what: str, place: Location | None, allow_pickle: bool) -> tuple[Foun
     if found.state != "found" or not isinstance(place, Path):
         return found, None
     try:
-        with open_checkpoint(place, allow_pickle=allow_pickle) as checkpoint:
+        with open_plain(place, allow_pickle=allow_pickle) as checkpoint:
             return found, checkpoint  # closed, but its header stays known
     except TaskmergeError as error:
         return Found(what, str(place), "bad", error.message.replace("\n", "; ")), None
