@@ -61,7 +61,7 @@ def _scale_row(scaling: Scaling, row: int) -> int:
 
 
 def _multiply(scaling: Scaling, factors: Tensor, start: int, out: Tensor) -> None:
-    """Multiplies elements from `start` on by their factors, which `factors` has row by row, from that of the first on."""
+    """Multiplies elements from `start` on by `factors`: one row for each row of scales, from the first element's on."""
     width, (height, _), done = scaling.columns, scaling.block, 0
     first = _scale_row(scaling, start // width)
     while done < len(out):
