@@ -4,20 +4,27 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST_LINE = 2_000
+"""Characters of one line of a message."""
+MOST_LINES = 60
+LONGEST_NAME = 200
+"""Characters of a name for which a similar one is looked for."""
+
 
 class TaskmergeError(Exception):
     """Base of every error that taskmerge raises on purpose.
 
     `what` says what happened, `where` names the file, tensor, line or option, `hint` says what to do about it.
-    `exit_code` is the status with which the command line ends.
+    `exit_code` is the status with which the command line ends. The three hold names and values of files that anybody
+    may have written: they are shown here as `told` shows them, so no error is longer or other than a text.
     """
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
-        self.what = what
-        self.where = where
-        self.hint = hint
+        self.what = told(what)
+        self.where = where and told(where)
+        self.hint = hint and told(hint)
         super().__init__(self.message)
 
     @property
@@ -75,8 +82,34 @@ class Interrupted(TaskmergeError):
     exit_code = 130
 
 
+def told(text: str) -> str:
+    """A text of any length as a message of some: long lines lose their middle, many lines their last ones.
+
+    Lines stay lines; other control characters are shown, not obeyed.
+    """
+    lines = text.split("\n", MOST_LINES)
+    if len(lines) > MOST_LINES:
+        lines[-1] = f"and {lines[-1].count(chr(10)) + 1:,} lines more"
+    return "\n".join(plain(_shortened(line)) for line in lines)
+
+
+def plain(text: str) -> str:
+    """One line for a terminal: what a file's names hold of control characters is shown, not obeyed."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def _shortened(line: str) -> str:
+    half = LONGEST_LINE // 2
+    left_out = len(line) - 2 * half
+    return line if left_out <= 0 else f"{line[:half]} [{left_out:,} characters] {line[-half:]}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is closest to a misspelt one, or None when nothing is close."""
+    if len(name) > LONGEST_NAME:
+        return None
     close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return close[0] if close else None
 

@@ -179,7 +179,7 @@ def test_what_is_on_the_hub_is_not_called_complete() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [("", "is no JSON"), ("[]", "is no JSON object"), ("{", "is no JSON"), (None, "is missing")]
+    ("content", "says"), [("", "is not JSON"), ("[]", "is no JSON object"), ("{", "is not JSON"), (None, "is missing")]
 )
 def test_a_model_whose_configuration_is_none(tmp_path: Path, content: str | None, says: str) -> None:
     path = suite(tmp_path, "{file: cars.jsonl, x: text, y: label}")
@@ -198,7 +198,7 @@ def test_folders_without_model_or_tokenizer(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("{library: open_clip, model: model.json}", words))
     found = document(3, path)["missing"]
     assert [one.split(":")[0] for one in found] == ["the model", "the tokenizer"]
-    assert "config.json cannot be read: No such file" in found[0]
+    assert "config.json: no such file" in found[0]
     assert "has none of tokenizer.json, vocab.txt" in found[1]
     (tmp_path / "bert" / "config.json").write_text("{}")
     (tmp_path / "bert" / "vocab.txt").write_text("a")

@@ -126,7 +126,7 @@ def test_a_file_that_is_no_report_is_refused(text: str, tmp_path: Path) -> None:
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(BadFile, match=r"report\.json"):
         read_report(path)
-    with pytest.raises(BadFile, match="No such file"):
+    with pytest.raises(BadFile, match="no such file"):
         read_report(tmp_path / "none.json")
     with pytest.raises(BadFile):
         read_report(tmp_path)

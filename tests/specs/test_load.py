@@ -85,9 +85,9 @@ def test_complaints_name_line_and_column(tmp_path: Path, text: str, place: str, 
 
 
 def test_a_recipe_that_is_not_there_or_no_text(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="No such file"):
+    with pytest.raises(BadFile, match="no such file"):
         load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(BadFile, match="directory"):
+    with pytest.raises(BadFile, match="is a folder"):
         load_recipe(tmp_path)
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(UsageError, match="no YAML"):

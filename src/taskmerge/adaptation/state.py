@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from taskmerge.checkpoint.header import open_regular
 from taskmerge.checkpoint.small_files import write_small
+from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile
 
 FILE = "state.safetensors"

@@ -16,6 +16,7 @@ from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.provenance import canonical
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.checkpoint.weights import PICKLE_ENDINGS, SAFE_ENDING
+from taskmerge.documents import read_object
 from taskmerge.errors import BadFile, nearest
 
 MANIFEST, VERSION = "folder.json", 1
@@ -129,7 +130,7 @@ def read_adapted(folder: Path, manifest: Manifest | None = None) -> AdaptedFolde
     if manifest is not None:
         return AdaptedFolder(folder, manifest, stamp(file))
     version = stamp(file)  # before it is read: a change from here on is seen
-    document = _document(file)
+    document = read_object(file, hint=AGAIN)
     _check_version(document, file)
     wrong = _malformed(document)
     if wrong:
@@ -159,16 +160,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     if manifest.protocol is not None:
         document["protocol"] = manifest.protocol
     write_small(folder / MANIFEST, canonical(document) + "\n")
-
-
-def _document(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadFile(f"cannot be read: {error}", where=str(file), hint=AGAIN) from None
-    if not isinstance(document, dict):
-        raise BadFile("is no JSON object", where=str(file), hint=AGAIN)
-    return document
 
 
 def _check_version(document: Mapping[str, Any], file: Path) -> None:

@@ -14,11 +14,12 @@ from taskmerge.checkpoint.ahead import Stamp, stamp
 from taskmerge.checkpoint.dequantise import dequantise, scale_rows, scale_values, scales_in_row
 from taskmerge.checkpoint.descriptors import Descriptor
 from taskmerge.checkpoint.dtypes import DTYPES, bytes_of, itemsize
-from taskmerge.checkpoint.header import Header, Scaling, TensorSpec, open_regular, read_header
+from taskmerge.checkpoint.header import Header, Scaling, TensorSpec, read_header
 from taskmerge.checkpoint.identity import changed, check_unchanged, stamps_of, still_read
 from taskmerge.checkpoint.pickled import PickledSource
 from taskmerge.checkpoint.quantised import as_weights, config_warning, read_config
 from taskmerge.checkpoint.weights import WeightFiles, find_weights
+from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile, Mismatch, listed
 
 PIECE = 1 << 20  # bytes

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from taskmerge.checkpoint.dtypes import DTYPES, UNSUPPORTED, itemsize
+from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile
 
 LENGTH_BYTES = 8
@@ -111,22 +111,6 @@ def read_header(path: Path) -> Header:
         where = f"{path}: `{error.tensor}`" if error.tensor is not None else str(path)
         raise BadFile(error.what, where=where, hint=error.hint) from None
     return Header(path, MappingProxyType({s.name: s for s in sorted(specs, key=lambda s: s.name)}), metadata)
-
-
-def open_regular(path: Path) -> int:
-    """Open a regular file for reading; anything else (missing, folder, pipe, no permission) is a `BadFile`."""
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISDIR(mode):
-            raise BadFile("is a folder, not a file", where=str(path), hint="name the file in it")
-        if not stat.S_ISREG(mode):
-            raise BadFile("is not a regular file", where=str(path), hint="copy it to a file first")
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise BadFile("no such file", where=str(path), hint="check the path") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise BadFile(f"cannot be opened: {reason}", where=str(path), hint="check path and permissions") from error
 
 
 def read_exactly(descriptor: int, count: int, offset: int) -> bytes:

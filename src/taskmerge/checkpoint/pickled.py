@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import CODES, bytes_of
-from taskmerge.checkpoint.header import TensorSpec, open_regular
+from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.identity import check_unchanged, stamps_of
+from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile
 
 

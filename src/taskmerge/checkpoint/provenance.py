@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.documents import parse_json
 from taskmerge.errors import BadFile
 
 KEY = "taskmerge"
@@ -48,7 +49,7 @@ def provenance_of(checkpoint: Checkpoint) -> dict[str, object] | None:
     if text is None:
         return None
     try:
-        record = json.loads(text)
+        record = parse_json(text)
     except ValueError:
         record = None
     wrong = "no JSON object" if not isinstance(record, dict) else _misshapen(record)

@@ -1,17 +1,18 @@
 """Which files hold the weights of a model: a file, an index, or a folder in Hugging Face layout."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from taskmerge.checkpoint.ahead import Stamp, stamp
+from taskmerge.documents import read_json
 from taskmerge.errors import BadFile, listed
 
+MAX_INDEX = 100_000_000
+"""Bytes of an index: a line a tensor, as a header has an entry a tensor."""
 SAFE_ENDING = ".safetensors"
 SAFE_INDEX_ENDING = ".safetensors.index.json"
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
@@ -132,7 +133,7 @@ def _visible(folder: Path) -> list[str]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """The index's tensor -> shard name, each a relative path that stays in the folder."""
-    document = _read_json(index)
+    document = read_json(index, hint="download the index again", largest=MAX_INDEX)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise BadFile("has no `weight_map` from tensor to file", where=str(index), hint="download the index again")
@@ -147,14 +148,3 @@ def _escapes(shard: str) -> bool:
     # Lexical on purpose: the cache of the hub keeps shards as links out of the folder.
     path = PurePosixPath(shard)
     return path.is_absolute() or not path.parts or ".." in path.parts or "\\" in shard or "\0" in shard
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadFile("no such file", where=str(path), hint="check the path") from None
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror}", where=str(path), hint="check the disk") from error
-    except (ValueError, RecursionError) as error:
-        raise BadFile(f"is not JSON: {error}", where=str(path), hint="download the index again") from None

@@ -85,7 +85,7 @@ def _adapted(
 
 def _plan(asked: AdaptRequest, device: str, words: AdaptWords) -> None:
     for line in plan_lines(asked, device):
-        show.say(show.plain(line), words.quiet)
+        show.say(line, words.quiet)
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def _seeds(asked: AdaptRequest, running: AdaptRunning, count: int, words: AdaptW
         found = adapt_seeds(asked, running, count, run=run_one, done=done)
     if text := seeds_text(found):
         show.say(text, words.quiet)
-    show.document(found.to_dict()) if words.json else print("\n".join(one.path for one in found.runs))
+    show.document(found.to_dict()) if words.json else show.results(one.path for one in found.runs)
 
 
 def _auto(words: AdaptWords) -> None:
@@ -163,7 +163,7 @@ def _show_auto(plan: AutoPlan, running: AdaptRunning, words: AdaptWords) -> None
         show.document(plan.to_dict())
     else:
         show.print_table(auto_table(plan))
-        print("\n".join(auto_lines(plan)))
+        show.page(auto_lines(plan))
     check_auto(auto_place(running), CANDIDATES, replace(running, resume=words.resume), keep=True)
 
 
@@ -177,7 +177,7 @@ def _dry_run(asked: AdaptRequest, running: AdaptRunning, words: AdaptWords) -> N
     else:
         for table in dry_run_tables(found):
             show.print_table(table)
-        print("\n".join(dry_run_lines(found, words.seeds or 1)))
+        show.page(dry_run_lines(found, words.seeds or 1))
     if words.seeds is None:
         check_free(place_of(asked, running), overwrite=words.overwrite, resume=words.resume)
 
@@ -258,7 +258,7 @@ def _finish(receipt: AdaptReceipt, words: AdaptWords) -> None:
     if receipt.scores is not None:
         show.say(scores_text(receipt.scores), words.quiet)
     show.say(_summary(receipt.report, receipt.seconds), words.quiet)
-    show.document(receipt.to_dict()) if words.json else print(receipt.path)
+    show.document(receipt.to_dict()) if words.json else show.results([receipt.path])
 
 
 def _summary(report: Mapping[str, Any], seconds: float) -> str:

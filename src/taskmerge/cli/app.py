@@ -15,10 +15,9 @@ import typer
 
 from taskmerge.cli.commands import load
 from taskmerge.cli.program import app
-from taskmerge.cli.show import plain
 from taskmerge.cli.together import one_voice, speaks
-from taskmerge.errors import BadFile, BadOutput, Interrupted, TaskmergeError
-from taskmerge.launched import told
+from taskmerge.errors import BadFile, BadOutput, Interrupted, TaskmergeError, told
+from taskmerge.launched import told as people_told
 
 COMPLETION = "_TASKMERGE_COMPLETE"
 INTERRUPTED = 130
@@ -72,6 +71,8 @@ def run(arguments: Sequence[str]) -> int:
     except TaskmergeError as error:
         return _say(error, error.message, error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # Typer takes the end of any file for Ctrl-D
+            return _defect(error.__cause__, debug)
         return _say(error, "no unfinished output is left", INTERRUPTED, debug=False, kind="interrupted")
     except (BrokenPipeError, SystemExit):  # the argument parser exits by itself when the reader has gone
         _give_up_stdout()
@@ -87,9 +88,13 @@ def run(arguments: Sequence[str]) -> int:
             return _say(error, message, BadFile.exit_code, debug)
         if hasattr(error, "format_message"):  # the argument parser's own complaints
             return _usage(error, debug)
-        # anything else is a defect of ours: one message, the traceback on request
-        hint = "this is a defect in taskmerge; run again with --debug and report it"
-        return _say(error, f"{type(error).__name__}: {error}\nhint: {hint}", INTERNAL, debug)
+        return _defect(error, debug)
+
+
+def _defect(error: BaseException, debug: bool) -> int:
+    """What nobody thought of is a defect of ours: one message, the traceback on request."""
+    hint = "this is a defect in taskmerge; run again with --debug and report it"
+    return _say(error, f"{type(error).__name__}: {error}\nhint: {hint}", INTERNAL, debug)
 
 
 def _give_up_stdout() -> None:
@@ -115,13 +120,8 @@ def _say(error: BaseException, message: str, code: int, debug: bool, *, kind: st
         traceback.print_exception(error)
     complaint, _, hint = message.partition("\nhint: ")
     with suppress(OSError):  # nobody can be told
-        print(f"{kind}: {_shown(complaint)}", file=sys.stderr)
+        print(f"{kind}: {told(complaint)}", file=sys.stderr)
         if hint:
-            print(f"hint: {_shown(hint)}", file=sys.stderr)
-    told()
+            print(f"hint: {told(hint)}", file=sys.stderr)
+    people_told()
     return code
-
-
-def _shown(text: str) -> str:
-    """What names in a message hold of control characters is shown, not obeyed; its lines stay lines."""
-    return "\n".join(plain(line) for line in text.split("\n"))

@@ -10,6 +10,7 @@ import typer
 from taskmerge.cli import options, show
 from taskmerge.cli.options import option
 from taskmerge.cli.program import app
+from taskmerge.errors import plain
 
 if TYPE_CHECKING:
     from taskmerge.checkpoint.difference import DiffReport, TensorDifference
@@ -38,7 +39,7 @@ def diff(
     if json:
         show.document({**report.to_dict(), "tensors": [row(tensor) for tensor in rows]})
         return
-    print("\n".join([*([] if quiet else table(report, rows)), summary(report)]))
+    show.page([*([] if quiet else table(report, rows)), summary(report)])
 
 
 def row(tensor: "TensorDifference") -> dict[str, object]:
@@ -74,7 +75,7 @@ def _number(value: float | None) -> str:
 
 def _short(name: str, wide: int | None) -> str:
     """A name whose end fits into `wide` columns."""
-    name = show.plain(name)
+    name = plain(name)
     return name if wide is None or len(name) <= max(wide, 12) else "…" + name[-max(wide, 12) + 1 :]
 
 

@@ -8,7 +8,7 @@ import typer
 from taskmerge.cli import options, show, suite_page
 from taskmerge.cli.options import option
 from taskmerge.cli.program import app
-from taskmerge.errors import BadFile
+from taskmerge.errors import BadFile, plain
 
 if TYPE_CHECKING:
     from taskmerge.data.suite_contents import SuiteInspection
@@ -49,7 +49,7 @@ def inspect(
     if json:
         show.document([inspection.to_dict() for inspection in inspections])
     else:
-        print("\n\n".join(_page(inspection, tensors) for inspection in inspections))
+        show.page("\n\n".join(_page(inspection, tensors) for inspection in inspections).split("\n"))
     if any(getattr(inspection, "missing", ()) for inspection in inspections):
         raise typer.Exit(BadFile.exit_code)
 
@@ -83,7 +83,7 @@ def page(file: "Inspection", tensors: bool) -> str:
     lines += [f"  {name}: {value}" for name, value in {**_provenance(file), **(file.adapter or {})}.items()]
     lines += [f"  `{second}` is tied to `{first}`" for second, first in file.tied.items()]
     lines += ["", *_classes(file)]
-    return "\n".join(map(show.plain, [*lines, "", *_listed(file.tensors)] if tensors else lines))
+    return "\n".join(map(plain, [*lines, "", *_listed(file.tensors)] if tensors else lines))
 
 
 def _provenance(file: "Inspection") -> dict[str, Any]:

@@ -80,7 +80,7 @@ def finish(receipt: MergeReceipt, announced: Sequence[str], document: Mapping[st
     show.notices(notes, warnings, words.quiet)
     rate = show.size(receipt.bytes_read / max(receipt.seconds, 1e-9))
     show.say(f"done in {receipt.seconds:.1f} s ({rate}/s), peak memory {show.size(receipt.peak_memory)}", words.quiet)
-    show.document(document) if words.json else print("\n".join(receipt.paths))
+    show.document(document) if words.json else show.results(receipt.paths)
 
 
 def _keywords(words: MergeWords) -> dict[str, Any]:

@@ -1,19 +1,19 @@
 """What an evaluation reads, and that none of its outputs takes the place of it, with --overwrite neither."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from taskmerge.checkpoint.identity import FileId, file_id, file_ids
 from taskmerge.checkpoint.weights import find_weights
-from taskmerge.errors import TaskmergeError, UsageError
-from taskmerge.evaluation.results import KIND
+from taskmerge.documents import parse_json, read_regular
+from taskmerge.errors import BadFile, TaskmergeError, UsageError
+from taskmerge.evaluation.results import KIND, LARGEST
 from taskmerge.specs.suite import Suite
 
 BENCHMARK_KEY = "model_fullname"
 """A key of every file for clip_benchmark."""
-CSV_START = "dataset,model,pretrained,"
+CSV_START = b"dataset,model,pretrained,"
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def _files_of(place: Path) -> list[Path]:
 def _is_report(path: Path) -> bool:
     """Whether a file is what an evaluation wrote, as JSON or as CSV."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if text.startswith(CSV_START):
+        content = read_regular(path, LARGEST)
+        if content.startswith(CSV_START):
             return True
-        document = json.loads(text)
-    except (OSError, ValueError, RecursionError):
+        document = parse_json(content)
+    except (BadFile, ValueError):
         return False
     return isinstance(document, dict) and (document.get("report") == KIND or BENCHMARK_KEY in document)

@@ -4,8 +4,10 @@ import json
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+from taskmerge.errors import plain, told
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,15 +45,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def plain(text: str) -> str:
-    """One line for a terminal: what a file's names hold of control characters is shown, not obeyed."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
 def say(text: str, quiet: bool = False) -> None:
-    """One line for people."""
+    """A text for people: what names in it hold of control characters is shown, not obeyed."""
     if not quiet:
-        print(text, file=sys.stderr)
+        print(told(text), file=sys.stderr)
 
 
 def notices(notes: Sequence[str], warnings: Sequence[str], quiet: bool) -> None:
@@ -64,7 +61,23 @@ def notices(notes: Sequence[str], warnings: Sequence[str], quiet: bool) -> None:
 
 def document(value: object) -> None:
     """One JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True))
+    text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
+    print("\n".join(_escaped(line) for line in text.split("\n")))
+
+
+def _escaped(line: str) -> str:
+    """A line of JSON for a terminal: what it would obey is written as JSON can say it too."""
+    return line if line.isprintable() else "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
+
+
+def page(lines: Iterable[str]) -> None:
+    """Lines for people on stdout: what names in them hold of control characters is shown, not obeyed."""
+    print("\n".join(plain(line) for text in lines for line in text.split("\n")))
+
+
+def results(paths: Iterable[str]) -> None:
+    """What was written, a path a line: to a program as it is, to a terminal without what it would obey."""
+    print("\n".join(plain(path) if sys.stdout.isatty() else path for path in paths))
 
 
 def plan_lines(prepared: "Prepared") -> list[str]:
@@ -132,7 +145,7 @@ def plan_table(prepared: "Prepared") -> None:
         table.add_row(kind, str(tensors), f"{parameters:,}", f"{parameters / total:.1%}", cast, HOW[how])
     print_table(table)
     for path in prepared.paths:
-        print(f"would write {path}")
+        print(f"would write {plain(str(path))}")
 
 
 def _types(prepared: "Prepared") -> dict[tuple[str, str], tuple[list[str], list[str]]]:

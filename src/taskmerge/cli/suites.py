@@ -40,12 +40,12 @@ def suites(
         show.document(entry) if json else print(_names_page(classes, names, templates))
     elif name is None:
         every = [load_suite(path) for path in packaged().values()]
-        show.document([_described(suite) for suite in every]) if json else print("\n".join(_lines(every)))
+        show.document([_described(suite) for suite in every]) if json else show.page(_lines(every))
     elif yaml:
         print(_path(name).read_text(encoding="utf-8"), end="")
     else:
         suite = load_suite(_path(name))
-        show.document(_in_full(suite)) if json else print("\n".join(_page(suite)))
+        show.document(_in_full(suite)) if json else show.page(_page(suite))
 
 
 def _path(name: str) -> Path:

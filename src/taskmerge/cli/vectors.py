@@ -68,4 +68,4 @@ def vectors(words: VectorsWords) -> None:
     show.notices(receipt.notes, receipt.warnings, words.quiet)
     cost = f"{show.size(receipt.bytes_written)} written, peak memory {show.size(receipt.peak_memory)}"
     show.say(f"done in {receipt.seconds:.1f} s, {cost}", words.quiet)
-    show.document(receipt.to_dict()) if words.json else print("\n".join(receipt.paths))
+    show.document(receipt.to_dict()) if words.json else show.results(receipt.paths)

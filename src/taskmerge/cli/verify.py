@@ -48,7 +48,7 @@ def verify(words: VerifyWords) -> None:
             threads=words.threads, max_memory=words.max_memory, progress=bar.update,
         )  # fmt: skip
     show.notices(verification.notes, problems(), words.quiet)
-    show.document(verification.to_dict()) if words.json else print("\n".join(lines(verification, words.quiet)))
+    show.document(verification.to_dict()) if words.json else show.page(lines(verification, words.quiet))
 
 
 def lines(verification: "Verification", quiet: bool) -> list[str]:

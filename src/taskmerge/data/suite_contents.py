@@ -1,6 +1,5 @@
 """`inspect` of a suite: what is there and what is missing, from listings, headers and metadata alone."""
 
-import json
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +8,8 @@ from typing import Literal
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.data.data_headers import size_of
-from taskmerge.errors import TaskmergeError
+from taskmerge.documents import read_object
+from taskmerge.errors import BadFile, TaskmergeError
 from taskmerge.specs.heads import OUTPUT_WEIGHTS
 from taskmerge.specs.suite import DENSE, BackboneSpec, HubPath, Location, Split, Suite, Task, Tokenizer
 from taskmerge.specs.suite_file import load_suite
@@ -144,12 +144,10 @@ def _model(spec: BackboneSpec) -> Found:
         return found
     file = spec.model / CONFIGS[spec.library] if spec.model.is_dir() else spec.model
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        return replace(found, state="bad", said=f"{file} cannot be read: {error.strerror}")
-    except ValueError as error:
-        return replace(found, state="bad", said=f"{file} is no JSON: {error}")
-    return found if isinstance(document, dict) else replace(found, state="bad", said=f"{file} is no JSON object")
+        read_object(file, constants=True)
+    except BadFile as error:
+        return replace(found, state="bad", said=f"{error.where}: {error.what}")
+    return found
 
 
 def _tokenizer(tokenizer: Tokenizer | None) -> Found:

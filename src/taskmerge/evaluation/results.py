@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from taskmerge.documents import read_json
 from taskmerge.errors import BadFile, BadNumber
 from taskmerge.evaluation.intervals import Bits
 from taskmerge.evaluation.scores import Average, Report, Row, Score
@@ -25,6 +26,8 @@ Document = dict[str, Any]
 
 KIND, SCHEMA_VERSION = "eval", 1
 PARTS = ("comparisons", "correlations", "choices")
+LARGEST = 256 << 20
+"""Bytes of a report, which has a bit for each item that was scored."""
 AGAIN = "write it again with `taskmerge eval --json`"
 
 
@@ -87,12 +90,7 @@ def from_json(document: object, where: str = "report") -> Report:
 
 def read_report(path: Path) -> Report:
     """The report in a file. Raises BadFile."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError, RecursionError) as error:
-        problem = error.strerror if isinstance(error, OSError) else f"is no JSON document: {error}"
-        raise BadFile(f"cannot be read: {problem}", where=str(path), hint=AGAIN) from None
-    return from_json(document, str(path))
+    return from_json(read_json(path, hint=AGAIN, largest=LARGEST), str(path))
 
 
 def validated(document: object, where: str = "report") -> Document:
@@ -176,10 +174,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(inner) for inner in value]
     return value
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
 
 
 def _place_of(error: "ValidationError") -> list[str]:

@@ -1,6 +1,5 @@
 """`inspect`: what is in a file, an index, a folder or an adapter, from its headers."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.provenance import provenance_of
-from taskmerge.errors import BadFile
+from taskmerge.documents import read_object
 from taskmerge.experts.classes import CLASSES, classify
 from taskmerge.experts.factors import PARTS
 from taskmerge.experts.lora import CONFIG, is_adapter
@@ -148,10 +147,5 @@ def _adapter(path: Path) -> dict[str, Any] | None:
     file = (path if path.is_dir() else path.parent) / CONFIG
     if not file.is_file():
         return None
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadFile(f"is not JSON: {error}", where=str(file), hint="download it again") from None
-    if not isinstance(config, dict):
-        raise BadFile("is no JSON object", where=str(file), hint="download it again")
+    config = read_object(file, constants=True)
     return {key: config[key] for key in SHOWN_OF_ADAPTER if key in config}

@@ -3,7 +3,6 @@
 Everything is built from the configuration itself, so open_clip's registry of names stays as it is.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from taskmerge.documents import read_object
 from taskmerge.errors import BadFile, Mismatch, UsageError, unknown_name
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
@@ -135,14 +135,10 @@ def _model(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Model:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror}", where=str(path), hint="check `backbone: model`") from None
-    except ValueError as error:
-        raise BadFile(f"is no JSON: {error}", where=str(path), hint="check `backbone: model`") from None
-    if not isinstance(document, dict) or not isinstance(document.get("model_cfg", {}), dict):
-        raise BadFile("is no JSON object", where=str(path), hint="check `backbone: model`")
+    document = read_object(path, hint="check `backbone: model`", constants=True)
+    for key in ("model_cfg", "preprocess_cfg"):
+        if not isinstance(document.get(key) or {}, dict):
+            raise BadFile(f"`{key}` is no JSON object", where=str(path), hint="check `backbone: model`")
     return document
 
 

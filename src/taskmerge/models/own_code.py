@@ -4,11 +4,11 @@ transformers asks on stdout whether to run such code, and takes a `y` from stdin
 `trust_remote_code=False`; kernels that a configuration asks for it fetches unasked.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from taskmerge.documents import read_object
 from taskmerge.errors import BadFile
 
 IMPLEMENTATIONS = {
@@ -59,10 +59,9 @@ def use_own_implementations(config: Any) -> None:
 def _document(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none, which transformers then complains about."""
     try:
-        document = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_object(file, constants=True)
+    except BadFile:
         return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _entries(document: object) -> Iterator[tuple[str, object]]:

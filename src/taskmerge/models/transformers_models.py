@@ -1,7 +1,6 @@
 """Encoders of transformers, from a configuration's folder: texts, pictures, and CLIP's vision tower."""
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
+from taskmerge.documents import read_object
 from taskmerge.errors import BadFile, Mismatch, UsageError
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
@@ -99,7 +99,7 @@ def _config(path: Path) -> Any:
         raise BadFile("no such file", where=str(file), hint="name a folder with config.json as `backbone: model`")
     check_kernels(file)
     code = code_of(file, "AutoConfig")
-    if code is not None and str(_json(file).get("model_type")) not in transformers.CONFIG_MAPPING:
+    if code is not None and str(read_object(file, constants=True).get("model_type")) not in transformers.CONFIG_MAPPING:
         raise needs_code(file, code)
     try:
         config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
@@ -231,7 +231,7 @@ def _pictures(spec: BackboneSpec, path: Path, config: Any) -> tuple[Reading, Pic
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else map(int, size)
     file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
-    known = _json(file) if file.is_file() else {}
+    known = read_object(file, constants=True) if file.is_file() else {}
     given = spec.preprocess
     if given is not None and (height, width) != (given.image_size,) * 2:
         what = f"pictures of {given.image_size} pixels for a model that takes {height}x{width}"
@@ -263,14 +263,6 @@ def _applied(steps: Sequence[Callable[[Any], Any]], picture: Image.Image) -> Ima
     for step in steps:
         picture = step(picture)
     return picture
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadFile(f"cannot be read: {error}", where=str(file), hint="download it again") from None
-    return document if isinstance(document, dict) else {}
 
 
 def _max_length(spec: BackboneSpec, config: Any) -> int | None:

@@ -1,18 +1,29 @@
 """Strict YAML: one mapping with the place of every key, no repeated key, and values as they were written."""
 
+import gc
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from taskmerge.errors import BadFile, UsageError
+from taskmerge.documents import DEEPEST, DIGITS, LARGEST_NUMBER, check_text, read_regular
+from taskmerge.errors import UsageError
 
 Places = Mapping[str, str]
 """Where keys stand, as file:line:column; nested keys and items of lists as `options.rank`, `tasks.mnist.classes.3`."""
 
+LARGEST = 16 << 20
+"""Bytes of a file."""
+MOST_REPEATED = 100_000
+"""Values that aliases may stand for all in all: ten lines of them would make billions."""
+
+_TEXT, _INTEGER = "tag:yaml.org,2002:str", "tag:yaml.org,2002:int"
+_SCALARS = tuple(f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null", "timestamp", "binary"))
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _COMPOSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's reads long lists ten times faster
 
 
@@ -29,38 +40,75 @@ def read_document(path: Path, what: str, hint: str, verbatim: Collection[str] = 
     """The one mapping that a file holds. `what` names the kind of file, `hint` how a good one begins.
 
     Under the top-level keys in `verbatim`, numbers stay as they were written (1.0 is not 1). Raises BadFile for a
-    file that cannot be read, UsageError with file:line:column for what is no YAML, a repeated key, or an unquoted
-    boolean as a key.
+    file that cannot be read, UsageError with file:line:column for what is no YAML, a repeated key, an unquoted
+    boolean as a key, and values beyond all range, depth or number.
     """
-    node = _composed(path, what, hint)
-    reader = _Reader(str(path), {}, {}, frozenset(verbatim))
-    return Document(reader.mapping(node, ""), reader.places, reader.spelled)
+    with _cycles_left():
+        node = _composed(_text_of(path, what), str(path), hint)
+        if not isinstance(node, yaml.MappingNode):
+            raise UsageError(f"a {what} is a mapping of keys to values", where=str(path), hint=hint)
+        reader = _Reader(str(path), {}, {}, frozenset(verbatim))
+        return Document(reader.mapping(node, ""), reader.places, reader.spelled)
 
 
-def _composed(path: Path, what: str, hint: str) -> yaml.MappingNode:
-    """The file as nodes that know their places."""
+def read_value(text: str, where: str) -> Any:
+    """The one value that a text of the command line means to YAML. Raises UsageError for a list, a map, or no YAML."""
+    node = _composed(text, where, "write one plain value")
+    if node is None:
+        return None
+    if not isinstance(node, yaml.ScalarNode):
+        raise UsageError("this is no single value", where=where, hint="write one plain value")
+    return _Reader(where, {}, {}, frozenset()).plain(node)
+
+
+@contextmanager
+def _cycles_left() -> Iterator[None]:
+    """Inside, nobody looks for cycles among a million nodes again and again: it would be two thirds of the time."""
+    looks = gc.isenabled()
+    gc.disable()
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_COMPOSER)
-    except OSError as error:
-        raise BadFile(f"cannot read the {what}: {error.strerror}", where=str(path), hint="check the path") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        yield
+    finally:
+        if looks:
+            gc.enable()
+
+
+def _text_of(path: Path, what: str) -> str:
+    try:
+        return read_regular(path, LARGEST).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"this is no YAML: no UTF-8 at byte {error.start}", where=str(path), hint=f"is it a {what}?"
+        ) from None
+
+
+def _composed(text: str, where: str, hint: str) -> yaml.Node | None:
+    """A text as nodes that know their places; None where it is empty."""
+    try:
+        check_text(text)
+        return yaml.compose(text, Loader=_COMPOSER)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        raise UsageError(f"this is no YAML: {getattr(error, 'problem', error)}", where=where, hint=hint) from None
-    if not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"a {what} is a mapping of keys to values", where=str(path), hint=hint)
-    return node
+        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else getattr(error, "problem", error)
+        raise UsageError(f"this is no YAML: {why}", where=place, hint=hint) from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Reader:
-    """Turns nodes into plain values and notes on the way where they stand."""
+    """Turns nodes into plain values and notes on the way where they stand.
+
+    `inside` are the lists and maps around the one that is read, `met` all so far, `repeated` counts what came again.
+    """
 
     path: str
     places: dict[str, str]
     spelled: dict[str, str]
     verbatim: frozenset[str]
     inside: list[yaml.Node] = field(default_factory=list)
+    met: set[int] = field(default_factory=set)
+    repeated: int = 0
+    loader: yaml.SafeLoader = field(default_factory=partial(yaml.SafeLoader, ""))
 
     def mapping(self, node: yaml.MappingNode, above: str) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -81,9 +129,9 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             with self._entered(node):
                 return [self._item(item, f"{name}.{index}") for index, item in enumerate(node.value)]
-        if name.partition(".")[0] in self.verbatim and "." in name and not node.tag.endswith(":null"):
-            return node.value
-        value = self._plain(node)
+        if "." in name and name.partition(".")[0] in self.verbatim and not node.tag.endswith(":null"):
+            return self._text(node)
+        value = self.plain(node)
         if not isinstance(value, str):
             self.spelled[name] = node.value
         return value
@@ -94,28 +142,55 @@ class _Reader:
 
     def _key(self, node: yaml.Node) -> str:
         """A key as it was written; `no:` would be a boolean."""
-        value = self._plain(node)
-        if isinstance(value, bool):
+        if not isinstance(node, yaml.ScalarNode):
+            raise self._unreadable(node, "a key is a text, no list or map")
+        if isinstance(self.plain(node), bool):
             raise UsageError(
                 f"the key {node.value} is a truth value to YAML", where=self._place(node), hint=f"write '{node.value}'"
             )
-        return node.value if isinstance(node, yaml.ScalarNode) else str(value)
+        return self._text(node)
 
-    def _plain(self, node: yaml.Node) -> Any:
+    def plain(self, node: yaml.Node) -> Any:
         """A node's value, as the safe loader builds it."""
-        loader = yaml.SafeLoader("")
+        if node.tag == _TEXT:
+            return self._text(node)
+        if node.tag not in _SCALARS:
+            raise self._unreadable(node, f"the tag {node.tag} is not known")
+        if node.tag == _INTEGER and len(node.value) > DIGITS:
+            raise self._unreadable(node, "the number is beyond all range")
         try:
-            return loader.construct_object(node, deep=True)
+            value = self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             raise self._unreadable(node, getattr(error, "problem", error)) from None
-        finally:
-            loader.dispose()
+        except (LookupError, TypeError, AttributeError, OverflowError):  # what a tag calls a number or a date is none
+            raise self._unreadable(node, f"it is no {node.tag.rpartition(':')[2]}") from None
+        if isinstance(value, int | float) and not abs(value) < LARGEST_NUMBER:  # NaN too
+            raise self._unreadable(node, "the number is beyond all range")
+        return value
+
+    def _text(self, node: yaml.Node) -> str:
+        """What is written. YAML can say half a character, which no file can hold."""
+        text: str = node.value
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise self._unreadable(node, error) from None
+        return text
 
     @contextmanager
-    def _entered(self, node: yaml.Node) -> Iterator[None]:
-        """Refuses an alias to something that holds it."""
+    def _entered(self, node: yaml.CollectionNode) -> Iterator[None]:
+        """Refuses a tag of another kind of thing, an alias to what holds it, too many aliases, and too many levels."""
+        if node.tag not in _COLLECTIONS:
+            raise self._unreadable(node, f"the tag {node.tag} is not known")
         if any(node is outer for outer in self.inside):
             raise self._unreadable(node, "it holds itself")
+        if len(self.inside) >= DEEPEST:
+            raise self._unreadable(node, f"it is nested more than {DEEPEST} deep")
+        if id(node) in self.met:
+            self.repeated += 1 + len(node.value)
+            if self.repeated > MOST_REPEATED:
+                raise self._unreadable(node, f"aliases stand for more than {MOST_REPEATED:,} values")
+        self.met.add(id(node))
         self.inside.append(node)
         yield
         self.inside.pop()

@@ -6,17 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from taskmerge.errors import UsageError, nearest, unknown_name
 from taskmerge.methods.registry import DEFAULT, methods, setting
-from taskmerge.specs.document import Places, read_document
+from taskmerge.specs.document import Places, read_document, read_value
 from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
 
 FORMAT = 1
 TEXTS = ("method", "then", "strip_prefix")
 LEARNED = "learned"  # the digest of what adaptation has learnt, which lies beside the recipe
 LISTS = ("include", "exclude", "also")
+MOST_PATTERNS = 10_000
 PATHS = ("base", "output")
 MAPPINGS = ("options", "weights", "experts", "grid")
 KEYS = frozenset({"taskmerge", "dtype", "seed", "lines", LEARNED, *CHOICES, *TEXTS, *LISTS, *PATHS, *MAPPINGS})
@@ -95,7 +94,7 @@ def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
         elif name in PATHS:
             found[name] = Path(text)
         elif name in SETTABLE:
-            value = text.split(",") if name in LISTS else text if name in TEXTS else yaml.safe_load(text)
+            value = text.split(",") if name in LISTS else text if name in TEXTS else read_value(text, where)
             found[name] = _checked(name, value, where)
         else:
             raise unknown_name("recipe key or option", name, declared | SETTABLE, where=where)
@@ -121,6 +120,9 @@ def _unknown_key(key: str, where: str) -> UsageError:
 def _checked(key: str, value: Any, where: str) -> Any:
     """One value that shapes the result, in its own type."""
     if key in LISTS:
+        if isinstance(value, list | tuple) and len(value) > MOST_PATTERNS:
+            what = f"`{key}` has {len(value):,} entries, more than {MOST_PATTERNS:,}"
+            raise UsageError(what, where=where, hint="a glob stands for many names: `blocks.*.attn.*`")
         return tuple(_text(key, item, where) for item in (value if isinstance(value, list | tuple) else [value]))
     if key == "seed":
         if isinstance(value, bool) or not isinstance(value, int):

@@ -7,6 +7,8 @@ from typing import Any, Self
 from taskmerge.errors import UsageError, nearest
 from taskmerge.specs.document import Document
 
+MOST_STRANGERS = 10
+"""Unknown keys of one mapping that are named one by one."""
 EXAMPLE = "`taskmerge suites clip-vit-b-32-8 --yaml` shows a whole one"
 
 
@@ -51,12 +53,14 @@ class Section:
         self.problems.add(what, self.place(key), hint)
 
     def only(self, known: Collection[str]) -> Self:
-        """Notes every key that is not known, with the nearest one."""
-        for key in self.values:
-            if key not in known:
-                close = nearest(key, known)
-                hint = f"did you mean `{close}`?" if close else f"known keys: {', '.join(sorted(known))}"
-                self.bad(key, f"unknown key `{key}`", hint)
+        """Notes keys that are not known, with the nearest one."""
+        strangers = [key for key in self.values if key not in known]
+        for key in strangers[:MOST_STRANGERS]:
+            close = nearest(key, known)
+            hint = f"did you mean `{close}`?" if close else f"known keys: {', '.join(sorted(known))}"
+            self.bad(key, f"unknown key `{key}`", hint)
+        if len(strangers) > MOST_STRANGERS:
+            self.bad(None, f"{len(strangers) - MOST_STRANGERS:,} more keys are not known", EXAMPLE)
         return self
 
     def text(self, key: str) -> str | None:

@@ -1,7 +1,6 @@
 """One adaptation under several seeds: a folder each, and how far their scores lie apart."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 from taskmerge.adaptation.folder import check_free, resumable
 from taskmerge.checkpoint.adapted import PLACES, is_adapted
-from taskmerge.checkpoint.header import open_regular
-from taskmerge.errors import BadFile, BadOutput, UsageError
+from taskmerge.documents import read_object
+from taskmerge.errors import BadOutput, UsageError
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import AdaptRequest
@@ -131,13 +130,8 @@ def _kept(asked: AdaptRequest, running: AdaptRunning) -> SeedRun:
 def finished_report(folder: Path, spec: AdaptSpec) -> dict[str, Any]:
     """The report of a finished folder, if it was asked for the same. Raises UsageError if not, BadFile without one."""
     file = folder / PLACES["report"]
-    try:
-        with os.fdopen(open_regular(file), encoding="utf-8") as opened:
-            report: dict[str, Any] = json.load(opened)
-        same = report["recipe"] == json.loads(json.dumps(spec.recipe()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFile(f"cannot be read: {error}", where=str(file), hint="--overwrite runs all again") from None
-    if not same:
+    report = read_object(file, hint="--overwrite runs all again")
+    if report.get("recipe") != json.loads(json.dumps(spec.recipe())):
         hint = "resume with the options that the first runs had, or run all again with --overwrite"
         raise UsageError("is the result of another recipe", where=str(folder), hint=hint)
     return report

@@ -1,0 +1,147 @@
+"""The door through which small documents come in: regular files of a stated size, JSON of a stated depth and range.
+
+Whoever writes such a file may have written anything: what comes through here is plain values that later code can walk,
+print and compare without surprise. YAML comes through `specs.document`, which has the same limits.
+"""
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any, NoReturn
+
+from taskmerge.errors import BadFile
+
+LARGEST = 32 << 20
+"""Bytes of a document, if its reader says nothing else."""
+DEEPEST = 100
+"""Levels of lists and maps inside each other."""
+LARGEST_NUMBER = 2**1024
+"""What no float reaches."""
+DIGITS = 400
+"""Of a whole number: more of them are not even turned into one."""
+AGAIN = "download or write it again"
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading; anything else (missing, folder, pipe, device, no permission) is a `BadFile`."""
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise BadFile("is a folder, not a file", where=str(path), hint="name the file in it")
+        if not stat.S_ISREG(mode):
+            raise BadFile("is not a regular file", where=str(path), hint="copy it to a file first")
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe put there meanwhile: no waiting
+    except FileNotFoundError:
+        raise BadFile("no such file", where=str(path), hint="check the path") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadFile(f"cannot be opened: {reason}", where=str(path), hint="check path and permissions") from error
+
+
+def read_regular(path: Path, largest: int = LARGEST) -> bytes:
+    """The bytes of a regular file. Raises `BadFile` for anything else, and for more than `largest` bytes."""
+    with open(open_regular(path), "rb") as file:
+        try:
+            content = file.read(largest + 1)
+        except OSError as error:
+            raise BadFile(f"cannot be read: {error.strerror}", where=str(path), hint="check the disk") from error
+    if len(content) > largest:
+        what = f"is larger than the {largest / (1 << 20):.3g} MiB that such a file may have"
+        raise BadFile(what, where=str(path), hint="is it the right file?")
+    return content
+
+
+def read_json(path: Path, *, hint: str = AGAIN, largest: int = LARGEST, constants: bool = False) -> Any:
+    """The JSON in a regular file. Raises `BadFile` that names the file; `hint` says what to do about bad JSON.
+
+    `constants` lets NaN and Infinity through, which configurations of models have.
+    """
+    content = read_regular(path, largest)
+    try:
+        return parse_json(content, constants=constants)
+    except ValueError as error:
+        raise BadFile(f"is not JSON: {error}", where=str(path), hint=hint) from None
+
+
+def read_object(path: Path, *, hint: str = AGAIN, largest: int = LARGEST, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in a regular file: `read_json`, and `BadFile` for anything else than an object."""
+    document = read_json(path, hint=hint, largest=largest, constants=constants)
+    if not isinstance(document, dict):
+        raise BadFile("is no JSON object", where=str(path), hint=hint)
+    return document
+
+
+def parse_json(content: str | bytes, *, constants: bool = False) -> Any:
+    """JSON as plain values, every key once, every number within a float's range, all text Unicode.
+
+    Raises ValueError that says what is wrong, whatever it is.
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
+        value = json.loads(
+            text, object_pairs_hook=_once, parse_int=_integer, parse_float=_float,
+            parse_constant=float if constants else _no_constant,
+        )  # fmt: skip
+    except UnicodeDecodeError as error:
+        raise ValueError(f"no UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise ValueError(f"nested more than {DEEPEST} deep") from None
+    check_values(value)
+    return value
+
+
+def check_values(value: object) -> None:
+    """Raises ValueError for plain values that are nested too deeply, or hold text that is not Unicode."""
+    level, depth = [value], 0
+    while level:
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, str):
+                check_text(one)
+            elif isinstance(one, dict | list) and depth == DEEPEST:
+                raise ValueError(f"nested more than {DEEPEST} deep")
+            elif isinstance(one, dict):
+                inner += (*one.keys(), *one.values())
+            elif isinstance(one, list):
+                inner += one
+        level, depth = inner, depth + 1
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError for half a character (a lone surrogate), which no file can hold."""
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half a character at {error.start} of a text") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key `{twice}` stands twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    number = int(text) if len(text) <= DIGITS else LARGEST_NUMBER
+    if abs(number) >= LARGEST_NUMBER:
+        raise ValueError(f"a number of {len(text)} digits is beyond all range")
+    return number
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is beyond all range")
+    return number
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
