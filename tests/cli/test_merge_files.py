@@ -45,9 +45,9 @@ def test_a_missing_file(experts: Files, here: Path) -> None:
         3, "cars.safetensors", "--base", "bse.safetensors", folder=here, says=("bse.safetensors", "`base.safetensors`")
     )
     refused_merge(3, "*.sft", folder=here, says=("*.sft: no file matches", "check the pattern"))
-    refused_merge(3, ALL, "--recipe", "no.yaml", folder=here, says=("no.yaml", "cannot read the recipe: No such file"))
+    refused_merge(3, ALL, "--recipe", "no.yaml", folder=here, says=("no.yaml: no such file",))
     refused_merge(3, "--recipe", "no.safetensors", folder=here, says=("no.safetensors",))
-    refused_merge(3, ALL, "--coefficients", "no.yaml", folder=here, says=("no.yaml", "No such file"))
+    refused_merge(3, ALL, "--coefficients", "no.yaml", folder=here, says=("no.yaml: no such file",))
 
 
 @pytest.mark.parametrize("where", ["cars.safetensors", "base.safetensors"])
@@ -87,10 +87,10 @@ def test_a_provenance_that_is_none(experts: Files, here: Path) -> None:
     [
         ("[]", "no JSON object"),
         ('{"tasks": 5}', "`tasks` is malformed"),
-        ('{"tasks": ["a"]}', "a task or an option is malformed"),
+        ('{"tasks": ["a"]}', "`tasks.0` is malformed"),
         ('{"kind": "merge", "recipe": {}}', "`tasks` is missing"),
         ('{"kind": "merge", "tasks": []}', "`recipe` is missing"),
-        ('{"recipe": {"options": [1]}}', "a task or an option is malformed"),
+        ('{"recipe": {"options": [1]}}', "`recipe.options` is malformed"),
         ('{"base": 7}', "`base` is malformed"),
         ('{"kind": "factors", "ranks": 5}', "`ranks` is malformed"),
         ('{"kind": "vector", "experts": [1]}', "`experts` is malformed"),

@@ -150,8 +150,8 @@ def test_a_folder_with_open_clip_config_and_its_preprocessing(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
-        (None, BadFile, "cannot be read"),
-        ("{", BadFile, "no JSON"),
+        (None, BadFile, "no such file"),
+        ("{", BadFile, "is not JSON"),
         ("[]", BadFile, "JSON object"),
         ('{"model_cfg": 3}', BadFile, "JSON object"),
         ('{"embed_dim": 1}', BadFile, "lacks vision_cfg, text_cfg"),

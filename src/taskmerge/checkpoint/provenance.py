@@ -2,23 +2,21 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
+from taskmerge.checkpoint.records import misfit
 from taskmerge.documents import parse_json
 from taskmerge.errors import BadFile
 
 KEY = "taskmerge"
-SHAPE: dict[str, type] = {
-    "kind": str, "recipe": dict, "tasks": list, "base": dict, "experts": dict, "ranks": dict
-}  # fmt: skip
 BLANK = "sha256:" + "0" * 64
 """A digest that is not known yet, where room for one is set aside."""
 
 
 def canonical(record: Mapping[str, object]) -> str:
-    """Canonical JSON: sorted keys, no spaces."""
-    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Canonical JSON: sorted keys, no spaces. A name of a file that is no Unicode has `?` where it is none."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()
 
 
 def metadata(record: Mapping[str, object]) -> dict[str, str]:
@@ -52,19 +50,8 @@ def provenance_of(checkpoint: Checkpoint) -> dict[str, object] | None:
         record = parse_json(text)
     except ValueError:
         record = None
-    wrong = "no JSON object" if not isinstance(record, dict) else _misshapen(record)
+    wrong = "no JSON object" if not isinstance(record, dict) else misfit(record)
     if wrong:
-        raise BadFile(f"its metadata `taskmerge` is {wrong}", where=str(checkpoint.path), hint="write the file again")
+        what = wrong if not isinstance(record, dict) else f"no record: {wrong}"
+        raise BadFile(f"its metadata `taskmerge` is {what}", where=str(checkpoint.path), hint="write the file again")
     return dict(record)
-
-
-def _misshapen(record: Mapping[str, Any]) -> str:
-    """What about a record from a file, which anybody may have written, is not as a record is; "" if nothing."""
-    needed = ("recipe", "tasks") if record.get("kind") == "merge" else ()
-    for name, type_ in SHAPE.items():
-        if not isinstance(record.get(name, None if name in needed else type_()), type_):
-            return f"no record: `{name}` is {'missing' if name not in record else 'malformed'}"
-    named = (isinstance(task, dict) and isinstance(task.get("name"), str) for task in record.get("tasks", ()))
-    if not all(named) or not isinstance(record.get("recipe", {}).get("options", {}), dict):
-        return "no record: a task or an option is malformed"
-    return ""

@@ -56,7 +56,7 @@ def write_text(path: Path, text: str, *, overwrite: bool) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         remove_stale(final.parent, lambda name: name == final.name)
         staged, number = create_staging_file(final)
-        with os.fdopen(number, "w", encoding="utf-8", newline="") as file:
+        with os.fdopen(number, "w", encoding="utf-8", errors="replace", newline="") as file:
             file.write(text)
             file.flush()
             os.fsync(number)

@@ -79,6 +79,8 @@ def _values(setting: Setting, value: object) -> tuple[Value, ...]:
     """The checked values of one option, each once."""
     if isinstance(value, str):
         return tuple(dict.fromkeys(setting.read(value)))
+    if isinstance(value, Sequence) and not value:
+        raise UsageError("an empty list holds no value", where=setting.flag, hint=f"allowed: {setting.range}")
     if isinstance(value, Sequence):
         return tuple(dict.fromkeys(setting.check(item) for item in value))
     return (setting.check(value),)

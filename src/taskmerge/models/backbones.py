@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from taskmerge.errors import TaskmergeError
+from taskmerge.models.config_values import unbuildable
 from taskmerge.models.contract import Backbone
 from taskmerge.specs.suite import BackboneSpec, Location
 
@@ -24,7 +26,12 @@ def build(spec: BackboneSpec, *, resolve: Callable[[Location], Path]) -> Backbon
     `BadFile` for a configuration or tokenizer that cannot be read, `Mismatch` for settings that do not fit the model.
     """
     library = import_module(MODULES[spec.library])
-    with torch.random.fork_rng(devices=[]):
-        backbone: Backbone = library.build(spec, resolve)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            backbone: Backbone = library.build(spec, resolve)
+    except (TaskmergeError, MemoryError):
+        raise
+    except Exception as error:  # a configuration says more than can be checked here, and libraries raise what they like
+        raise unbuildable(error, spec.library, spec.place or str(spec.model)) from error
     backbone.module.eval().requires_grad_(False)
     return backbone

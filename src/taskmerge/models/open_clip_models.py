@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from taskmerge.documents import read_object
 from taskmerge.errors import BadFile, Mismatch, UsageError, unknown_name
+from taskmerge.models.config_values import HINT, check_fits, check_sizes, triple, unbuildable
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
 from taskmerge.models.pictures import PicturePrepare, Triple, normalised
@@ -65,11 +66,11 @@ class Model:
         custom = config.pop("custom_text", False)
         kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP if custom else open_clip.CLIP
         config["vision_cfg"]["timm_model_pretrained"] = False  # the towers of timm would download theirs
+        check_fits(lambda: kind(**deepcopy(config)), self.where)
         try:
             return kind(**config)
-        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
-            what = f"is no configuration of open_clip: {error}"
-            raise BadFile(what, where=self.where, hint="check it against open_clip's model_configs") from error
+        except Exception as error:  # whatever the library's towers raise
+            raise unbuildable(error, "open_clip", self.where) from error
 
 
 def build(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Backbone:
@@ -130,8 +131,13 @@ def _model(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Model:
     if missing:
         hint = "a configuration of open_clip has embed_dim, vision_cfg and text_cfg"
         raise BadFile(f"lacks {', '.join(missing)}", where=str(path), hint=hint)
+    check_sizes(config, str(path))
+    preprocess = document.get("preprocess_cfg") or {}
+    for key in ("mean", "std"):
+        if key in preprocess:
+            triple(preprocess, key, str(path))
     name = path.name if path.name != CONFIG else path.parent.name
-    return Model(name, config, document.get("preprocess_cfg") or {}, str(path))
+    return Model(name, config, preprocess, str(path))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -159,7 +165,10 @@ def _settings(model: Model, spec: BackboneSpec, visual: nn.Module) -> Any:
             what = f"pictures of {spec.preprocess.image_size} pixels for a model that takes {_pair(size)}"
             raise Mismatch(what, where=spec.place or model.where, hint="change `preprocess: {image_size: …}`")
         settings |= {"mean": spec.preprocess.mean, "std": spec.preprocess.std}
-    return open_clip.transform.PreprocessCfg(**settings)
+    try:
+        return open_clip.transform.PreprocessCfg(**settings)
+    except (TypeError, AssertionError) as error:
+        raise BadFile(f"`preprocess_cfg` is malformed: {error}", where=model.where, hint=HINT) from None
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

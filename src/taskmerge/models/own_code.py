@@ -10,6 +10,7 @@ from typing import Any
 
 from taskmerge.documents import read_object
 from taskmerge.errors import BadFile
+from taskmerge.models.config_values import entries
 
 IMPLEMENTATIONS = {
     "_attn_implementation": (None, "eager", "sdpa"),
@@ -37,7 +38,7 @@ def needs_code(file: Path, code: str) -> BadFile:
 
 def check_kernels(file: Path) -> None:
     """Raises `BadFile` for a configuration whose attention, or experts, shall be computed by a kernel of a hub."""
-    for key, value in _entries(_document(file)):
+    for key, value in entries(_document(file)):
         kernels = [name for name in _leaves(value) if isinstance(name, str) and "/" in name]
         if key.removeprefix("_") in ("attn_implementation", "experts_implementation") and kernels:
             raise BadFile(
@@ -62,17 +63,6 @@ def _document(file: Path) -> dict[str, Any]:
         return read_object(file, constants=True)
     except BadFile:
         return {}
-
-
-def _entries(document: object) -> Iterator[tuple[str, object]]:
-    """Every key with its value, at any depth."""
-    if isinstance(document, dict):
-        for key, value in document.items():
-            yield key, value
-            yield from _entries(value)
-    elif isinstance(document, list):
-        for value in document:
-            yield from _entries(value)
 
 
 def _leaves(value: object) -> Iterator[object]:

@@ -41,6 +41,11 @@ def load_tokenizer(folder: Path, key: str = "tokenizer") -> Any:
     files = list(dict.fromkeys([*named, "tokenizer.json"]))  # which every fast tokenizer may be saved as
     if not any((folder / name).is_file() for name in files):
         raise BadFile(f"no tokenizer: it has none of {', '.join(files)}", where=str(folder), hint=hint)
+    length = tokenizer.model_max_length
+    if not isinstance(length, int | float) or not length >= 1:
+        raise BadFile(f"`model_max_length` is {length}", where=str(folder / "tokenizer_config.json"), hint=hint)
+    if not len(tokenizer):
+        raise BadFile("no tokenizer: its vocabulary is empty", where=str(folder), hint=hint)
     tokenizer.padding_side = "right"  # positions count from the first token
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -76,16 +81,26 @@ class TextPrepare:
         if not first:
             empty = torch.zeros((0, 1), dtype=torch.int32)
             return {"input_ids": empty, "attention_mask": empty}
-        with quiet():
-            found = self.tokenizer(
-                first, second, truncation=True, max_length=self._length(), padding="longest", return_tensors="np"
-            )
+        found = self._encoded(first, second)
         names = ("input_ids", "attention_mask", "token_type_ids")
         inputs = {name: torch.from_numpy(found[name]).to(torch.int32) for name in names if name in found}
         if "token_type_ids" in inputs and not bool(inputs["token_type_ids"].any()):
             del inputs["token_type_ids"]
         self._check(inputs["input_ids"])
         return _attended(inputs)
+
+    def _encoded(self, first: list[str], second: list[str] | None) -> Any:
+        """What the tokenizer makes of texts. Raises `BadFile` where it makes nothing of them."""
+        try:
+            with quiet():
+                return self.tokenizer(
+                    first, second, truncation=True, max_length=self._length(), padding="longest", return_tensors="np"
+                )
+        except (KeyboardInterrupt, MemoryError):
+            raise
+        except BaseException as error:  # tokenizers end in panics that are no `Exception`
+            what = f"the tokenizer cannot read these texts: {error}"
+            raise BadFile(what, where=self.where or None, hint="check its files: is its vocabulary whole?") from error
 
     def _length(self) -> int:
         own = int(min(self.tokenizer.model_max_length, 1 << 30))

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from taskmerge.documents import read_object
-from taskmerge.errors import BadFile, Mismatch, UsageError
+from taskmerge.errors import BadFile, Mismatch, UsageError, listed
+from taskmerge.models.config_values import check_fits, check_sizes, square, triple, unbuildable
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
 from taskmerge.models.own_code import check_kernels, code_of, needs_code, use_own_implementations
@@ -101,25 +102,23 @@ def _config(path: Path) -> Any:
     code = code_of(file, "AutoConfig")
     if code is not None and str(read_object(file, constants=True).get("model_type")) not in transformers.CONFIG_MAPPING:
         raise needs_code(file, code)
+    check_sizes(read_object(file, hint="check `backbone: model`", constants=True), str(file))
     try:
         config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the library's parsers and checks of configurations raise
-        raise _no_model(error, file) from error
+        raise unbuildable(error, "transformers", file) from error
     use_own_implementations(config)
     return config
 
 
-def _no_model(error: Exception, path: Path) -> BadFile:
-    what = f"is no configuration of transformers: {error}"
-    return BadFile(what, where=str(path), hint="check `backbone: model`")
-
-
 def _constructed(make: Callable[[], Any], path: Path) -> Any:
-    """The model that `make` builds, in float32. Raises `BadFile` where its configuration cannot be built."""
+    """The model that `make` builds, in float32. Raises `BadFile` where its configuration cannot be built, `NotEnough`
+    where the machine has too little memory for it."""
+    check_fits(make, str(path))
     try:
         return make().float()
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise _no_model(error, path) from error
+    except Exception as error:  # whatever the library's modules raise
+        raise unbuildable(error, "transformers", path) from error
 
 
 def _encoder(config: Any, path: Path) -> Any:
@@ -215,7 +214,8 @@ class PromptEncoder:
         if "model" not in self._built:
             with quiet(), torch.random.fork_rng(devices=[]):
                 self._built["tokenizer"] = load_tokenizer(self.folder, "tokenizer")
-                self._built["model"] = _TextTower(self.config).eval().requires_grad_(False)
+                tower = _constructed(partial(_TextTower, self.config), self.folder)
+                self._built["model"] = tower.eval().requires_grad_(False)
         model, text = self._built["model"], self.config.text_config
         prepare = TextPrepare(self._built["tokenizer"], text.max_position_embeddings, text.vocab_size, str(self.folder))
         inputs = prepare(prompts)
@@ -228,8 +228,7 @@ def _pictures(spec: BackboneSpec, path: Path, config: Any) -> tuple[Reading, Pic
     """Preprocessing: the folder's preprocessor_config.json, and over it the suite's."""
     from torchvision import transforms
 
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else map(int, size)
+    height, width = square(getattr(config, "image_size", None), str(path))
     file = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
     known = read_object(file, constants=True) if file.is_file() else {}
     given = spec.preprocess
@@ -242,16 +241,20 @@ def _pictures(spec: BackboneSpec, path: Path, config: Any) -> tuple[Reading, Pic
     if given is None and not {"image_mean", "image_std"} <= set(known):
         hint = "add `preprocess: {image_size: …, mean: …, std: …}`, or the model's preprocessor_config.json"
         raise UsageError("how pictures are normalised is not known", where=spec.place or str(path), hint=hint)
-    mean, std = (given.mean, given.std) if given else (known["image_mean"], known["image_std"])
+    where = str(file)
+    mean, std = (given.mean, given.std) if given else [triple(known, key, where) for key in ("image_mean", "image_std")]
     squash = bool(known) and not known.get("do_center_crop", False)
-    filter_ = _FILTERS[int(known.get("resample", 3))]
+    if known.get("resample") not in (None, *_FILTERS):
+        hint = f"it is one of {listed(map(str, _FILTERS), plain=True)}"
+        raise BadFile(f"`resample` is {known['resample']}", where=where, hint=hint)
+    filter_ = _FILTERS[3 if known.get("resample") is None else known["resample"]]
     steps = [
         transforms.Resize((height, width) if squash else min(height, width), transforms.InterpolationMode(filter_))
     ]
     steps += [] if squash else [transforms.CenterCrop((height, width))]
     key = f"pixels {(height, width)} {'squash' if squash else 'shortest'} {filter_}"
     geometry = partial(_applied, tuple(steps))
-    return Reading(tuple(mean), tuple(std)), PicturePrepare(key, (height, width), geometry, where=spec.place)
+    return Reading(mean, std), PicturePrepare(key, (height, width), geometry, where=spec.place)
 
 
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -269,7 +272,7 @@ def _max_length(spec: BackboneSpec, config: Any) -> int | None:
     """The longest input in tokens: the suite's, at most what the positions allow; None: the tokenizer decides."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and config.model_type in _OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1
+        positions -= (config.pad_token_id or 0) + 1
     if spec.max_length is not None and positions is not None and spec.max_length > positions:
         what = f"`max_length: {spec.max_length}`, and the model has {positions} positions"
         raise UsageError(what, where=spec.place or None, hint=f"at most {positions}")

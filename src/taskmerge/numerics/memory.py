@@ -36,6 +36,14 @@ def resident_memory() -> int:
         return peak_memory()
 
 
+def machine_memory() -> float:
+    """The bytes of memory that the machine has, infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return float("inf")
+
+
 def settled_memory() -> int:
     """Gives back what the process holds without need, and says how many bytes are resident then."""
     return_large_blocks()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.errors import UsageError, nearest, unknown_name
+from taskmerge.methods.options import LARGEST_NUMBER
 from taskmerge.methods.registry import DEFAULT, methods, setting
 from taskmerge.specs.document import Places, read_document, read_value
 from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
@@ -165,7 +166,13 @@ def _experts(value: Any, at: Places) -> dict[str, str] | list[str]:
 
 
 def _number(task: str, value: Any, where: str) -> float:
+    """A weight: what tensors of float32 can be multiplied by."""
+    number = None
     if not isinstance(value, bool):
-        with suppress(TypeError, ValueError):
-            return float(value)
-    raise UsageError(f"the weight of `{task}` is a number, not `{value}`", where=where, hint="such as 0.3")
+        with suppress(TypeError, ValueError, OverflowError):
+            number = float(value)
+    if number is None:
+        raise UsageError(f"the weight of `{task}` is a number, not `{value}`", where=where, hint="such as 0.3")
+    if not abs(number) <= LARGEST_NUMBER:  # NaN too
+        raise UsageError(f"the weight of `{task}` is {value}", where=where, hint="give a finite number, such as 0.3")
+    return number

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+from taskmerge.documents import check_text
 from taskmerge.errors import UsageError, unknown_name
 from taskmerge.methods.composed import Learned
 from taskmerge.methods.contract import Method
@@ -92,6 +93,8 @@ class MergeSpec:
         for task, weight in self.weights.items():
             if not abs(weight) <= LARGEST_NUMBER:  # NaN too
                 raise UsageError(f"the weight of `{task}` is {weight}", where="--weight", hint="give a finite number")
+        for text in (self.strip_prefix, *plain["include"], *plain["exclude"]):  # type: ignore[misc]
+            _check_unicode(text)
         if not isinstance(self.learned, Learned | None):
             raise UsageError(f"`learned` is what adaptation has learnt, not `{self.learned}`", where="learned")
         for name, value in plain.items():
@@ -175,6 +178,14 @@ class MergeSpec:
             factored = self.factored().items()
             recipe["grid"] = {name: [plain_value(value) for value in values] for name, values in factored}
         return recipe
+
+
+def _check_unicode(text: str) -> None:
+    """Refuses bytes of the command line that are no UTF-8: they match no tensor, and no recipe can hold them."""
+    try:
+        check_text(text)
+    except ValueError:
+        raise UsageError(f"`{text}` is no UTF-8", where="names of tensors", hint="write it in UTF-8") from None
 
 
 def plain_value(value: Value) -> object:

@@ -1,5 +1,6 @@
 """The `backbone:` of a suite: which architecture the checkpoints fill, and what each library needs for it."""
 
+import os
 from pathlib import Path
 from typing import cast
 
@@ -39,7 +40,7 @@ def _model(section: Section, library: Library, folder: Path) -> str | Location:
     value = section.values.get("model")
     if not isinstance(value, str) or library == "transformers":
         return read_location(section, "model", folder) or ""
-    is_file = value.endswith(".json") or (folder / value).exists()
+    is_file = value.endswith(".json") or os.path.exists(folder / value)
     if library == "torchvision" and is_file:
         section.bad("model", "torchvision's models are named, not described by a file", "such as `model: resnet50`")
     return folder / value if is_file else section.text("model") or ""

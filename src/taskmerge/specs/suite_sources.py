@@ -1,5 +1,6 @@
 """Where a suite's files and data are: paths, places on the hub, and the sources of splits."""
 
+import os
 import re
 from pathlib import Path
 from typing import cast
@@ -97,7 +98,7 @@ def _is_saved(section: Section, place: Location | None) -> bool:
     """Whether a folder was saved by `datasets`: it says so, or columns or a split are chosen in it."""
     if any(key in section.values for key in ("x", "y", "split")):
         return True
-    return isinstance(place, Path) and any((place / name).is_file() for name in SAVED)
+    return isinstance(place, Path) and any(os.path.isfile(place / name) for name in SAVED)
 
 
 def _check_columns(section: Section, form: Form) -> None:

@@ -153,7 +153,8 @@ def _check_classes(section: Section, task: Task, given: bool) -> None:
         if task.kind == "classification" and task.head != "expert":
             section.bad(None, "`classes` are missing", "list the class names in the order of the labels")
         return
-    if len(task.classes) < 2 and len(section.values["classes"] or ()) < 2:
+    listed_ones = section.values["classes"]
+    if len(task.classes) < 2 and not (isinstance(listed_ones, list) and len(listed_ones) >= 2):
         section.bad("classes", "there are fewer than two classes", "list the class names in the order of the labels")
     if task.metric == "f1" and len(task.classes) > 2:
         section.bad("metric", f"f1 is of two classes, not {len(task.classes)}", "`mean_per_class` is of any number")

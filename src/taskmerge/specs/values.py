@@ -5,6 +5,7 @@ from contextlib import suppress
 
 from taskmerge.errors import UsageError
 
+MOST_THREADS, MOST_ITEMS = 100_000, 2**63 - 1
 POWERS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
@@ -21,15 +22,15 @@ def parse_size(text: str, where: str) -> int:
 
 def parse_threads(count: int, where: str) -> int:
     """A number of threads: 1 or more."""
-    if count < 1:
-        raise UsageError(f"{count} threads cannot work", where=where, hint="give 1 or more")
+    if not 1 <= count <= MOST_THREADS:
+        raise UsageError(f"{count} threads cannot work", where=where, hint=f"give 1 to {MOST_THREADS:,}")
     return count
 
 
 def parse_items(count: int, where: str) -> int:
     """A number of items to take: 1 or more."""
-    if count < 1:
-        raise UsageError(f"{count} items cannot be taken", where=where, hint="give 1 or more")
+    if not 1 <= count <= MOST_ITEMS:
+        raise UsageError(f"{count} items cannot be taken", where=where, hint=f"give 1 to {MOST_ITEMS:,}")
     return count
 
 
