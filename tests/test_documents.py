@@ -1,5 +1,6 @@
 """The door for small documents: JSON within limits, regular files, and errors that are texts of bounded length."""
 
+import gzip
 import json
 import os
 from contextlib import suppress
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskmerge.documents import DEEPEST, parse_json, read_json, read_object, read_regular
+from taskmerge.documents import DEEPEST, check_unpacked, parse_json, read_json, read_object, read_regular
 from taskmerge.errors import LONGEST_LINE, MOST_LINES, BadFile, UsageError, nearest
 
 VALUES = st.recursive(
@@ -84,6 +85,19 @@ def test_only_regular_files_of_a_stated_size(tmp_path: Path) -> None:
     assert read_regular(tmp_path / "large", 1002) == (tmp_path / "large").read_bytes()
     with pytest.raises(BadFile, match="larger than"):
         read_regular(tmp_path / "large", 1001)
+
+
+def test_what_is_gzipped_has_a_size_too(tmp_path: Path) -> None:
+    path = tmp_path / "bpe.txt.gz"
+    path.write_bytes(gzip.compress(b"a" * 1000))
+    check_unpacked(path, 1000)
+    with pytest.raises(BadFile, match="expands to more than"):
+        check_unpacked(path, 999)
+    for content in (b"", b"text", path.read_bytes()[:-5], path.read_bytes()[:12] + b"x" * 8):
+        path.write_bytes(content)
+        if content:
+            with pytest.raises(BadFile, match="is damaged"):
+                check_unpacked(path)
 
 
 @settings(deadline=None)

@@ -4,10 +4,12 @@ Whoever writes such a file may have written anything: what comes through here is
 print and compare without surprise. YAML comes through `specs.document`, which has the same limits.
 """
 
+import gzip
 import json
 import math
 import os
 import stat
+import zlib
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,6 +73,20 @@ def read_object(path: Path, *, hint: str = AGAIN, largest: int = LARGEST, consta
     if not isinstance(document, dict):
         raise BadFile("is no JSON object", where=str(path), hint=hint)
     return document
+
+
+def check_unpacked(path: Path, largest: int = LARGEST) -> None:
+    """Raises `BadFile` for what is no gzipped regular file, or one of which more than `largest` bytes come out."""
+    with open(open_regular(path), "rb") as file, gzip.GzipFile(fileobj=file) as stream:
+        try:
+            left = largest
+            while left >= 0 and (piece := stream.read(1 << 20)):
+                left -= len(piece)
+        except (OSError, EOFError, zlib.error) as error:
+            raise BadFile(f"is damaged: {error}", where=str(path), hint=AGAIN) from None
+    if left < 0:
+        what = f"expands to more than the {largest / (1 << 20):.3g} MiB that such a file may have"
+        raise BadFile(what, where=str(path), hint="is it the right file?")
 
 
 def parse_json(content: str | bytes, *, constants: bool = False) -> Any:

@@ -120,7 +120,7 @@ def test_what_is_there_but_of_no_use(tmp_path: Path) -> None:
     assert "has no tensor `weight` (it has w)" in missing
     assert "different lengths: `test_x` 4, `test_y` 5" in missing
     (tmp_path / "cars.npz").write_bytes(b"not a zip file")
-    assert "cars.npz: File is not a zip file" in "\n".join(document(3, path)["missing"])
+    assert "cars.npz: is damaged: File is not a zip file" in "\n".join(document(3, path)["missing"])
 
 
 def test_every_form_of_data(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """How many items a split has, from headers, metadata and listings: no item is decoded."""
 
-import gzip
-import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from taskmerge.data.sources.delimited import open_delimited
-from taskmerge.errors import BadFile
+from taskmerge.data.sources.limits import AGAIN, files_below
+from taskmerge.data.sources.lines import read_lines
+from taskmerge.data.sources.npz import array_header, array_names
+from taskmerge.data.sources.parquet import parquet_header
+from taskmerge.data.sources.saved import check_saved
+from taskmerge.documents import parse_json
+from taskmerge.errors import BadFile, listed
 from taskmerge.specs.suite import Split
 
 
@@ -35,28 +37,26 @@ def size_of(split: Split, key: str) -> tuple[int | None, str]:
 
 def _npz(path: Path, names: Sequence[str]) -> tuple[int, str]:
     """The arrays' shapes, from the headers inside the archive."""
-    from numpy.lib import format as npy
-
-    with zipfile.ZipFile(path) as archive:
-        _need(path, names, [name.removesuffix(".npy") for name in archive.namelist()], "arrays")
-        shapes = {}
-        for name in names:
-            with archive.open(f"{name}.npy") as file:
-                version = npy.read_magic(file)
-                read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                shapes[name] = read(file)
-    counts = {name: shape[0] if shape else 0 for name, (shape, _, _) in shapes.items()}
+    _need(path, names, array_names(path), "arrays")
+    found = {name: array_header(path, name) for name in names}
+    headers = {name: header for name, header in found.items() if header is not None}
+    counts = {name: header.shape[0] if header.shape else 0 for name, header in headers.items()}
     if len(set(counts.values())) > 1:
         said = ", ".join(f"`{name}` {count}" for name, count in counts.items())
         raise BadFile(f"the arrays have different lengths: {said}", where=str(path), hint="check x and y")
-    shape, _, dtype = shapes[names[0]]
-    return counts[names[0]], f"{dtype} {' x '.join(map(str, shape[1:]))}".strip()
+    first = headers[names[0]]
+    return counts[names[0]], f"{first.dtype} {' x '.join(map(str, first.shape[1:]))}".strip()
 
 
 def _jsonl(path: Path, names: Sequence[str]) -> tuple[None, str]:
     """The first record's keys; only reading the whole file would tell how many there are."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        first: Any = json.loads(file.readline() or "null")
+    lines = read_lines(path)
+    try:
+        first = parse_json(next(lines, b"null"), constants=True)
+    except ValueError as error:
+        raise BadFile(f"is not JSON: {error}", where=f"{path}:1", hint="one object a line") from None
+    finally:
+        lines.close()
     if not isinstance(first, dict):
         raise BadFile("the first line is no JSON object", where=str(path), hint="one object a line")
     _need(path, names, list(first), "keys")
@@ -64,12 +64,9 @@ def _jsonl(path: Path, names: Sequence[str]) -> tuple[None, str]:
 
 
 def _parquet(path: Path, names: Sequence[str]) -> tuple[int, str]:
-    from pyarrow import parquet
-
-    metadata = parquet.read_metadata(path)
-    columns = metadata.schema.to_arrow_schema().names
+    columns, count = parquet_header(path)
     _need(path, names, columns, "columns")
-    return int(metadata.num_rows), f"columns {', '.join(columns)}"
+    return count, f"columns {', '.join(columns)}"
 
 
 def _images(path: Path) -> tuple[int, str]:
@@ -77,24 +74,26 @@ def _images(path: Path) -> tuple[int, str]:
     folders = [one for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith(".")]
     if not folders:
         raise BadFile("has no class folders", where=str(path), hint="one folder a class, with its pictures inside")
-    count = sum(1 for folder in folders for one in folder.rglob("*") if one.is_file() and not one.name.startswith("."))
+    count = sum(1 for folder in folders for one in files_below(folder) if not one.name.startswith("."))
     return count, f"{len(folders)} class folders"
 
 
 def _saved(path: Path, wanted: str, names: Sequence[str]) -> tuple[int | None, str]:
     """What `datasets` wrote beside the data."""
-    if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
-        if wanted not in splits:
-            raise BadFile(f"has no split `{wanted}`", where=str(path), hint=f"`split:` is one of {', '.join(splits)}")
+    said = check_saved(path)
+    if (path / "dataset_dict.json").exists():
+        if wanted not in said["splits"]:
+            known = listed(said["splits"], plain=True)
+            raise BadFile(f"has no split `{wanted}`", where=str(path), hint=f"`split:` is one of {known}")
         path = path / wanted
-    if not (path / "dataset_info.json").is_file():
-        raise BadFile("is no folder that `datasets` saved", where=str(path), hint="save it with `save_to_disk`")
-    said = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))
-    columns = list(said.get("features") or {})
-    _need(path, names, columns, "columns")
-    sizes = [one.get("num_examples") for one in (said.get("splits") or {}).values()]
-    return sizes[0] if len(sizes) == 1 else None, f"columns {', '.join(columns)}"
+        said = check_saved(path)
+    features, splits = said.get("features") or {}, said.get("splits") or {}
+    if not isinstance(features, dict) or not isinstance(splits, dict):
+        raise BadFile("`features` or `splits` is malformed", where=str(path / "dataset_info.json"), hint=AGAIN)
+    _need(path, names, list(features), "columns")
+    sizes = [one.get("num_examples") for one in splits.values() if isinstance(one, dict)]
+    count = sizes[0] if len(sizes) == 1 and type(sizes[0]) is int and sizes[0] >= 0 else None
+    return count, f"columns {', '.join(features)}"
 
 
 def _need(path: Path, names: Sequence[str], there: Sequence[str], kind: str) -> None:

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,12 +16,14 @@ from torch import Tensor
 
 from taskmerge.data.items import Items
 from taskmerge.data.sources.contract import Broken, ItemSource
-from taskmerge.errors import BadFile
+from taskmerge.errors import BadFile, Mismatch
 from taskmerge.numerics.device import cores
 from taskmerge.types import Inputs, Prepare
 
 PICTURES_AT_A_TIME = 16
 """In one thread; a photograph of 12 megapixels takes 36 MB while it is decoded."""
+PIXELS_HELD = 48_000_000
+"""Of one portion as they were decoded, besides its last picture: 144 MB in a thread."""
 SECONDS_WORTH_A_THREAD = 2e-4
 """A picture that takes less gains nothing from threads: they would wait for each other's Python."""
 
@@ -44,6 +46,7 @@ def decoded(source: ItemSource, places: Sequence[int], prepare: Prepare, *, skip
         for name, tensor in (portion.inputs or {}).items():
             if name not in inputs:
                 inputs[name] = torch.empty((len(places), *tensor.shape[1:]), dtype=tensor.dtype)
+            _check_alike(tensor, inputs[name])
             inputs[name][len(whole) : len(whole) + len(tensor)] = tensor
         whole += portion.places
         broken |= portion.broken
@@ -95,11 +98,47 @@ def _batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _portion(stored: Sequence[tuple[int, Any]], source: ItemSource, prepare: Prepare) -> _Portion:
-    raw = {place: source.decode(item) for place, item in stored}
-    broken = {place: item.reason for place, item in raw.items() if isinstance(item, Broken)}
-    whole = {place: item for place, item in raw.items() if place not in broken}
-    inputs = prepare(list(whole.values())) if whole else None
-    return _Portion(inputs, list(whole), [_digest(item) for item in whole.values()], broken)
+    """Items decoded and prepared; of large pictures only a few are held as they were decoded."""
+    parts: list[Inputs] = []
+    held: list[Any] = []
+    portion = _Portion(None, [], [], {})
+    for place, item in stored:
+        raw = source.decode(item)
+        if isinstance(raw, Broken):
+            portion.broken[place] = raw.reason
+            continue
+        portion.places.append(place)
+        portion.digests.append(_digest(raw))
+        held.append(raw)
+        if source.pictures and sum(map(_pixels, held)) > PIXELS_HELD:
+            parts.append(prepare(held))
+            held = []
+    if held:
+        parts.append(prepare(held))
+    return replace(portion, inputs=_together(parts)) if parts else portion
+
+
+def _together(parts: Sequence[Inputs]) -> Inputs:
+    """The inputs of several parts of one portion. Raises `Mismatch` for pictures of several sizes."""
+    if len(parts) == 1:
+        return parts[0]
+    for part in parts:
+        for name, tensor in part.items():
+            _check_alike(tensor, parts[0][name])
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _check_alike(tensor: Tensor, first: Tensor) -> None:
+    if tensor.shape[1:] != first.shape[1:]:
+        sizes = [" x ".join(map(str, one.shape[1:])) for one in (first, tensor)]
+        raise Mismatch(f"items of several sizes: {sizes[0]} and {sizes[1]}", hint="resize them alike")
+
+
+def _pixels(raw: Any) -> int:
+    """The pixels of a decoded picture; none of a text."""
+    if isinstance(raw, Image.Image):
+        return raw.width * raw.height
+    return int(raw.shape[0] * raw.shape[1]) if isinstance(raw, np.ndarray) else 0
 
 
 def _digest(raw: Any) -> bytes:

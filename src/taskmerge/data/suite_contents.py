@@ -1,6 +1,5 @@
 """`inspect` of a suite: what is there and what is missing, from listings, headers and metadata alone."""
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -218,7 +217,7 @@ def _split(task: Task, name: str, split: Split) -> SplitEntry:
         return SplitEntry(found, labelled)
     try:
         items, said = size_of(split, name)
-    except (TaskmergeError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except (TaskmergeError, OSError) as error:
         text = error.message.replace("\n", "; ") if isinstance(error, TaskmergeError) else f"{found.where}: {error}"
         return SplitEntry(Found(what, found.where, "bad", text), labelled)
     return SplitEntry(Found(what, found.where, "found", said), labelled, items)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from taskmerge.documents import read_object
+from taskmerge.documents import check_unpacked, read_object
 from taskmerge.errors import BadFile, Mismatch, UsageError, unknown_name
 from taskmerge.models.config_values import HINT, check_fits, check_sizes, triple, unbuildable
 from taskmerge.models.contract import Backbone
@@ -197,12 +197,11 @@ def _tokenizer(
         raise UsageError(what, where=spec.place or model.where, hint=hint)
     if given is not None and given.bpe is not None:
         file = resolve(given.bpe)
-        if not file.is_file():
-            raise BadFile("no such file", where=str(file), hint="check `tokenizer: {bpe: …}`")
+        check_unpacked(file)
         options["bpe_path"] = str(file)
     try:
         tokenizer: Callable[[Sequence[str]], Tensor] = open_clip.SimpleTokenizer(**options)
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except Exception as error:  # whatever it stumbles over
         where = str(options.get("bpe_path", model.where))
         raise BadFile(f"is no BPE file: {error}", where=where, hint="check `tokenizer: {bpe: …}`") from error
     return tokenizer

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from taskmerge.data.sources.limits import files_below
 from taskmerge.errors import BadFile, UsageError, nearest
 from taskmerge.specs.class_names import ClassesBy
 from taskmerge.specs.suite import Split
@@ -51,8 +52,7 @@ def state_of(path: Path) -> tuple[str, ...]:
     """What identifies a file, or every file of a folder, without reading them: paths, sizes and times of change."""
     if not os.path.isdir(path):
         return (_state(path),)
-    files = sorted(Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names)
-    return tuple(_state(file) for file in files)
+    return tuple(_state(file) for file in files_below(path))
 
 
 def existing(path: Path, kind: str) -> Path:
@@ -76,5 +76,5 @@ def said_at(split: Split, where: str) -> str:
 
 
 def _state(path: Path) -> str:
-    status = os.stat(path)
-    return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
+    status = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nothing
+    return f"{os.path.realpath(path)}\0{status.st_size}\0{status.st_mtime_ns}"

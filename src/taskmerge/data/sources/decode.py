@@ -1,7 +1,9 @@
 """Stored items as raw items: encoded pictures as RGB, arrays as uint8 [H, W, 3], texts and pairs as they are."""
 
 import io
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +11,50 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from taskmerge.data.sources.contract import Broken
+from taskmerge.data.sources.limits import LARGEST_PICTURE
+from taskmerge.documents import open_regular
+from taskmerge.errors import TaskmergeError
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what it warns of is refused here
 
 
 def decode_picture(stored: Path | bytes, *, upright: bool = False) -> Image.Image | Broken:
     """A picture file or its bytes as RGB. `upright` turns it as its EXIF orientation says (as `datasets` does,
     and torchvision's ImageFolder does not)."""
     try:
-        with Image.open(stored if isinstance(stored, Path) else io.BytesIO(stored)) as picture:
+        with _opened(stored) as picture:
             return as_rgb(ImageOps.exif_transpose(picture) if upright else picture)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = str(error).split(" <")[0]
-        return Broken(reason if "cannot identify" not in reason else "no picture in a known format")
+    except Exception as error:
+        return broken(error)
+
+
+def broken(error: Exception) -> Broken:
+    """What is wrong with a picture that a decoder gave up on, whatever it raised."""
+    reason = error.what if isinstance(error, TaskmergeError) else str(error).split(" <")[0]
+    return Broken("no picture in a known format" if "cannot identify" in reason else reason or type(error).__name__)
+
+
+def check_pixels(picture: Image.Image) -> None:
+    """Raises ValueError for a picture of more pixels than one may have, before they are decoded."""
+    width, height = picture.size
+    if width * height > LARGEST_PICTURE:
+        raise ValueError(f"{width:,} x {height:,} pixels are more than the {LARGEST_PICTURE:,} that a picture may have")
+
+
+@contextmanager
+def _opened(stored: Path | bytes) -> Iterator[Image.Image]:
+    """A picture by its header, from a regular file or from bytes."""
+    with (
+        open(open_regular(stored), "rb") if isinstance(stored, Path) else io.BytesIO(stored) as stream,
+        Image.open(stream) as picture,
+    ):
+        check_pixels(picture)
+        yield picture
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """The picture in three channels; transparency is dropped, not blended."""
+    """The picture in three channels; transparency is dropped, not blended. Raises ValueError for one too large."""
+    check_pixels(picture)
     if picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # the same colours as directly, without Pillow's warning
     return picture.convert("RGB")
@@ -56,7 +87,10 @@ def decode_row(values: Sequence[Any]) -> Any:
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():  # how `datasets` stores a picture
         value = value["bytes"] if value.get("bytes") is not None else Path(value.get("path") or "")
     if isinstance(value, Image.Image):
-        return as_rgb(value)
+        try:
+            return as_rgb(value)
+        except Exception as error:
+            return broken(error)
     if isinstance(value, bytes | Path):
         return decode_picture(value, upright=True)
     if isinstance(value, np.ndarray):
@@ -76,7 +110,7 @@ def decode_stored(value: Any) -> np.ndarray[Any, Any] | Broken:
     try:
         if not isinstance(value, bytes | Path):
             return np.asarray(value)
-        with Image.open(value if isinstance(value, Path) else io.BytesIO(value)) as picture:
+        with _opened(value) as picture:
             return np.asarray(picture)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        return Broken(str(error))
+    except Exception as error:
+        return broken(error)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from taskmerge.data.sources.contract import ItemSource, existing, state_of
 from taskmerge.data.sources.decode import decode_picture
+from taskmerge.data.sources.limits import files_below
 from taskmerge.errors import BadFile
 from taskmerge.specs.suite import Split
 
@@ -35,8 +36,7 @@ def open_folder(path: Path, split: Split, labelled: bool) -> ItemSource:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    found = (Path(above) / name for above, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(file for file in found if _is_picture(file))
+    return [file for file in files_below(folder) if _is_picture(file)]
 
 
 def _is_picture(file: Path) -> bool:

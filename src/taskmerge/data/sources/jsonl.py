@@ -1,12 +1,12 @@
 """Texts and labels from JSON lines, gzipped or not."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from taskmerge.data.sources.contract import ItemSource, existing, no_such_column, state_of
 from taskmerge.data.sources.decode import decode_row
-from taskmerge.data.sources.lines import whole_text
+from taskmerge.data.sources.lines import read_lines
+from taskmerge.documents import parse_json
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
 
@@ -18,7 +18,7 @@ def open_jsonl(path: Path, split: Split) -> ItemSource:
     wanted = (*split.x, *((split.y,) if split.y is not None else ()))
     rows: list[tuple[Any, ...]] = []
     lines: list[int] = []
-    for number, line in enumerate(whole_text(existing(path, "file")).split("\n"), 1):
+    for number, line in enumerate(read_lines(existing(path, "file")), 1):
         if line.strip():
             rows.append(_row(line, wanted, path, number, split, first=not rows))
             lines.append(number)
@@ -33,11 +33,13 @@ def open_jsonl(path: Path, split: Split) -> ItemSource:
     )
 
 
-def _row(line: str, wanted: tuple[str, ...], path: Path, number: int, split: Split, *, first: bool) -> tuple[Any, ...]:
+def _row(
+    line: bytes, wanted: tuple[str, ...], path: Path, number: int, split: Split, *, first: bool
+) -> tuple[Any, ...]:
     where = f"{path}:{number}"
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        found = parse_json(line, constants=True)
+    except ValueError as error:
         raise BadFile(f"is not JSON: {error}", where=where, hint="one object a line") from None
     if not isinstance(found, dict):
         raise BadFile("is not an object", where=where, hint='each line looks like {"text": "...", "label": 0}')

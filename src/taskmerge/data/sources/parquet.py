@@ -4,12 +4,15 @@ import bisect
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from taskmerge.data.sources.columns import lists, values_of
 from taskmerge.data.sources.contract import Indices, ItemSource, existing, no_such_column, state_of
 from taskmerge.data.sources.decode import decode_row
+from taskmerge.data.sources.limits import readable
+from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
 
@@ -42,18 +45,21 @@ def _read(
     files: Sequence[Path], counts: Sequence[int], columns: Sequence[str], indices: Indices
 ) -> Iterator[tuple[Any, ...]]:
     """The named columns of ascending rows; groups of rows without any of them are not read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     start = 0
     for file, count in zip(files, counts, strict=True):
         inside = _between(indices, start, start + count)
-        try:
-            with pq.ParquetFile(file) as parquet:
-                yield from _groups(parquet, columns, [index - start for index in inside])
-        except (pa.ArrowException, OSError) as error:
-            raise BadFile(f"is damaged: {error}", where=str(file), hint="download or copy it again") from None
+        with readable("is damaged", str(file)), _opened(file) as parquet:
+            yield from _groups(parquet, columns, [index - start for index in inside])
         start += count
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A parquet file by its footer; a page's checksum is compared where it has one."""
+    import pyarrow.parquet as pq
+
+    with open(open_regular(file), "rb") as stream, pq.ParquetFile(stream, page_checksum_verification=True) as parquet:
+        yield parquet
 
 
 def _groups(parquet: Any, columns: Sequence[str], rows: Sequence[int]) -> Iterator[tuple[Any, ...]]:
@@ -65,6 +71,7 @@ def _groups(parquet: Any, columns: Sequence[str], rows: Sequence[int]) -> Iterat
         for batch in parquet.iter_batches(ROWS_AT_A_TIME, row_groups=[number], columns=list(columns)):
             wanted = [row - start for row in _between(rows, start, start + batch.num_rows)]
             if wanted:
+                batch.validate(full=True)  # what it says of places in it is not trusted
                 rows_of = batch.take(wanted)
                 yield from zip(*(values_of(rows_of.column(name)) for name in columns), strict=True)
             start += batch.num_rows
@@ -74,17 +81,15 @@ def _between(sorted_rows: Sequence[int], start: int, end: int) -> Sequence[int]:
     return sorted_rows[bisect.bisect_left(sorted_rows, start) : bisect.bisect_left(sorted_rows, end)]
 
 
+def parquet_header(file: Path) -> tuple[list[str], int]:
+    """The columns of a file and the number of its rows."""
+    with readable("is no parquet file", str(file)), _opened(file) as parquet:
+        return list(parquet.schema_arrow.names), int(parquet.metadata.num_rows)
+
+
 def _rows(file: Path, columns: Sequence[str], split: Split) -> int:
     """How many rows a file has, which must have these columns."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(file) as parquet:
-            known = list(parquet.schema_arrow.names)
-            count = int(parquet.metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise BadFile(f"is no parquet file: {error}", where=str(file), hint="download or copy it again") from None
+    known, count = parquet_header(file)
     for name in columns:
         if name not in known:
             raise no_such_column("column", name, known, split, str(file))
@@ -106,7 +111,7 @@ def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
 def _holds_pictures(file: Path, column: str) -> bool:
     """Whether a column has bytes, or arrays, and no texts."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    kind = pq.read_schema(file).field(column).type
+    with _opened(file) as parquet:
+        kind = parquet.schema_arrow.field(column).type
     return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) or lists(kind)

@@ -9,6 +9,8 @@ from taskmerge.checkpoint.hub import EXTRA, load_hub_dataset
 from taskmerge.data.sources.columns import lists, values_of
 from taskmerge.data.sources.contract import Indices, ItemSource, existing, no_such_column, said_at, state_of
 from taskmerge.data.sources.decode import decode_row
+from taskmerge.data.sources.limits import AGAIN, readable
+from taskmerge.documents import open_regular, read_object
 from taskmerge.errors import BadFile, UsageError, unknown_name
 from taskmerge.specs.suite import HubPath, Split
 
@@ -22,11 +24,9 @@ def open_saved(path: Path, split: Split, name: str) -> ItemSource:
     except ImportError:
         what = "a saved data set needs the package `datasets`"
         raise UsageError(what, where=said_at(split, str(path)), hint=EXTRA) from None
-    try:
-        found = datasets.load_from_disk(str(existing(path, "folder")))
-    except (OSError, ValueError, KeyError) as error:
-        hint = "a folder that `save_to_disk` wrote"
-        raise BadFile(f"is no saved data set: {error}", where=str(path), hint=hint) from None
+    check_saved(existing(path, "folder"))
+    with readable("is no saved data set", str(path), "a folder that `save_to_disk` wrote"):
+        found = datasets.load_from_disk(str(path))
     if isinstance(found, datasets.DatasetDict):
         found = found[_chosen(list(found), split, name, str(path))]
     elif split.name is not None and str(found.split) not in ("None", split.name):
@@ -44,6 +44,35 @@ def open_hub(location: HubPath, split: Split, name: str) -> ItemSource:
     return _source(found, split, where, (where, str(location.revision), *states))
 
 
+def check_saved(path: Path) -> dict[str, Any]:
+    """What a saved folder says of itself: `splits` of several data sets, or what `datasets` says of one.
+
+    Raises `BadFile` for a folder that is none, or whose documents and tables are no regular files.
+    """
+    several = path / "dataset_dict.json"
+    if not several.exists():
+        return _check_one(path)
+    names = read_object(several).get("splits", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise BadFile("`splits` is no list of names", where=str(several), hint=AGAIN)
+    for name in names:
+        _check_one(path / name)
+    return {"splits": names}
+
+
+def _check_one(path: Path) -> dict[str, Any]:
+    if not (path / "dataset_info.json").exists():
+        hint = "name a folder that `save_to_disk` wrote"
+        raise BadFile("is no saved data set: it has no dataset_info.json", where=str(path), hint=hint)
+    document, state = read_object(path / "dataset_info.json"), read_object(path / "state.json")
+    tables = state.get("_data_files")
+    if not isinstance(tables, list) or not all(isinstance(one, dict) for one in tables):
+        raise BadFile("`_data_files` is no list of files", where=str(path / "state.json"), hint=AGAIN)
+    for one in tables:
+        os.close(open_regular(path / str(one.get("filename"))))
+    return document
+
+
 def _source(found: Any, split: Split, where: str, identity: tuple[str, ...]) -> ItemSource:
     """A data set's columns as a source; pictures are decoded by us, so that a bad one can be named."""
     import datasets
@@ -58,6 +87,9 @@ def _source(found: Any, split: Split, where: str, identity: tuple[str, ...]) -> 
     for column, kind in kinds.items():
         if isinstance(kind, datasets.Image):
             found = found.cast_column(column, datasets.Image(decode=False))
+    with readable("is damaged", where):
+        for column in (*split.x, *((split.y,) if split.y is not None else ())):
+            found.data.column(column).validate(full=True)  # places in a mapped file are followed without a look
     items = found.select_columns(list(split.x)).with_format("arrow")
     labels = None if split.y is None else found.select_columns([split.y]).with_format("arrow")
     names = getattr(kinds[split.y], "names", None) if split.y is not None else None

@@ -4,10 +4,8 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from taskmerge.data.sources.contract import Broken, ItemSource, state_of
-from taskmerge.data.sources.decode import as_rgb
+from taskmerge.data.sources.contract import ItemSource, state_of
+from taskmerge.data.sources.decode import as_rgb, broken
 from taskmerge.errors import BadFile, TaskmergeError, UsageError, unknown_name
 from taskmerge.specs.suite import Split
 
@@ -60,7 +58,7 @@ def _built(root: Path, split: Split, name: str) -> Any:
     options = _options(maker, split, name, place)
     try:
         return maker(str(root), **options)
-    except (RuntimeError, OSError, ValueError, TypeError, LookupError, ImportError, AssertionError) as error:
+    except Exception as error:  # whatever its many readers raise
         if str(error).startswith("Unknown value"):  # torchvision names those it knows
             key = "configuration" if split.configuration is not None else "split"
             raise UsageError(str(error).splitlines()[0], where=place, hint=f"choose with `{key}: NAME`") from None
@@ -124,8 +122,8 @@ def _classes(found: Any) -> tuple[str, ...]:
 def _picture(found: Any, index: int) -> Any:
     try:
         return as_rgb(found[index][0])
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        return Broken(str(error))
+    except Exception as error:
+        return broken(error)
 
 
 def _labels(found: Any, indices: Any, first: int) -> list[Any]:
