@@ -23,6 +23,8 @@ LARGEST_NUMBER = 2**1024
 """What no float reaches."""
 DIGITS = 400
 """Of a whole number: more of them are not even turned into one."""
+EXPANDED, RATIO = 1 << 30, 100
+"""A compressed file, or a member of one, may expand to 1 GiB, or to a hundred times its size where that is more."""
 AGAIN = "download or write it again"
 
 
@@ -73,6 +75,17 @@ def read_object(path: Path, *, hint: str = AGAIN, largest: int = LARGEST, consta
     if not isinstance(document, dict):
         raise BadFile("is no JSON object", where=str(path), hint=hint)
     return document
+
+
+def expandable(stored: int) -> int:
+    """How many bytes a compressed file of `stored` bytes may expand to."""
+    return max(EXPANDED, RATIO * stored)
+
+
+def too_expansive(stored: int, where: str) -> BadFile:
+    """The error for a compressed file that expands further."""
+    what = f"expands to more than {expandable(stored) / (1 << 30):.3g} GiB, from {stored:,} bytes"
+    return BadFile(what, where=where, hint="is it what it should be? decompress it first if it is")
 
 
 def check_unpacked(path: Path, largest: int = LARGEST) -> None:

@@ -1,5 +1,6 @@
 """Zip archives of torch.save as other tools rewrite them: read right, or refused by name, never mapped as they lie."""
 
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from taskmerge import documents
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.errors import BadFile
 
@@ -68,3 +70,47 @@ def test_a_cut_archive(tmp_path: Path, left: int) -> None:
     with pytest.raises(BadFile, match="is a damaged zip archive") as caught:
         open_checkpoint(path, allow_pickle=True)
     assert str(path) in caught.value.message
+
+
+def test_expanded_views_are_refused_before_they_are_laid_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    for view in (
+        torch.zeros(1).expand(2**30),
+        torch.zeros(8, 1).expand(8, 2**40),
+        torch.zeros(4, 4).as_strided((2**20, 2**20), (0, 0)),
+    ):
+        torch.save({"small": torch.ones(2), "w": view}, path)
+        with pytest.raises(BadFile, match=r"x\.bin: `w` would take .* GB: views"):
+            open_checkpoint(path, allow_pickle=True)
+    torch.save({f"w{n}": torch.zeros(1 << 20).expand(8, 1 << 20) for n in range(100)}, path)
+    with pytest.raises(BadFile, match=r"would take 3\.36 GB"):
+        open_checkpoint(path, allow_pickle=True)
+    few = {"w": torch.arange(3.0).expand(4, 3), "t": torch.randn(300, 200).T}
+    torch.save(few, path)
+    with open_checkpoint(path, allow_pickle=True) as checkpoint:
+        assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in few.items())
+
+
+def test_a_bomb_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(300 << 20, dtype=torch.uint8)}, tmp_path / "x.bin")
+    path = rezipped(tmp_path / "x.bin", zipfile.ZIP_DEFLATED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "EXPANDED", 64 << 20)
+        with pytest.raises(BadFile, match=r"expands to more than 0\.0625 GiB"):
+            open_checkpoint(path, allow_pickle=True)
+
+
+def test_a_file_cut_while_it_is_read_does_not_kill_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    torch.save({"w": torch.ones(4 << 20)}, path)
+    with open_checkpoint(path, allow_pickle=True) as checkpoint:
+        os.truncate(path, 1 << 20)
+        with pytest.raises(BadFile, match="changed while it was being read"):
+            checkpoint.tensor("w")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "x.bin")
+    with pytest.raises(BadFile, match=r"x\.bin"):
+        open_checkpoint(tmp_path / "x.bin", allow_pickle=True)

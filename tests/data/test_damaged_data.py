@@ -17,8 +17,8 @@ import pytest
 from data_cases import Bytes, Squares, load, load_plain
 from PIL import Image
 
+from taskmerge import documents
 from taskmerge.data.data_headers import size_of
-from taskmerge.data.sources import limits
 from taskmerge.errors import BadFile, TaskmergeError
 from taskmerge.specs.suite import Split
 
@@ -126,7 +126,7 @@ def test_archives_that_cannot_be_opened(tmp_path: Path) -> None:
 
 def bomb(path: Path, form: str) -> Split:
     """A file of a few MB that expands beyond the limit."""
-    count = limits.EXPANDED // 192 + 1
+    count = documents.EXPANDED // 192 + 1
     if form == "npz":
         with (
             zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file,
@@ -138,14 +138,14 @@ def bomb(path: Path, form: str) -> Split:
         return Split("npz", path, ("x",))
     with gzip.open(path, "wb", compresslevel=9) as file:
         line = b"{}" if form == "one line" else json.dumps({"text": "a" * 500}).encode() + b"\n"
-        for _ in range(limits.EXPANDED // 100_000 + 2):
+        for _ in range(documents.EXPANDED // 100_000 + 2):
             file.write(line * (100_000 // len(line) + 1))
     return Split("jsonl", path, ("text",))
 
 
 @pytest.mark.parametrize("form", ["npz", "lines", "one line"])
 def test_bombs_are_refused_at_a_stated_size(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EXPANDED", 48 << 20)
+    monkeypatch.setattr(documents, "EXPANDED", 48 << 20)
     split = bomb(tmp_path / ("a.npz" if form == "npz" else "a.jsonl.gz"), form)
     with pytest.raises(BadFile, match=r"expands to more than 0\.0469 GiB|is not JSON"):
         load_plain(split, Bytes())

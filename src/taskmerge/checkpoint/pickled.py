@@ -1,5 +1,6 @@
 """Pickled state dicts (.bin, .pt, .pth, .ckpt), loaded weights-only and offered like safetensors files."""
 
+import os
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,9 +11,13 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import CODES, bytes_of
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.checkpoint.identity import check_unchanged, stamps_of
-from taskmerge.documents import open_regular
-from taskmerge.errors import BadFile
+from taskmerge.checkpoint.identity import changed, check_unchanged, stamps_of
+from taskmerge.documents import expandable, open_regular, too_expansive
+from taskmerge.errors import BadFile, listed
+
+PIECE = 1 << 20
+VIEWS = 256 << 20
+"""Bytes that tensors of a file may take when they are laid out, if its own size, twice, is less."""
 
 
 class PickledSource:
@@ -23,6 +28,7 @@ class PickledSource:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._stamps = stamps_of(files)
+        self._sizes = {file: file.stat().st_size for file in files}
         loaded = {file: _load(file) for file in files}
         self.tied: Mapping[str, str] = _tied(loaded.values())
         self._states = {
@@ -37,7 +43,19 @@ class PickledSource:
         """Fill `target` with the tensor's bytes (in C order) from `start` on."""
         if not self._states:
             raise ValueError("read from a closed checkpoint")
-        target[:] = bytes_of(self._states[spec.file][spec.name])[start : start + len(target)]
+        content = bytes_of(self._states[spec.file][spec.name])[start : start + len(target)]
+        for first in range(0, len(target), PIECE):
+            self._check_whole(spec.file)
+            target[first : first + PIECE] = content[first : first + PIECE]
+
+    def _check_whole(self, file: Path) -> None:
+        """Raise `BadFile` for a file that was cut: to touch what is mapped of its end would kill the process."""
+        try:
+            whole = os.stat(file).st_size >= self._sizes[file]
+        except OSError:
+            whole = True  # taken away or replaced: the file that is mapped stays
+        if not whole:
+            raise changed(file)
 
     def check_unchanged(self) -> None:
         """Raise `BadFile` for a file that is no longer what it was before it was loaded."""
@@ -55,7 +73,18 @@ def _load(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle can raise anything
         hint = "only plain state dicts of tensors are read: convert it to safetensors where it was made"
         raise BadFile(f"cannot be loaded weights-only: {_reason(error)}", where=str(file), hint=hint) from error
-    return _state_dict(file, loaded)
+    state = _state_dict(file, loaded)
+    _check_views(file, state)
+    return state
+
+
+def _check_views(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuses views of little that stand for much: they would be laid out in full."""
+    copied = sum(tensor.numel() * tensor.element_size() for tensor in state.values() if not tensor.is_contiguous())
+    if copied > max(VIEWS, 2 * file.stat().st_size):
+        names = [name for name, tensor in state.items() if not tensor.is_contiguous()]
+        what = f"{listed(names)} would take {copied / 1e9:,.3g} GB: views, expanded or transposed, in a smaller file"
+        raise BadFile(what, where=str(file), hint="save contiguous tensors: `tensor.contiguous()`")
 
 
 def _is_zip(file: Path) -> bool:
@@ -67,13 +96,16 @@ def _stored_plainly(file: Path) -> bool:
     """Whether a zip archive holds its entries as they are: torch maps deflated ones too, and takes them for tensors."""
     try:
         with zipfile.ZipFile(file) as archive:
-            methods = {entry.compress_type for entry in archive.infolist()}
-    # the last is what zipfile raises for archives of a version that it cannot read
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            entries = archive.infolist()
+        methods = {entry.compress_type for entry in entries}
+        size, stored = sum(entry.file_size for entry in entries), file.stat().st_size
+    except Exception as error:  # zipfile raises a dozen kinds for tables of contents that are none
         what = f"is a damaged zip archive: {error}"
         raise BadFile(what, where=str(file), hint="download or copy it again") from error
     if not methods <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
         raise BadFile("is compressed in a way that torch cannot read", where=str(file), hint="save it with torch.save")
+    if size > expandable(stored):
+        raise too_expansive(stored, str(file))
     return methods <= {zipfile.ZIP_STORED}
 
 

@@ -40,7 +40,7 @@ def open_delimited(path: Path, split: Split) -> ItemSource:
 def _counted(first: Sequence[str], wanted: Sequence[str], split: Split, where: str) -> list[int]:
     """Places that are said as numbers, in a file without a header. Raises UsageError for a column that is not there."""
     for name in wanted:
-        if not name.isdecimal() or int(name) >= len(first):
+        if not name.isdecimal() or len(name) > 9 or int(name) >= len(first):
             raise no_such_column("column", name, first, split, where)
     return [int(name) for name in wanted]
 

@@ -1,4 +1,4 @@
-"""What data may be on their way into memory: how far compressed files may expand, and how large a picture may be."""
+"""What data may be on their way into memory: how large a picture is, how deep a folder, what libraries may raise."""
 
 import os
 from collections.abc import Iterator
@@ -7,24 +7,10 @@ from pathlib import Path
 
 from taskmerge.errors import BadFile, TaskmergeError
 
-EXPANDED = 1 << 30
-RATIO = 100
-"""A compressed file, or a member of one, may expand to 1 GiB, or to a hundred times its size where that is more."""
 LARGEST_PICTURE = 89_478_485
 """Pixels of one picture: Pillow's own limit, at which it warns."""
 MOST_FOLDERS = 1_000_000
 AGAIN = "download or copy it again"
-
-
-def expandable(stored: int) -> int:
-    """How many bytes a compressed file of `stored` bytes may expand to."""
-    return max(EXPANDED, RATIO * stored)
-
-
-def too_expansive(stored: int, where: str) -> BadFile:
-    """The error for a compressed file that expands further."""
-    what = f"expands to more than {expandable(stored) / (1 << 30):.3g} GiB, from {stored:,} bytes"
-    return BadFile(what, where=where, hint="is it what it should be? decompress it first if it is")
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import cast
 
-from taskmerge.data.sources.limits import expandable, readable, too_expansive
-from taskmerge.documents import open_regular
+from taskmerge.data.sources.limits import readable
+from taskmerge.documents import expandable, open_regular, too_expansive
 from taskmerge.errors import BadFile
 
 GZIP = b"\x1f\x8b"

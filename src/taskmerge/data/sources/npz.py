@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from taskmerge.data.sources.contract import ItemSource, existing, no_such_column, said_at, state_of
 from taskmerge.data.sources.decode import decode_array
-from taskmerge.data.sources.limits import expandable, readable, too_expansive
-from taskmerge.documents import open_regular
+from taskmerge.data.sources.limits import readable
+from taskmerge.documents import expandable, open_regular, too_expansive
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
 
