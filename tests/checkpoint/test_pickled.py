@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from taskmerge import documents
 from taskmerge.checkpoint.checkpoint import open_checkpoint
@@ -114,3 +115,16 @@ def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], None]) -
     make(tmp_path / "x.bin")
     with pytest.raises(BadFile, match=r"x\.bin"):
         open_checkpoint(tmp_path / "x.bin", allow_pickle=True)
+
+
+def test_torchs_advice_is_never_passed_on(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(4)}, tmp_path / "model.ckpt")
+    torch.save({"w": torch.zeros(2), "f": print}, tmp_path / "print.bin")
+    torch.save({"w": torch.zeros(2), "path": Path("x")}, tmp_path / "path.bin")
+    (tmp_path / "text.pt").write_text("no pickle at all")
+    (tmp_path / "cut.pt").write_bytes(b"\x80\x02}q\x00")
+    for name in ("model.ckpt", "print.bin", "path.bin", "text.pt", "cut.pt"):
+        with pytest.raises(BadFile, match=name) as caught:
+            open_checkpoint(tmp_path / name, allow_pickle=True)
+        assert not any(word in caught.value.message for word in ("weights_only", "default", "trust", "PyTorch"))
+        assert name != "model.ckpt" or "name it .safetensors" in caught.value.message

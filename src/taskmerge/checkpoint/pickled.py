@@ -67,7 +67,10 @@ class PickledSource:
 
 
 def _load(file: Path) -> dict[str, Tensor]:
-    mapped = _is_zip(file) and _stored_plainly(file)
+    start = _start(file)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= file.stat().st_size:
+        raise BadFile("is a safetensors file, not a pickle", where=str(file), hint="name it .safetensors")
+    mapped = start.startswith(b"PK") and _stored_plainly(file)
     try:
         loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
@@ -87,9 +90,9 @@ def _check_views(file: Path, state: Mapping[str, Tensor]) -> None:
         raise BadFile(what, where=str(file), hint="save contiguous tensors: `tensor.contiguous()`")
 
 
-def _is_zip(file: Path) -> bool:
+def _start(file: Path) -> bytes:
     with open(open_regular(file), "rb") as stream:
-        return stream.read(2) == b"PK"
+        return stream.read(9)
 
 
 def _stored_plainly(file: Path) -> bool:
@@ -115,6 +118,9 @@ def _reason(error: Exception) -> str:
     if blamed:
         return f"it needs `{blamed[1]}`, which is no part of a state dict"
     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if "weights_only" in said:
+        own = re.search(r"WeightsUnpickler error: *([^\n]*)", said)
+        return own[1][:200] if own and own[1] else "it is no state dict"
     return said.splitlines()[0][:200] if said else type(error).__name__
 
 
