@@ -16,7 +16,7 @@ from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
 FORMAT = 1
 TEXTS = ("method", "then", "strip_prefix")
 LEARNED = "learned"  # the digest of what adaptation has learnt, which lies beside the recipe
-LISTS = ("include", "exclude", "also")
+LISTS = ("include", "exclude", "also", "map")
 PATHS = ("base", "output")
 MAPPINGS = ("options", "weights", "experts", "grid")
 KEYS = frozenset({"taskmerge", "dtype", "seed", "lines", LEARNED, *CHOICES, *TEXTS, *LISTS, *PATHS, *MAPPINGS})
