@@ -66,10 +66,11 @@ def test_an_option_of_the_recipe_is_refused_where_it_stands(recipe: Path) -> Non
         requested(["a.safetensors"], {}, recipe=recipe)
 
 
-def test_every_keyword_has_one_group_but_the_prefix() -> None:
-    """Names are stripped where inputs are opened, and the recipe tells it."""
+def test_every_keyword_has_one_group_but_what_renames() -> None:
+    """Names are stripped and mapped where inputs are opened, and the recipe tells it."""
     shared = [name for name in KEYWORDS if sum(name in names for names in GROUPS.values()) > 1]
-    assert shared == ["strip_prefix"]
-    request = requested(["a"], {"strip_prefix": "visual."})
+    assert sorted(shared) == ["map", "strip_prefix"]
+    request = requested(["a"], {"strip_prefix": "visual.", "map": ("a* = b*",)})
     assert isinstance(request, Request)
     assert request.spec.strip_prefix == request.opening.strip_prefix == "visual."
+    assert request.spec.map == request.opening.map == ("a* = b*",)

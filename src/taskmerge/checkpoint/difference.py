@@ -2,10 +2,10 @@
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,7 +14,12 @@ from torch import Tensor
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
 from taskmerge.checkpoint.dtypes import DTYPES, itemsize
 from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.quantised import read_config
+from taskmerge.checkpoint.translation import Joined
+from taskmerge.checkpoint.wording import translations
+from taskmerge.errors import Mismatch
 from taskmerge.numerics.device import cores
+from taskmerge.specs.renaming import Renaming, parse_renaming, renamed
 
 SLICE = 1 << 16  # elements: both slices in float64 stay in the cache
 
@@ -72,6 +77,23 @@ class DiffReport:
         return {**asdict(self), "same": self.same, "changed": len(self.changed)}
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One of the checkpoints: its tensors by the names that they are compared under, and what it holds them as."""
+
+    checkpoint: Checkpoint
+    specs: Mapping[str, TensorSpec]
+    names: Mapping[str, str]
+    joined: Mapping[str, Joined] = field(default_factory=dict)
+
+    def read_into(self, name: str, buffer: Tensor, start: int) -> None:
+        """Fills `buffer` (uint8) with a tensor's bytes from `start` on."""
+        if name in self.joined:
+            self.joined[name].read_into(self.checkpoint, buffer, start)
+        else:
+            self.checkpoint.read_into(self.names[name], buffer, start)
+
+
 @dataclass(frozen=True, slots=True)
 class _Sums:
     """Σa², Σb², Σ(a-b)² and Σab over a tensor in float64, and whether all bytes are equal."""
@@ -89,15 +111,19 @@ def diff(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    map: Sequence[str] = (),
     allow_pickle: bool = False,
 ) -> DiffReport:
     """Compares two checkpoints (files, indexes, folders) tensor by tensor, in memory for a few slices only.
 
-    `include` and `exclude` are globs on tensor names. Raises `TaskmergeError` for what cannot be read, quantised
-    weights of most schemes among it.
+    B is read in A's words where they speak different dialects of one model. `include` and `exclude` are globs on tensor
+    names, `map` are renamings (`FROM* = TO*`) of those in both files. Raises `TaskmergeError` for what cannot be read,
+    quantised weights of most schemes among it.
     """
     with ExitStack() as stack:
-        first, second = (stack.enter_context(open_plain(Path(one), allow_pickle=allow_pickle)) for one in (a, b))
+        opened = [stack.enter_context(open_plain(Path(one), allow_pickle=allow_pickle)) for one in (a, b)]
+        maps = [map] if isinstance(map, str) else map
+        first, second, notes = _sides(opened[0], opened[1], [parse_renaming(text) for text in maps])
         names = [[name for name in one.specs if _selected(name, include, exclude)] for one in (first, second)]
         common = [name for name in names[0] if name in second.specs]
         with ThreadPoolExecutor(cores()) as pool:
@@ -108,8 +134,30 @@ def diff(
     return DiffReport(
         str(a), str(b), tensors, tuple(name for name in names[0] if name not in second.specs),
         tuple(name for name in names[1] if name not in first.specs),
-        (*first.notes, *second.notes), **_numbers(_Sums(aa, bb, dd, ab, equal=dd == 0)),
+        (*opened[0].notes, *opened[1].notes, *notes), **_numbers(_Sums(aa, bb, dd, ab, equal=dd == 0)),
     )  # fmt: skip
+
+
+def _sides(
+    first: Checkpoint, second: Checkpoint, renamings: Sequence[Renaming]
+) -> tuple[_Side, _Side, tuple[str, ...]]:
+    """Both sides, the second in the words of the first, and a note where that is not as it is stored."""
+    names = [{renamed(name, renamings): name for name in one.specs} for one in (first, second)]
+    for one, own in zip((first, second), names, strict=True):
+        if len(own) < len(one.specs):
+            raise Mismatch("as --map calls them two tensors have one name", where=str(one.path), hint="choose others")
+    a, b = (
+        _Side(one, {name: one.specs[stored] for name, stored in own.items()}, own)
+        for one, own in zip((first, second), names, strict=True)
+    )
+    configs = [read_config(one.folder or one.files[0].parent) for one in (first, second)]
+    (found,) = translations([(a.specs, configs[0]), (b.specs, configs[1])])
+    if found is None:
+        return a, b, ()
+    joined = {name: one.stored_as(b.names) for name, one in found.joined.items()}
+    plain = {name: b.names[stored] for name, stored in found.names.items()}
+    note = f"{second.path}: {found.said} {first.path}"
+    return a, _Side(second, found.specs(b.specs), plain, joined), (note,)
 
 
 def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
@@ -117,7 +165,7 @@ def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool
     return chosen and not any(fnmatch.fnmatchcase(name, glob) for glob in exclude)
 
 
-def _difference(first: Checkpoint, second: Checkpoint, name: str, sums: _Sums | None) -> TensorDifference:
+def _difference(first: _Side, second: _Side, name: str, sums: _Sums | None) -> TensorDifference:
     a, b = first.specs[name], second.specs[name]
     changed = sums is None or not sums.equal
     return TensorDifference(name, _held(a), _held(b), a.shape, b.shape, changed, **_numbers(sums))
@@ -137,7 +185,7 @@ def _root(square: float) -> float | None:
     return math.sqrt(square) if math.isfinite(square) else None
 
 
-def _sums(first: Checkpoint, second: Checkpoint, name: str) -> _Sums | None:
+def _sums(first: _Side, second: _Side, name: str) -> _Sums | None:
     """The sums of one tensor, or None where the shapes differ."""
     a, b = first.specs[name], second.specs[name]
     if a.shape != b.shape:
@@ -161,7 +209,7 @@ def _held(spec: TensorSpec) -> str:
     return spec.stored[0].dtype
 
 
-def _raw(checkpoint: Checkpoint, name: str, start: int, count: int) -> Tensor:
+def _raw(checkpoint: _Side, name: str, start: int, count: int) -> Tensor:
     size = itemsize(checkpoint.specs[name].dtype)
     raw = torch.empty(count * size, dtype=torch.uint8)
     checkpoint.read_into(name, raw, start * size)

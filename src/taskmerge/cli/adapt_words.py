@@ -108,6 +108,7 @@ class AdaptWords:
     exclude: options.Exclude = None
     on_missing: options.OnMissing = None
     strip_prefix: options.StripPrefix = None
+    map: options.Map = None
     allow_merged: options.AllowMerged = False
     allow_pickle: options.AllowPickle = False
     dtype: Annotated[

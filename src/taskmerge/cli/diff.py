@@ -25,6 +25,7 @@ def diff(
     changed: Annotated[bool, option("Only tensors that are not the same.", "--changed")] = False,
     include: options.Include = None,
     exclude: options.Exclude = None,
+    map: options.Map = None,
     allow_pickle: options.AllowPickle = False,
     json: options.Json = False,
     quiet: Annotated[bool, option("Print only the summary line.", "--quiet", "-q")] = False,
@@ -33,7 +34,9 @@ def diff(
     """Say how two checkpoints differ, tensor by tensor. A difference is a result: the exit code is 0."""
     import taskmerge
 
-    report = taskmerge.diff(a, b, include=include or (), exclude=exclude or (), allow_pickle=allow_pickle)
+    report = taskmerge.diff(
+        a, b, include=include or (), exclude=exclude or (), map=map or (), allow_pickle=allow_pickle
+    )
     show.notices(report.notes, (), quiet)
     rows = report.changed if changed else report.tensors
     if json:

@@ -49,6 +49,7 @@ class EvalWords:
     ] = None
     adapt_split: Annotated[str | None, option("Split that --rank-by looks at (default: adapt).")] = None
     skip_bad: Annotated[bool, option("Leave out items that cannot be decoded, and count them.", "--skip-bad")] = False
+    map: options.Map = None
     allow_pickle: options.AllowPickle = False
 
     json: Annotated[bool, option("Print one JSON document instead of the table.", "--json")] = False

@@ -63,6 +63,7 @@ class MergeWords:
     on_buffer: Annotated[str | None, option("Integer tensors that differ: refuse or first.")] = None
     heads: Annotated[str | None, option("Task heads: refuse shapes that differ, or keep each whole, per task.")] = None
     strip_prefix: options.StripPrefix = None
+    map: options.Map = None
     skip_input: options.SkipInput = None
     allow_merged: options.AllowMerged = False
     allow_pickle: options.AllowPickle = False

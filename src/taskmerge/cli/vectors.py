@@ -39,6 +39,7 @@ class VectorsWords:
     on_missing: options.OnMissing = None
     on_buffer: Annotated[str | None, option("Integer tensors of a centre that differ: refuse or first.")] = None
     strip_prefix: options.StripPrefix = None
+    map: options.Map = None
     skip_input: options.SkipInput = None
     allow_merged: options.AllowMerged = False
     allow_pickle: options.AllowPickle = False

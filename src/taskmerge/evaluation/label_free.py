@@ -38,7 +38,7 @@ class Judged:
 def judge(
     checkpoints: Arguments, *, suite: Suite, split: str = ADAPT, tasks: Sequence[str] | None = None,
     limit: int | None = None, seed: int = 0, batch_size: int, device: torch.device, cache: Path | None = None,
-    skip_bad: bool = False, heads: str | Path | None = None, allow_pickle: bool = False,
+    skip_bad: bool = False, heads: str | Path | None = None, allow_pickle: bool = False, map: Sequence[str] = (),
     progress: Progress | None = None, note: Note = unheard,
 ) -> tuple[Judged, ...]:  # fmt: skip
     """Every criterion of every checkpoint (experts and base left out) on every task that a criterion judges.
@@ -57,7 +57,7 @@ def judge(
         candidates = [encoder for encoder in opened if encoder.kind not in ("base", "expert")]
         if not candidates:
             raise UsageError("there is no checkpoint to rank", hint="give merged checkpoints: merged-*.safetensors")
-        backbone = build(picked.backbone, resolve=resolve)
+        backbone = build(picked.backbone, resolve=resolve, renamings=map)
         given = Heads(picked, backbone, device, stack, Path(heads) if heads else None, allow_pickle)
         forward = Forward(backbone, device, batch_size, given.base, progress or unwatched, note)
         check_encoders(opened, backbone, given.base)

@@ -57,6 +57,7 @@ def evaluate(
     skip_bad: bool = False,
     cache: str | Path | None = None,
     allow_pickle: bool = False,
+    map: str | Sequence[str] = (),
     progress: Progress | None = None,
     manifests: Mapping[Path, Manifest] | None = None,
 ) -> Report:
@@ -68,7 +69,8 @@ def evaluate(
     split, drawn with `seed`. `cross` scores every expert with every task's head on that task's data.
     `compare="experts"` counts what the expert gets right and a checkpoint wrong, and the other way round. `corrupt`
     adds every task with its pictures corrupted. `loss_correlation` compares label-free losses with the true one.
-    `heads` is a folder of TASK.safetensors that replaces the suite's heads. `manifests` are what folders of `adapt`
+    `heads` is a folder of TASK.safetensors that replaces the suite's heads, `map` says how files name tensors
+    (`FROM* = TO*`). `manifests` are what folders of `adapt`
     will say of themselves, where that is not written yet.
 
     Raises a TaskmergeError: UsageError for wrong options or a wrong suite, BadFile for what cannot be read, Mismatch
@@ -90,7 +92,7 @@ def evaluate(
             with_experts=compare is not None or loss_correlation, allow_pickle=allow_pickle,
             manifests=manifests or {},
         )  # fmt: skip
-        place, backbone = device_for(device), build(picked.backbone, resolve=resolve)
+        place, backbone = device_for(device), build(picked.backbone, resolve=resolve, renamings=_names(map))
         given = Heads(picked, backbone, place, stack, Path(heads) if heads else None, allow_pickle, notes.append)
         forward = Forward(backbone, place, batch_size, given.base, progress or unwatched, notes.append)
         check_encoders(opened, backbone, given.base)

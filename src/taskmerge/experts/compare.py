@@ -14,6 +14,7 @@ from taskmerge.experts.classes import TABLE_WORDS, block_of
 from taskmerge.experts.sources import Source
 from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
+from taskmerge.specs.renaming import helpful
 
 SHOWN = 12  # names and options that a message lists in full
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -57,6 +58,7 @@ def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs
     names = sorted(set(union) - set(heads))
     notes = [*_unmatched(spec, base, experts), *_beside_heads(names, heads)]
     if spec.on_missing == "skip":
+        _refuse_skipped(names, used, experts)
         kept = [name for name in names if all(name in source.specs for source in (*experts, *([used] if used else [])))]
         if len(kept) < len(names):
             notes.append(f"left out {len(names) - len(kept)} tensors that some input lacks (--on-missing skip)")
@@ -215,18 +217,70 @@ def _said(spec: TensorSpec) -> str:
 def _hint(
     spec: MergeSpec, names: Sequence[str], absent: Sequence[str], base: Source | None, experts: Sequence[Source]
 ) -> str:
-    """The options that mend the mismatch: a prefix, the exact --exclude line, or --on-missing."""
+    """The options that mend the mismatch: a prefix, other names, the exact --exclude line, or --on-missing."""
     chosen = [_chosen(expert, names) for expert in experts]
     prefix = mending_prefix(chosen, base.specs if base else None)
     if prefix:
         heads = any(map(head_names, chosen)) and spec.heads == "refuse"
         options = f"--strip-prefix {prefix}" + (" --heads keep" if heads else "")
         return f"the names agree without the prefix `{prefix}`: `{options}`"
+    strangers = _strangers(names, base, experts)
+    pairs = zip(strangers, chosen, strict=True)
+    if any(lacking and extra and _no_heads(extra, own) for (lacking, extra), own in pairs):
+        return _other_names(strangers, [*experts, *([base] if base else [])])
     odd = sorted({*_differing(names, [*experts, *([base] if base else [])]), *absent})
     if odd:
         keep = spec.heads == "refuse" and not any(block_of(name) for name in odd)
         return _leaving_out(odd, names) + (", or keep every task's own with `--heads keep`" if keep else "")
     return "`--on-missing skip` merges what all experts share; `--on-missing base` takes absent tensors as unchanged"
+
+
+def _strangers(
+    names: Sequence[str], base: Source | None, experts: Sequence[Source]
+) -> list[tuple[list[str], list[str]]]:
+    """For every expert what it lacks of the base (else of what most experts have, of two the first), and what it has
+    beside that."""
+    counts = Counter(name for expert in experts for name in expert.specs)
+    most = [name for name in names if 2 * counts[name] + (name in experts[0].specs) > len(experts)]
+    usual = list(base.specs) if base is not None else most
+    chosen, known, found = set(names), set(usual), []
+    for expert in experts:
+        lacking = [name for name in usual if name not in expert.specs]
+        extra = [name for name in expert.specs if name in chosen and name not in known]
+        found.append((lacking, extra))
+    return found
+
+
+def _no_heads(extra: Sequence[str], names: Collection[str]) -> bool:
+    """Whether what an expert has beside others is more than heads: tensors of blocks, or most of all."""
+    return 2 * len(extra) > len(names) or any(block_of(name) for name in extra)
+
+
+def _other_names(strangers: Sequence[tuple[list[str], list[str]]], sources: Sequence[Source]) -> str:
+    """The renamings by which inputs would agree; that they may be of two models, where there are none."""
+    shapes = _shapes_of(sources)
+    renamings = dict.fromkeys(text for lacking, extra in strangers for text in helpful(extra, lacking, shapes))
+    if not renamings:
+        return "the names on both sides differ: are these fine-tunings of one model? `--map 'FROM* = TO*'` renames"
+    options = " ".join(f"--map '{text}'" for text in list(renamings)[:SHOWN])
+    return f"if these are the same tensors under other names, `{options}` reads them so"
+
+
+def _shapes_of(sources: Sequence[Source]) -> dict[str, tuple[int, ...]]:
+    return {name: spec.shape for source in sources for name, spec in source.specs.items()}
+
+
+def _refuse_skipped(names: Sequence[str], base: Source | None, experts: Sequence[Source]) -> None:
+    """Refuses to skip tensors of blocks that an input has under another name, in the same shape."""
+    for expert, (lacking, extra) in zip(experts, _strangers(names, base, experts), strict=True):
+        own, other = ([name for name in each if block_of(name) is not None] for each in (extra, lacking))
+        renamings = helpful(own, other, _shapes_of([*experts, *([base] if base else [])])) if own and other else []
+        if renamings:
+            options = " ".join(f"--map '{text}'" for text in renamings)
+            raise Mismatch(
+                f"--on-missing skip would drop tensors that other inputs have under other names: {listed(own)}",
+                where=expert.where, hint=f"`{options}` reads them so; to drop them all the same, say `--exclude GLOB`",
+            )  # fmt: skip
 
 
 def _leaving_out(odd: Sequence[str], names: Sequence[str]) -> str:

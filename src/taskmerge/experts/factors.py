@@ -131,22 +131,19 @@ def _parts(names: Iterable[str]) -> set[str]:
     return {name + part for name in names for part in PARTS}
 
 
-def stored_names(
-    checkpoint: Checkpoint, record: Mapping[str, Any] | None, merged: Container[str], prefix: str = ""
-) -> list[str]:
+def stored_names(checkpoint: Checkpoint, record: Mapping[str, Any], merged: Container[str]) -> list[str]:
     """What a merge with the tensors `merged` reads of a file, under the file's own names; all where none is known."""
-    dense = dense_names(checkpoint, record, prefix)
+    dense = dense_names(checkpoint, record)
     read = [stored for name, parts in dense.items() if name in merged for stored in parts]
     return sorted(read) or list(checkpoint.stored)
 
 
-def dense_names(checkpoint: Checkpoint, record: Mapping[str, Any] | None, prefix: str = "") -> dict[str, list[str]]:
-    """The tensors that a file stands for, without their prefix, and which of its own tensors make up each."""
-    factored = {name + part: name for name in _ranks(record or {}) for part in PARTS}
+def dense_names(checkpoint: Checkpoint, record: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The tensors that a file of task vectors stands for, and which of its own tensors make up each."""
+    factored = {name + part: name for name in _ranks(record) for part in PARTS}
     dense: dict[str, list[str]] = {}
     for name, spec in checkpoint.specs.items():
-        read = [part.name for part in spec.stored]
-        dense.setdefault(factored.get(name, name.removeprefix(prefix)), []).extend(read)
+        dense.setdefault(factored.get(name, name), []).extend(part.name for part in spec.stored)
     return dense
 
 

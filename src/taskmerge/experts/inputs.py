@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taskmerge.checkpoint.checkpoint import open_plain
+from taskmerge.checkpoint.checkpoint import open_checkpoint, open_plain
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile, Mismatch, UsageError, nearest
@@ -17,6 +17,8 @@ from taskmerge.experts.factors import VectorSource
 from taskmerge.experts.lora import is_adapter
 from taskmerge.experts.origin import check_origin, is_base, named_base, needed_base, one_origin
 from taskmerge.experts.sources import CheckpointSource, Source
+from taskmerge.experts.wording import in_one_dialect
+from taskmerge.specs.renaming import Renaming, parse_renaming
 
 MERGED = ("merge", "task")
 """What taskmerge writes merged checkpoints as: whole ones, and those of one task."""
@@ -24,7 +26,8 @@ MERGED = ("merge", "task")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputOptions:
-    """How arguments are understood. `base_rule` says who named `base`. `outputs` is what this run writes; `earlier`
+    """How arguments are understood. `base_rule` says who named `base`, `like` is a checkpoint whose names are taken in
+    place of the first input's. `outputs` is what this run writes; `earlier`
     are the kinds of files that it may replace although they are among the inputs: what the same command wrote before.
     `told` are notes on where the inputs come from."""
 
@@ -35,9 +38,16 @@ class InputOptions:
     allow_merged: bool = False
     allow_pickle: bool = False
     strip_prefix: str = ""
+    map: tuple[str, ...] = ()
+    like: Path | None = None
     outputs: tuple[Path, ...] = ()
     earlier: tuple[str, ...] = MERGED
     told: tuple[str, ...] = ()
+
+    @property
+    def renamings(self) -> tuple[Renaming, ...]:
+        """What `map` says."""
+        return tuple(map(parse_renaming, self.map))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +201,7 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     base: CheckpointSource | None = None
     if base_path is not None:
         checkpoint = open_plain(base_path, allow_pickle=options.allow_pickle)
-        base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix)
+        base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix, renamings=options.renamings)
         sorting.notes += base.notes
         sorting.warnings += base.warnings
     experts: dict[str, Source] = {}
@@ -208,10 +218,11 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
                 f"two inputs are named `{source.task}`", where=str(path), hint="name one of them: `other=PATH`"
             )
         experts[source.task] = source
+    _check_names(options, [*([base] if base else []), *experts.values()])
+    sorting.notes += _in_one_dialect(base, experts, earlier, options)
     for task in earlier:
         merged = experts.pop(task)
         sorting.warnings.append(earlier_result(merged, experts))
-    _check_prefix(options.strip_prefix, [*experts.values(), *([base] if base else [])])
     if not experts:
         raise UsageError("there is no expert to merge", hint="give the fine-tuned checkpoints as arguments")
     kept = tuple(experts[task] for task in sorted(experts))
@@ -231,22 +242,43 @@ def _open(
         task = str(record.get("task", task)) if task == default_name(path) else task
         check_origin(record, needed_base(base, path), path, origins)
         return VectorSource(task, checkpoint, record, needed_base(base, path))
-    return CheckpointSource(task, checkpoint, prefix=options.strip_prefix, record=record)
+    return CheckpointSource(task, checkpoint, prefix=options.strip_prefix, record=record, renamings=options.renamings)
 
 
-def _check_prefix(prefix: str, sources: Sequence[Source]) -> None:
-    """Refuses a prefix that no name has, or without which two tensors would have one name."""
-    plain = [source for source in sources if source.kind == "weight"]  # of others the base's names count
-    if prefix and not any(name.startswith(prefix) for source in plain for name in source.stored):
-        starts = sorted({name.split(".")[0] + "." for source in plain for name in source.stored if "." in name})
+def _in_one_dialect(
+    base: CheckpointSource | None, experts: Mapping[str, Source], earlier: Sequence[str], options: InputOptions
+) -> list[str]:
+    """Has all whole checkpoints read in the words of the base, else of the first expert; earlier results come last."""
+    order = [*sorted(set(experts) - set(earlier)), *earlier]
+    whole = [one for task in order if isinstance(one := experts[task], CheckpointSource) and one.kind == "weight"]
+    sources = [*([base] if base else []), *whole]
+    if options.like is None:
+        return in_one_dialect(sources)
+    with open_checkpoint(options.like) as like:
+        return in_one_dialect(sources, like)
+
+
+def _check_names(options: InputOptions, sources: Sequence[Source]) -> None:
+    """Refuses a prefix or a renaming that no name has, or by which two tensors would have one name."""
+    prefix = options.strip_prefix
+    plain = [one for one in sources if isinstance(one, CheckpointSource) and one.kind == "weight"]
+    names = [name for source in plain for name in source.checkpoint.specs]  # of others the base's names count
+    if prefix and not any(name.startswith(prefix) for name in names):
+        starts = sorted({name.split(".")[0] + "." for name in names if "." in name})
         raise UsageError(
             f"no tensor's name starts with `{prefix}`",
             where="--strip-prefix",
             hint=f"names start with {', '.join(starts[:12])}",
         )
+    for text, renaming in zip(options.map, options.renamings, strict=True):
+        if not any(renaming.apply(name.removeprefix(prefix)) is not None for name in names):
+            close = nearest(renaming.source, {name.removeprefix(prefix) for name in names})
+            hint = f"is it `{close}`?" if close else "`taskmerge inspect FILE` lists the names"
+            raise UsageError(f"no tensor is called `{renaming.source}`, as `{text}` says", where="--map", hint=hint)
     for source in plain:
-        if len({name.removeprefix(prefix) for name in source.stored}) < len(source.stored):
+        if len(source.specs) < len(source.checkpoint.specs):
+            by = f"without the prefix `{prefix}`" if prefix and not options.map else "as --map calls them"
             raise Mismatch(
-                f"without the prefix `{prefix}` two tensors have one name", where=source.where,
-                hint="leave one of them out of the file, or strip another prefix",
+                f"{by} two tensors have one name", where=source.where,
+                hint="leave one of them out of the file, or choose other names",
             )  # fmt: skip

@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Container, Mapping
+import threading
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +14,10 @@ from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.digest import content_digest, digest_of, tensor_line
 from taskmerge.checkpoint.dtypes import DTYPES, itemsize
 from taskmerge.checkpoint.header import Scaling, TensorSpec
+from taskmerge.checkpoint.translation import Joined, Translation
 from taskmerge.errors import BadFile
 from taskmerge.numerics.spectral import Factors
+from taskmerge.specs.renaming import Renaming, renamed
 from taskmerge.types import Space
 
 LowRank = tuple[Tensor, Tensor]
@@ -40,6 +43,12 @@ class Tally:
         if running is not None:
             running.update(raw.numpy().data)
 
+    def knows(self, name: str) -> bool:
+        """Whether a tensor's bytes need no second look; it counts as read from then on."""
+        if name in self._digests:
+            self._running[name] = None
+        return name in self._digests
+
     def finish(self, specs: Mapping[str, TensorSpec], names: Container[str] | None = None) -> tuple[str, int]:
         """The digest over all tensors read (or those of them that `names` holds), and how many there were."""
         lines = [
@@ -50,6 +59,22 @@ class Tally:
             if names is None or name in names
         ]
         return content_digest(lines), len(lines)
+
+
+class Spread:
+    """The stored tensors of which something was read; any thread adds to them."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def add(self, names: Iterable[str]) -> None:
+        with self._lock:
+            self._names.update(dict.fromkeys(names))
+
+    def names(self) -> list[str]:
+        """All of them, sorted."""
+        return sorted(self._names)
 
 
 class Source(Protocol):
@@ -130,8 +155,9 @@ class Source(Protocol):
 
 
 class CheckpointSource:
-    """A checkpoint's tensors under their (prefix-stripped) names; of those that stand for codes, the digest is that of
-    codes and scales."""
+    """A checkpoint's tensors under the names that they are read by: without a prefix, as `renamings` say, and as
+    another file calls and joins them (`translate`). Of those that stand for codes, the digest is that of codes and
+    scales."""
 
     def __init__(
         self,
@@ -140,13 +166,23 @@ class CheckpointSource:
         kind: Space = "weight",
         prefix: str = "",
         record: Mapping[str, Any] | None = None,
+        renamings: Sequence[Renaming] = (),
     ) -> None:
         self.task = task
         self.kind: Space = kind
         self.checkpoint = checkpoint
         self.record: Mapping[str, Any] = record or {}
-        self._names = {name.removeprefix(prefix): name for name in checkpoint.specs}
+        self._names = {renamed(name.removeprefix(prefix), renamings): name for name in checkpoint.specs}
+        self._joined: Mapping[str, Joined] = {}
+        self._spread = Spread()
         self.specs: Mapping[str, TensorSpec] = {short: checkpoint.specs[name] for short, name in self._names.items()}
+
+    def translate(self, translation: Translation) -> None:
+        """Calls and joins its tensors as a translation from its present names says."""
+        own = self._names
+        self.specs = translation.specs(self.specs)
+        self._joined = {name: one.stored_as(own) for name, one in translation.joined.items()}
+        self._names = {name: own[stored] for name, stored in translation.names.items()}
 
     @property
     def where(self) -> str:
@@ -179,12 +215,13 @@ class CheckpointSource:
 
     def stored_names(self, name: str) -> list[str]:
         """The file's own names of what a tensor is read from."""
-        return [stored.name for stored in self.checkpoint.specs[self._names[name]].stored]
+        held = self._joined[name].stored if name in self._joined else (self._names[name],)
+        return [part.name for stored in held for part in self.checkpoint.specs[stored].stored]
 
     def raw(self, name: str, tally: Tally | None) -> Tensor:
         spec = self.specs[name]
         raw = torch.empty(spec.nbytes, dtype=torch.uint8)
-        if spec.scaling is None:
+        if spec.scaling is None or name in self._joined:
             self._read_bytes(name, 0, raw, tally)
         else:
             codes = torch.empty(spec.numel, dtype=torch.uint8)
@@ -193,10 +230,11 @@ class CheckpointSource:
 
     def read(self, name: str, start: int, out: Tensor, raw: Tensor, tally: Tally | None) -> None:
         """Elements of a tensor in the compute dtype; bad numbers are refused by name."""
-        held = self.checkpoint.specs[self._names[name]]
+        joined = self._joined.get(name)
+        held = joined.spec if joined is not None else self.checkpoint.specs[self._names[name]]
         dtype, size = DTYPES[held.dtype], itemsize(held.dtype)
         buffer = out.view(torch.uint8) if dtype == out.dtype else raw[: len(out) * size]
-        if held.scaling is None:
+        if held.scaling is None or joined is not None:
             self._read_bytes(name, start * size, buffer, tally)
         else:  # numbers take at most 4 of the 8 bytes that `raw` has for each
             codes = raw[len(out) * size :][: len(out)]
@@ -211,6 +249,10 @@ class CheckpointSource:
 
     def _read_bytes(self, name: str, start: int, raw: Tensor, tally: Tally | None) -> None:
         """Fills `raw` with the tensor's bytes from `start` on."""
+        if (joined := self._joined.get(name)) is not None:
+            joined.read_into(self.checkpoint, raw, start)
+            self._spread.add(self.stored_names(name) if tally is not None else ())
+            return
         self.checkpoint.read_into(self._names[name], raw, start)
         if tally is not None:
             tally.update(self._names[name], raw)
@@ -233,7 +275,10 @@ class CheckpointSource:
         return None
 
     def account(self, tally: Tally) -> None:
-        """It is the tensors that are read, and nothing more."""
+        """It is the tensors that are read: those that were read in other pieces than they are stored in, whole."""
+        for stored in self._spread.names():
+            for piece in [] if tally.knows(stored) else self.checkpoint.pieces(stored):
+                tally.update(stored, piece)
 
     def matches(self, entry: Mapping[str, Any], merged: Container[str]) -> bool:
         names = self._read_by(merged)
@@ -241,8 +286,9 @@ class CheckpointSource:
 
     def _read_by(self, merged: Container[str]) -> list[str]:
         """What a merge with the tensors `merged` reads of its file, under the file's own names; all where none is."""
-        read = [stored for name in self._names if name in merged for stored in self.stored_names(name)]
-        return read or list(self.stored)
+        names = (*self._names, *self._joined)
+        read = dict.fromkeys(own for name in names if name in merged for own in self.stored_names(name))
+        return list(read) or list(self.stored)
 
     def check_unchanged(self) -> None:
         self.checkpoint.check_unchanged()

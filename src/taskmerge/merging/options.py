@@ -43,7 +43,7 @@ def split_options(
     spec = MergeSpec(**shape)
     own = {name: value for name, value in options.items() if name not in KEYWORDS}
     spec = replace(spec, options=grid(spec, own), grid=grid(spec, spec.grid))
-    opening |= {"base": None if base is None else Path(base), "strip_prefix": spec.strip_prefix}
+    opening |= {"base": None if base is None else Path(base), "strip_prefix": spec.strip_prefix, "map": spec.map}
     running |= {"output": None if output is None else Path(output)}
     return spec, InputOptions(**opening), RunOptions(**running)
 

@@ -1,7 +1,7 @@
 """Finds the experts of a merged file again by content, so that its recipe can be replayed."""
 
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +11,17 @@ from taskmerge.checkpoint.adapted import PLACES, is_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
-from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.learned import learned_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, TaskmergeError, UsageError, listed
-from taskmerge.experts.factors import dense_names, stored_names
+from taskmerge.experts.factors import dense_names
 from taskmerge.experts.inputs import named
 from taskmerge.experts.lora import is_adapter, open_adapter
+from taskmerge.experts.sources import CheckpointSource
+from taskmerge.experts.wording import read_like
 from taskmerge.merging.options import Arguments
 from taskmerge.specs.load import LEARNED, load_recipe, parse_recipe
+from taskmerge.specs.renaming import parse_renaming
 
 BASE = "\0base"  # among the tasks that are looked for; no task is called so
 FOLDERS = ("*.safetensors", "*.bin", "*.pt", "*.index.json")
@@ -42,7 +44,7 @@ def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tu
             raise UsageError("its inputs were not digested", where=str(path), hint="merge without --no-digest")
         base = record.get("base")
         keywords = _keywords(record["recipe"], path)
-        search = _Search(merged, keywords.get("strip_prefix", ""), allow_pickle)
+        search = _Search(merged, keywords.get("strip_prefix", ""), keywords.get("map", ()), allow_pickle)
         candidates = _candidates(path, inputs, adapted=LEARNED in keywords or is_adapted(_home(path)))
         experts = search.find(wanted, candidates, search.of_expert)
         held = search.held(experts.values())
@@ -57,7 +59,7 @@ def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tu
     if base:
         keywords["base"] = origin[BASE]
     # What was decided once is not decided again: names like `base`, and experts that were merges themselves.
-    keywords |= {"keep_base": True, "allow_merged": True, "allow_pickle": allow_pickle}
+    keywords |= {"keep_base": True, "allow_merged": True, "allow_pickle": allow_pickle, "like": path}
     return {name: experts[name] for name in wanted}, keywords
 
 
@@ -114,17 +116,13 @@ def _in_folder(folder: Path) -> list[Path]:
 Names = list[str]
 
 
-def _stored(specs: Iterable[TensorSpec]) -> Names:
-    """The file's own names of what some tensors are read from."""
-    return [part.name for spec in specs for part in spec.stored]
-
-
 @dataclass(frozen=True)
 class _Search:
     """Looks for inputs of a merge by the digest of what it read of them."""
 
     merged: Checkpoint
     prefix: str
+    map: Sequence[str]
     allow_pickle: bool
 
     def find(
@@ -156,16 +154,19 @@ class _Search:
 
     def of_expert(self, checkpoint: Checkpoint) -> Iterator[Names]:
         """An expert is read as far as the merged file goes."""
-        yield stored_names(checkpoint, provenance_of(checkpoint), self.merged.specs, self.prefix)
+        read = [
+            stored for name, parts in self._dense(checkpoint).items() if name in self.merged.specs for stored in parts
+        ]
+        yield sorted(set(read)) or list(checkpoint.stored)
 
     def of_base(self, checkpoint: Checkpoint, held: Container[str]) -> Iterator[Names]:
         """A base is read where no expert holds a tensor; and if task vectors were merged, all its numbers are."""
-        specs = checkpoint.specs
-        read = [spec for name, spec in specs.items() if name.removeprefix(self.prefix) in self.merged.specs]
-        alone = [spec for spec in read if spec.name.removeprefix(self.prefix) not in held]
-        numbers = [spec for spec in read if is_float(spec.dtype)]
-        yield _stored(spec for spec in read if spec in alone or spec in numbers)
-        yield _stored(alone)
+        source = self._like(checkpoint)
+        read = [name for name in source.specs if name in self.merged.specs]
+        alone = [name for name in read if name not in held]
+        numbers = [name for name in read if name not in held or is_float(source.specs[name].dtype)]
+        for names in (numbers, alone):
+            yield sorted({stored for name in names for stored in source.stored_names(name)})
 
     def held(self, experts: Iterable[Path]) -> frozenset[str]:
         """The tensors of the merged file that some expert holds; an adapter stands for all of them."""
@@ -174,5 +175,17 @@ class _Search:
             if is_adapter(path):
                 return frozenset(self.merged.specs)
             with open_checkpoint(path, allow_pickle=self.allow_pickle) as checkpoint:
-                names |= dense_names(checkpoint, provenance_of(checkpoint), self.prefix).keys()
+                names |= self._dense(checkpoint).keys()
         return frozenset(names)
+
+    def _dense(self, checkpoint: Checkpoint) -> dict[str, list[str]]:
+        """The tensors that a file stands for in the merged file's words, and what it reads each from."""
+        record = provenance_of(checkpoint) or {}
+        if record.get("kind") in ("vector", "factors"):
+            return dense_names(checkpoint, record)
+        source = self._like(checkpoint)
+        return {name: source.stored_names(name) for name in source.specs}
+
+    def _like(self, checkpoint: Checkpoint) -> CheckpointSource:
+        """A whole checkpoint in the merged file's words."""
+        return read_like(checkpoint, self.merged, self.prefix, [parse_renaming(text) for text in self.map])

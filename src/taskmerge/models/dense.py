@@ -33,11 +33,12 @@ class DenseHead(nn.Module):
 
 def dense_head(kind: TaskKind, width: int, file: Checkpoint, prefixes: tuple[str, ...]) -> DenseHead:
     """The DeepLab head (atrous rates 12, 24, 36) whose tensors stand in the file under one of the prefixes."""
-    prefix = next((one for one in prefixes if one + LAST in file.specs), None)
+    names = Naming().plain(file.specs)
+    prefix = next((one for one in prefixes if one + LAST in names), None)
     if prefix is None:
         what = f"no DeepLab head: none of {', '.join(f'`{one}{LAST}`' for one in prefixes)}"
         raise Mismatch(what, where=str(file.path), hint="is it a bare encoder? name a head file")
-    outputs = file.specs[prefix + LAST].shape[0]
+    outputs = file.specs[names[prefix + LAST]].shape[0]
     with torch.random.fork_rng(devices=[]):
         layers = DeepLabHead(width, outputs)
     others = Naming(forms=((prefix, ""),), elsewhere=lambda name: bool(prefix) and not name.startswith(prefix))

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
-from taskmerge.checkpoint.dtypes import DTYPES, is_float
+from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float
+from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.quantised import read_config
+from taskmerge.checkpoint.translation import Joined
+from taskmerge.checkpoint.wording import translations
 from taskmerge.errors import Mismatch, listed
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
@@ -23,19 +27,35 @@ projection that transformers' CLIP keeps outside its vision tower."""
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a module's tensor comes from: a checkpoint, and the name that it has there."""
+    """Where a module's tensor comes from: a checkpoint, and the name that it has there, or (`joined`) the pieces that
+    it has there, of which `name` is the first."""
 
     checkpoint: Checkpoint
     name: str
+    joined: Joined | None = None
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The tensor as the file has it."""
+        return self.checkpoint.specs[self.name] if self.joined is None else self.joined.spec
 
     def read(self) -> Tensor:
         """The tensor as it is stored."""
-        return self.checkpoint.tensor(self.name)
+        if self.joined is None:
+            return self.checkpoint.tensor(self.name)
+        buffer = torch.empty(self.spec.nbytes, dtype=torch.uint8)
+        self.joined.read_into(self.checkpoint, buffer)
+        return buffer.view(DTYPES[self.spec.dtype]).reshape(self.spec.shape)
 
     def read_into(self, target: Tensor) -> None:
         """Fills `target`: straight from the file where types agree, else through one converted copy."""
-        spec = self.checkpoint.specs[self.name]
-        if DTYPES[spec.dtype] != target.dtype or target.device.type != "cpu" or not target.is_contiguous():
+        spec = self.spec
+        if (
+            self.joined is not None
+            or DTYPES[spec.dtype] != target.dtype
+            or target.device.type != "cpu"
+            or not target.is_contiguous()
+        ):
             target.copy_(self.read())
             return
         raw = target.reshape(-1).view(torch.uint8)
@@ -44,22 +64,27 @@ class Origin:
 
 @dataclass(frozen=True)
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint as a mapping that reads each when it is asked for; `wrapper` stands before names."""
+    """The tensors of a checkpoint as a mapping that reads each when it is asked for, by its plain name."""
 
     checkpoint: Checkpoint
-    wrapper: str = ""
+    names: Mapping[str, str]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.checkpoint.tensor(self.wrapper + name)
+        return self.checkpoint.tensor(self.names[name])
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.wrapper + name in self.checkpoint.specs
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self.wrapper) for name in self.checkpoint.specs)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self.checkpoint.specs)
+        return len(self.names)
+
+
+def stored(checkpoint: Checkpoint) -> Tensors:
+    """A checkpoint's tensors by the names that they are stored under."""
+    return Tensors(checkpoint, {name: name for name in checkpoint.specs})
 
 
 def fill(backbone: Backbone, checkpoint: Checkpoint, base: Checkpoint | None = None) -> None:
@@ -182,8 +207,13 @@ def origins_of(
     Floating-point types are converted into each other. Integers are no weights: quantised ones mean something else.
     """
     names = naming.found(targets, checkpoint.specs)
-    unexpected = naming.strangers(names, checkpoint.specs)
     origins = {name: Origin(checkpoint, own) for name, own in names.items()}
+    used = list(names.values())
+    if len(names) < len(targets) and len(names) < len(checkpoint.specs):
+        more = {name: one for name, one in _translated(targets, naming, checkpoint).items() if name not in origins}
+        used += [stored for one in more.values() for stored in (one.joined.stored if one.joined else (one.name,))]
+        names, origins = names | {name: one.name for name, one in more.items()}, origins | more
+    unexpected = naming.strangers(used, checkpoint.specs)
     if base is not None and len(names) < len(targets):
         origins = _lent(targets, naming, base, optional) | origins
     missing = [name for name in targets if name not in origins and name not in optional]
@@ -191,6 +221,24 @@ def origins_of(
     if any(wrong.values()) or not names:
         raise _mismatch(checkpoint, base, label, wrong)
     return {name: origins[name] for name in targets if name in origins}
+
+
+def _translated(targets: Mapping[str, Tensor], naming: Naming, checkpoint: Checkpoint) -> dict[str, Origin]:
+    """The origin of every target that the file has in another dialect, or in other pieces than the module."""
+    own = naming.in_module(targets, checkpoint.specs)
+    wanted = {
+        name: TensorSpec(name, CODES[tensor.dtype], tuple(tensor.shape), checkpoint.path, 0, tensor.nbytes)
+        for name, tensor in targets.items()
+    }
+    config = read_config(checkpoint.folder or checkpoint.files[0].parent)
+    (found,) = translations(
+        [(wanted, None), ({name: checkpoint.specs[stored] for name, stored in own.items()}, config)]
+    )
+    if found is None:
+        return {}
+    whole = {name: Origin(checkpoint, own[stored]) for name, stored in found.names.items() if name in targets}
+    joined = {name: one.stored_as(own) for name, one in found.joined.items()}
+    return whole | {name: Origin(checkpoint, one.stored[0], one) for name, one in joined.items()}
 
 
 def _ill_formed(targets: Mapping[str, Tensor], origins: Mapping[str, Origin]) -> dict[str, list[str]]:
@@ -203,7 +251,7 @@ def _ill_formed(targets: Mapping[str, Tensor], origins: Mapping[str, Origin]) ->
     mistyped = [
         f"{origin.name} {_dtype(origin)}"
         for name, origin in origins.items()
-        if targets[name].is_floating_point() and not is_float(origin.checkpoint.specs[origin.name].dtype)
+        if targets[name].is_floating_point() and not is_float(origin.spec.dtype)
     ]
     return {"of another shape": misshapen, NO_FLOATS: mistyped}
 
@@ -214,11 +262,11 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _shape(origin: Origin) -> list[int]:
-    return list(origin.checkpoint.specs[origin.name].shape)
+    return list(origin.spec.shape)
 
 
 def _dtype(origin: Origin) -> str:
-    return str(DTYPES[origin.checkpoint.specs[origin.name].dtype]).removeprefix("torch.")
+    return str(DTYPES[origin.spec.dtype]).removeprefix("torch.")
 
 
 def _mismatch(
@@ -227,7 +275,7 @@ def _mismatch(
     """The one error that lists all: names by what is wrong with them."""
     lists = [kind for kind, names in wrong.items() if names]
     what = f"does not fit {label}: {_lists(wrong)}"
-    hint = "is it of another architecture? `taskmerge inspect` lists its tensors"
+    hint = "is it of another architecture? `taskmerge inspect` lists its tensors, `--map 'FROM* = TO*'` renames them"
     if lists == ["missing"] and base is None and all(map(LENT.search, wrong["missing"])):
         hint = "a base that has them would complete it: name it in the suite (`base:`)"
     elif lists == ["missing"]:

@@ -1,7 +1,7 @@
 """Heads: a file's, zero-shot from class names, or the expert's own classifier."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +14,7 @@ from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.quantised import read_config
 from taskmerge.errors import BadFile, Mismatch, UsageError, listed, located
 from taskmerge.models.contract import Backbone, Head
-from taskmerge.models.fill import Tensors
+from taskmerge.models.fill import Tensors, stored
 from taskmerge.specs.class_names import table_of_classes
 from taskmerge.specs.heads import CLASSIFIERS, Activation, Classifier
 from taskmerge.specs.suite import DENSE, Location, Task
@@ -92,9 +92,9 @@ def file_head(task: Task, backbone: Backbone, file: Checkpoint) -> nn.Module:
         return _dense(task, backbone, file, ("", f"decoders.{task.name}.", "classifier."))
     if HIDDEN[0] in file.specs:
         _check_names(task, file, HIDDEN, "output.bias")
-        return _hidden(task, backbone, file, "hidden.", "output.", _activation(file))
+        return _hidden(task, backbone, stored(file), "hidden.", "output.", _activation(file))
     _check_names(task, file, ("weight",), "bias")
-    return _linear(task, backbone.width, file, "", normalise=backbone.normalised)
+    return _linear(task, backbone.width, stored(file), "", normalise=backbone.normalised)
 
 
 def zero_shot(task: Task, backbone: Backbone, base: Checkpoint | None) -> nn.Module:
@@ -113,7 +113,7 @@ def zero_shot(task: Task, backbone: Backbone, base: Checkpoint | None) -> nn.Mod
         raise UsageError("a zero-shot head needs the base's text tower", where=where, hint="add `base:` to the suite")
     prompts = [template.format(name) for name in task.classes for template in task.templates]
     with located(str(base.path)):
-        state = Tensors(base, backbone.naming.wrapper(base.specs))
+        state = Tensors(base, backbone.naming.plain(base.specs))
         embedded, scale = backbone.text(state, prompts)
     each = functional.normalize(embedded, dim=-1).reshape(len(task.classes), len(task.templates), -1)
     weight = functional.normalize(each.mean(dim=1), dim=-1) * scale
@@ -127,11 +127,9 @@ def expert_head(task: Task, backbone: Backbone, expert: Checkpoint | None) -> nn
     where = task.place or f"task {task.name}"
     if expert is None:
         raise UsageError("`head: expert`, and the task has no expert", where=where, hint="add `expert:` to the task")
-    wrapper = backbone.naming.wrapper(expert.specs)
+    names = backbone.naming.plain(expert.specs)
     if task.kind in DENSE:
-        return _dense(
-            task, backbone, expert, tuple(f"{wrapper}{prefix}" for prefix in _decoders(task, expert, wrapper))
-        )
+        return _dense(task, backbone, expert, tuple(_decoders(task, names)))
     classifier = CLASSIFIERS.get(backbone.family)
     if classifier is None:
         what = f"where {backbone.label} keeps its classifier is not known"
@@ -139,7 +137,7 @@ def expert_head(task: Task, backbone: Backbone, expert: Checkpoint | None) -> nn
     if backbone.pooling != classifier.pooling:
         what = f"the expert's classifier reads `pooling: {classifier.pooling}`, the suite says {backbone.pooling}"
         raise UsageError(what, where=where, hint=f"set `pooling: {classifier.pooling}`, or name a head file")
-    return _in_order(_classifier(task, backbone, expert, wrapper, classifier), task, expert)
+    return _in_order(_classifier(task, backbone, Tensors(expert, names), classifier), task, expert)
 
 
 def _in_order(head: LinearHead | HiddenHead, task: Task, expert: Checkpoint) -> LinearHead | HiddenHead:
@@ -161,17 +159,15 @@ def _in_order(head: LinearHead | HiddenHead, task: Task, expert: Checkpoint) -> 
     return head
 
 
-def _classifier(
-    task: Task, backbone: Backbone, expert: Checkpoint, wrapper: str, parts: Classifier
-) -> LinearHead | HiddenHead:
-    output = f"{wrapper}{parts.output}."
+def _classifier(task: Task, backbone: Backbone, expert: Tensors, parts: Classifier) -> LinearHead | HiddenHead:
+    output = f"{parts.output}."
     if parts.hidden is None:
         return _linear(task, backbone.width, expert, output, normalise=backbone.normalised)
-    return _hidden(task, backbone, expert, f"{wrapper}{parts.hidden}.", output, parts.activation)
+    return _hidden(task, backbone, expert, f"{parts.hidden}.", output, parts.activation)
 
 
 def _hidden(
-    task: Task, backbone: Backbone, file: Checkpoint, inner: str, outer: str, activation: Activation
+    task: Task, backbone: Backbone, file: Tensors, inner: str, outer: str, activation: Activation
 ) -> HiddenHead:
     """The hidden layer under the prefix `inner` and the linear layer under `outer`, after checking their shapes."""
     weight, bias = _tensor(file, f"{inner}weight"), _tensor(file, f"{inner}bias")
@@ -198,14 +194,14 @@ def _activation(file: Checkpoint) -> Activation:
     return found
 
 
-def _linear(task: Task, width: int, file: Checkpoint, prefix: str, *, normalise: bool) -> LinearHead:
+def _linear(task: Task, width: int, file: Tensors, prefix: str, *, normalise: bool) -> LinearHead:
     """The linear layer under `prefix`, after checking its shape against features and classes."""
     weight = _tensor(file, f"{prefix}weight")
-    bias = _tensor(file, f"{prefix}bias") if f"{prefix}bias" in file.specs else None
+    bias = _tensor(file, f"{prefix}bias") if f"{prefix}bias" in file else None
     _check_width(file, f"{prefix}weight", width)
     if bias is not None:
         _check_bias(file, prefix, weight, bias)
-    _check_outputs(task, len(weight), str(file.path))
+    _check_outputs(task, len(weight), str(file.checkpoint.path))
     return LinearHead(weight, bias, normalise=normalise, regression=task.kind == "regression")
 
 
@@ -217,19 +213,18 @@ def _dense(task: Task, backbone: Backbone, file: Checkpoint, prefixes: tuple[str
     return head
 
 
-def _decoders(task: Task, expert: Checkpoint, wrapper: str) -> list[str]:
+def _decoders(task: Task, names: Collection[str]) -> list[str]:
     """The prefixes under which an expert's dense head may stand: the task's name, its kind, or the only one."""
-    starts = (name.removeprefix(wrapper) for name in expert.specs if name.startswith(f"{wrapper}decoders."))
-    decoders = list(dict.fromkeys(name.split(".")[1] for name in starts))
+    decoders = list(dict.fromkeys(name.split(".")[1] for name in names if name.startswith("decoders.")))
     own = [name for name in (task.name, task.kind, task.kind.removesuffix("s")) if name in decoders]
     return [f"decoders.{name}." for name in own or (decoders if len(decoders) == 1 else ())] or ["classifier."]
 
 
-def _tensor(file: Checkpoint, name: str) -> Tensor:
-    if name not in file.specs:
+def _tensor(file: Tensors, name: str) -> Tensor:
+    if name not in file:
         what = f"no tensor `{name}`: this checkpoint has no such classifier"
-        raise Mismatch(what, where=str(file.path), hint="is it a bare encoder? name a head file instead")
-    return file.tensor(name)
+        raise Mismatch(what, where=str(file.checkpoint.path), hint="is it a bare encoder? name a head file instead")
+    return file[name]
 
 
 def _check_finite(head: nn.Module, task: Task) -> None:
@@ -250,17 +245,17 @@ def _check_names(task: Task, file: Checkpoint, needed: tuple[str, ...], optional
         raise Mismatch(what, where=str(file.path), hint=f"is it the head of task {task.name}?")
 
 
-def _check_bias(file: Checkpoint, prefix: str, weight: Tensor, bias: Tensor) -> None:
+def _check_bias(file: Tensors, prefix: str, weight: Tensor, bias: Tensor) -> None:
     if bias.shape != weight.shape[:1]:
         what = f"bias {list(bias.shape)} for a weight {list(weight.shape)}"
-        raise Mismatch(what, where=f"{file.path}: `{prefix}bias`", hint="is the head damaged?")
+        raise Mismatch(what, where=f"{file.checkpoint.path}: `{prefix}bias`", hint="is the head damaged?")
 
 
-def _check_width(file: Checkpoint, name: str, width: int) -> None:
-    shape = file.specs[name].shape
+def _check_width(file: Tensors, name: str, width: int) -> None:
+    shape = file.checkpoint.specs[file.names[name]].shape
     if len(shape) != 2 or shape[1] != width:
         what = f"a head {list(shape)} for features of {width} numbers"
-        raise Mismatch(what, where=f"{file.path}: `{name}`", hint="is it the head of another backbone?")
+        raise Mismatch(what, where=f"{file.checkpoint.path}: `{name}`", hint="is it the head of another backbone?")
 
 
 def _check_outputs(task: Task, outputs: int, where: str) -> None:

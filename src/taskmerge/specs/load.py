@@ -15,7 +15,7 @@ from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
 FORMAT = 1
 TEXTS = ("method", "then", "strip_prefix")
 LEARNED = "learned"  # the digest of what adaptation has learnt, which lies beside the recipe
-LISTS = ("include", "exclude", "also")
+LISTS = ("include", "exclude", "also", "map")
 MOST_PATTERNS = 10_000
 PATHS = ("base", "output")
 MAPPINGS = ("options", "weights", "experts", "grid")

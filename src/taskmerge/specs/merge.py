@@ -12,6 +12,7 @@ from taskmerge.methods.contract import Method
 from taskmerge.methods.options import LARGEST_NUMBER, Setting, Value
 from taskmerge.methods.registry import DEFAULT, find
 from taskmerge.numerics.rank import Rank
+from taskmerge.specs.renaming import parse_renaming
 from taskmerge.types import TensorClass
 
 Qkv = Literal["as-is", "split", "fused"]
@@ -73,6 +74,7 @@ class MergeSpec:
     on_buffer: OnBuffer = "refuse"
     heads: Literal["refuse", "keep"] = "refuse"
     strip_prefix: str = ""
+    map: tuple[str, ...] = ()
     grid: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     learned: Learned | None = None
 
@@ -84,9 +86,11 @@ class MergeSpec:
         }
         plain |= {name: checked_choice(name, getattr(self, name)) for name in CHOICES}
         plain["dtype"] = None if self.dtype is None else dtype_code(self.dtype)
-        for name in ("include", "exclude", "also"):
+        for name in ("include", "exclude", "also", "map"):
             value = getattr(self, name)
             plain[name] = (value,) if isinstance(value, str) else tuple(value)
+        for text in plain["map"]:  # type: ignore[attr-defined]  # a tuple, as just made
+            parse_renaming(text)
         for name in self.also:
             if name not in WIDENING:
                 raise unknown_name("class of tensors", name, WIDENING, where="--also")

@@ -44,8 +44,9 @@ from taskmerge.task_vectors.subtract import energy_counts, subtract
 from taskmerge.types import Space
 
 OPTIONS = (
-    "include", "exclude", "on_missing", "on_buffer", "strip_prefix", "compute_dtype", "svd", "keep_base", "skip_input",
-    "allow_merged", "allow_pickle", "overwrite", "shard_size", "device", "threads", "max_memory", "progress",
+    "include", "exclude", "on_missing", "on_buffer", "strip_prefix", "map", "compute_dtype", "svd", "keep_base",
+    "skip_input", "allow_merged", "allow_pickle", "overwrite", "shard_size", "device", "threads", "max_memory",
+    "progress",
 )  # fmt: skip
 
 

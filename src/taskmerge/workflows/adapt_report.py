@@ -114,6 +114,7 @@ def _scores(done: Done, folder: Folder, manifest: Manifest, running: "AdaptRunni
         return evaluate(
             {"adapted": folder.path}, suite=suite, split=running.split,
             device=running.device, cache=running.cache, manifests={folder.path: manifest},
+            map=done.asked.merging.get("map", ()),
         )  # fmt: skip
 
 

@@ -25,8 +25,9 @@ INIT = "iso_cts"
 """What methods that leave the encoder as it is start from where nobody says: of the training-free methods the one on
 which fitted heads do best on the embedded example (docs/adapt.md)."""
 SHAPE = frozenset(field.name for field in fields(AdaptSpec)) - {"options", "init_options", "rank"}
-MERGING = ("base", "qkv", "include", "exclude", "also", "dtype", "compute_dtype", "svd", "strip_prefix", "on_missing",
-           "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory", "shard_size")  # fmt: skip
+MERGING = ("base", "qkv", "include", "exclude", "also", "dtype", "compute_dtype", "svd", "strip_prefix", "map",
+           "on_missing", "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory",
+           "shard_size")  # fmt: skip
 """Keywords of `merge` that `adapt` takes for the encoder that it merges."""
 
 

@@ -261,7 +261,7 @@ class Learning:
             raise Mismatch(what, where=flags or suite.where, hint=hint)
 
     def _place(self) -> Place:
-        backbone = build(self.asked.suite.backbone, resolve=resolve)
+        backbone = build(self.asked.suite.backbone, resolve=resolve, renamings=self.asked.merging.get("map", ()))
         if self.asked.merging.get("compute_dtype") == "float64":
             backbone.module.double()
         backbone.module.to(self.device)

@@ -202,7 +202,7 @@ def _tried(
         running.doing("evaluating candidates")
         report = evaluate(
             {name: candidate_folder(place, name) for name in receipts}, suite=suite, split=running.split, tasks=tasks,
-            device=running.device, cache=running.cache,
+            device=running.device, cache=running.cache, map=options.get("map", ()),
         )  # fmt: skip
         scores = {average.encoder: average.average for average in report.averages if average.corruption is None}
     return [Tried(name, _agreement(receipt), receipt.seconds, scores.get(name)) for name, receipt in receipts.items()]

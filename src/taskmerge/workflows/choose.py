@@ -75,7 +75,7 @@ def rank(
     return replace(report, choices=ranked, notes=tuple(dict.fromkeys(notes)))
 
 
-SHARED = ("heads", "limit", "seed", "cache", "skip_bad", "allow_pickle")
+SHARED = ("heads", "limit", "seed", "cache", "skip_bad", "allow_pickle", "map")
 """Options that mean the same for the unlabelled split."""
 
 

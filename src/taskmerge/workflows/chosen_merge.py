@@ -110,7 +110,7 @@ def _ranked(request: Request, judging: Judging, final: Path) -> tuple[list[str],
         merged = merge_requested(replace(request, running=aside)).paths
         judged = judge(
             list(merged), suite=judging.suite, split=judging.adapt_split, limit=judging.limit, seed=request.spec.seed,
-            batch_size=judging.batch_size, device=device_for(aside.device), cache=judging.cache,
+            batch_size=judging.batch_size, device=device_for(aside.device), cache=judging.cache, map=request.spec.map,
             progress=judging.progress, note=judging.note,
         )  # fmt: skip
         return [Path(path).stem for path in merged], choices(judged, None, judging.by)
