@@ -69,6 +69,8 @@ def stage(
     with ExitStack() as cleanup:
         with _explained(layout.path, layout.size):
             work = _working_folder(layout, cleanup)
+            for inner in {(work / name).parent for name in layout.names} - {work}:
+                _make_folders(inner, cleanup)
             staged = {name: _StagedFile(work / name, cleanup) for name in layout.names}
             _take_space(layout, staged)
             for name, content in layout.companions.items():

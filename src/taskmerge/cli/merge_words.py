@@ -78,6 +78,9 @@ class MergeWords:
     output: Annotated[
         Path | None, option("File (.safetensors) or folder (default: merged-METHOD.safetensors).", "--output", "-o")
     ] = None
+    config_from: Annotated[str | None, option("Whose configuration a folder gets: base, or a task's name.")] = None
+    tokenizer_from: Annotated[str | None, option("Whose tokenizer a folder gets: base, or a task's name.")] = None
+    with_code: Annotated[bool, option("Copy the model's own .py files too.", "--with-code")] = False
     overwrite: options.Overwrite = False
     shard_size: options.ShardSize = None
     device: options.Device = None

@@ -14,7 +14,6 @@ from taskmerge.checkpoint.provenance import metadata, reserve
 from taskmerge.checkpoint.writer import Sink, stage
 from taskmerge.experts.rows import Rows
 from taskmerge.experts.sources import Source, Tally
-from taskmerge.merging.card import tokenizer_warnings
 from taskmerge.merging.execute import execute
 from taskmerge.merging.heads import heads_folder, stage_heads
 from taskmerge.merging.kernels import BoundPoint, earlier_points, largest_first
@@ -76,7 +75,7 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
         advance = progress_of(plan, running)
         execute(Run(spec, plan, rows, points, sinks, advance, earlier_points(spec, points[0])))
         inputs.check_unchanged()
-        check_unchanged(prepared.companions)
+        check_unchanged(prepared.travels.versions)
         twins = _twins(rows)
         for head, about in kept:
             head.commit(about)
@@ -90,7 +89,7 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     told = dict.fromkeys(note for point in points for note in point.notes)
     return MergeReceipt(
         outputs, sealed[0], (*plan.notes, *inputs.notes, *told),
-        (*inputs.warnings, *tokenizer_warnings(inputs.experts), *twins),
+        (*inputs.warnings, *twins),
         plan.costs.bytes_read, plan.costs.bytes_written, plan.costs.memory, peak_memory(),
         time.perf_counter() - started,
     )  # fmt: skip

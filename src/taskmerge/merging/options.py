@@ -25,6 +25,7 @@ class RunOptions:
     threads: int | None = None
     max_memory: int | None = None
     digests: bool = True
+    with_code: bool = False
     progress: Callable[[int, int], None] | None = None
 
 

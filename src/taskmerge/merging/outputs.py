@@ -11,16 +11,26 @@ from taskmerge.checkpoint.layout import Layout, earlier_output
 from taskmerge.checkpoint.weights import PICKLE_ENDINGS
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import NotEnough, UsageError
+from taskmerge.experts.inputs import named
+from taskmerge.experts.lora import is_adapter
 from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import BoundPoint
+from taskmerge.merging.options import Arguments
 from taskmerge.specs.merge import MergeSpec, plain_value
 
 
-def output_paths(spec: MergeSpec, output: Path | None, points: Sequence[BoundPoint]) -> list[Path]:
-    """Where every grid point goes: the name carries what varies."""
+def output_paths(
+    spec: MergeSpec,
+    output: Path | None,
+    points: Sequence[BoundPoint],
+    inputs: Arguments = (),
+    base: Path | None = None,
+) -> list[Path]:
+    """Where every grid point goes: the name carries what varies. Of `inputs` (of adapters: their `base`) that are
+    folders comes a folder."""
     chain = [spec.method, *([spec.then] if spec.then else []), *(["lines"] if spec.lines else [])]
     plain = Path(f"merged-{'-'.join(part.replace('_', '-') for part in chain)}.safetensors")
-    output = output or plain
+    output = output or (plain.with_suffix("") if _all_folders(inputs, base) else plain)
     if output.suffix in PICKLE_ENDINGS:
         hint = f"such as `-o {output.with_suffix('.safetensors')}`"
         raise UsageError(f"{output} does not end in .safetensors: pickles are not written", where="-o", hint=hint)
@@ -33,6 +43,13 @@ def output_paths(spec: MergeSpec, output: Path | None, points: Sequence[BoundPoi
     if is_folder(output):
         return [output / re.sub(r"_", "-", name) for name in names]
     return [output.with_name(f"{output.stem}-{re.sub('_', '-', name)}.safetensors") for name in names]
+
+
+def _all_folders(inputs: Arguments, base: Path | None) -> bool:
+    """Whether all inputs are folders of models; of adapters alone, whether their base is one."""
+    paths = [path for _, path in named(inputs)]
+    whole = [path for path in paths if not is_adapter(path)] or ([base] if paths and base else [])
+    return bool(whole) and all(map(os.path.isdir, whole))
 
 
 def is_folder(path: Path) -> bool:

@@ -1,17 +1,18 @@
 """Headers and a spec become a plan, with the grid's points and the paths of its outputs: nothing is read or written."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from taskmerge.checkpoint.ahead import Stamp
 from taskmerge.checkpoint.canonical import OutputSpec
+from taskmerge.checkpoint.cards import CARD
 from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float
 from taskmerge.checkpoint.header import DEQUANTISED, TensorSpec
-from taskmerge.checkpoint.identity import stamps_of
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.buffers import is_counter
@@ -20,7 +21,7 @@ from taskmerge.experts.factors import restrictions
 from taskmerge.experts.inputs import InputOptions, Inputs, resolve
 from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit, unit_of, units
-from taskmerge.merging.card import CONFIG, companions_of, plain_config, sidecars
+from taskmerge.merging.card import card, licence_warnings
 from taskmerge.merging.costs import Budget, budget, costed
 from taskmerge.merging.heads import head_files, heads_folder
 from taskmerge.merging.kernels import BoundPoint, bind_points
@@ -28,6 +29,7 @@ from taskmerge.merging.learned import check_asked, check_fits
 from taskmerge.merging.options import Arguments, RunOptions
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, TensorJob, Treatment
+from taskmerge.merging.travel import Travelling, check_configs, travel
 from taskmerge.methods.contract import Method, Reads
 from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.device import named_device
@@ -42,7 +44,7 @@ MOST_POINTS = 512  # outputs of one grid: each is an open file
 class Prepared:
     """A merge that is known to fit together: inputs, plan, grid points and their output paths.
 
-    `companions` are the files that travel with the weights, in the versions in which they were found.
+    `travels` are the files that go with the weights into a folder; for outputs that are files there are none.
     """
 
     spec: MergeSpec
@@ -51,7 +53,7 @@ class Prepared:
     points: tuple[BoundPoint, ...]
     paths: tuple[Path, ...]
     device: torch.device
-    companions: Mapping[Path, Stamp | None]
+    travels: Travelling
 
     @property
     def reads_base(self) -> bool:
@@ -71,19 +73,29 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
         raise UsageError(
             f"the grid has {len(points)} points, more than {MOST_POINTS}", hint="write several smaller grids"
         )
-    paths = output_paths(spec, running.output, points)
+    paths = output_paths(spec, running.output, points, inputs, opening.base)
     check_free(paths, overwrite=running.overwrite)
     resolved = resolve(inputs, replace(opening, outputs=tuple(paths)))
+    warnings = check_configs(resolved, spec)
     plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory))
     check_disk(plan.costs.bytes_written, paths)
-    files = companions_of(resolved) if any(map(is_folder, paths)) else {}
-    companions = stamps_of(files.values())
-    if plain_config(files) is not None:
-        plan = replace(plan, notes=(*plan.notes, f"{CONFIG} is written without what it says of quantisation"))
     device = named_device(running.device, accelerate=granularity(points) == "matrix")
-    prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device, companions)
+    travels = _travels(resolved, spec, plan, running) if any(map(is_folder, paths)) else Travelling()
+    resolved = replace(resolved, warnings=(*resolved.warnings, *warnings, *travels.warnings))
+    plan = replace(plan, notes=(*plan.notes, *travels.notes))
+    prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device, travels)
     check_outputs(prepared, running)
     return prepared
+
+
+def _travels(inputs: Inputs, spec: MergeSpec, plan: Plan, running: RunOptions) -> Travelling:
+    """What goes into an output folder beside its weights."""
+    sizes: Counter[str] = Counter()
+    for output in plan.outputs():
+        sizes[output.dtype] += math.prod(output.shape) * is_float(output.dtype)
+    written = str(DTYPES[max(sizes, key=lambda code: sizes[code])]).removeprefix("torch.")
+    found = travel(inputs, spec, code=running.with_code, written=written)
+    return replace(found, warnings=[*found.warnings, *licence_warnings(inputs)])
 
 
 def check_outputs(prepared: Prepared, running: RunOptions) -> None:
@@ -106,10 +118,13 @@ def heads_folders(prepared: Prepared) -> list[Path]:
 
 def layout_options(prepared: Prepared, point: BoundPoint, path: Path, running: RunOptions) -> dict[str, Any]:
     """How an output is laid out; a folder also gets configuration, tokenizer and model card."""
-    folder, inputs = is_folder(path), prepared.inputs
-    extra = sidecars(inputs, prepared.spec.recipe(point.point)) if folder else {}
+    folder = is_folder(path)
+    files = dict(prepared.travels.files) if folder else {}
+    if folder:
+        files[CARD] = card(prepared.inputs, prepared.spec.recipe(point.point), files).encode()
     return {
-        "overwrite": running.overwrite, "shard_size": running.shard_size, "sidecars": extra, "folder": folder
+        "overwrite": running.overwrite, "shard_size": running.shard_size, "sidecars": files,
+        "folder": folder,
     }  # fmt: skip
 
 

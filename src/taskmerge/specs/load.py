@@ -13,7 +13,7 @@ from taskmerge.specs.document import Places, read_document, read_value
 from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
 
 FORMAT = 1
-TEXTS = ("method", "then", "strip_prefix")
+TEXTS = ("method", "then", "strip_prefix", "config_from", "tokenizer_from")
 LEARNED = "learned"  # the digest of what adaptation has learnt, which lies beside the recipe
 LISTS = ("include", "exclude", "also", "map")
 MOST_PATTERNS = 10_000
@@ -23,7 +23,7 @@ KEYS = frozenset({"taskmerge", "dtype", "seed", "lines", LEARNED, *CHOICES, *TEX
 SETTABLE = KEYS - {"taskmerge", LEARNED, *MAPPINGS}  # by --set
 RUNNING = frozenset({
     "device", "threads", "max_memory", "overwrite", "shard_size", "dry_run", "json", "quiet", "debug", "allow_pickle",
-    "allow_merged", "keep_base", "skip_input", "recipe",
+    "allow_merged", "keep_base", "skip_input", "recipe", "with_code",
 })  # fmt: skip
 
 

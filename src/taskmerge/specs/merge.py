@@ -75,6 +75,8 @@ class MergeSpec:
     heads: Literal["refuse", "keep"] = "refuse"
     strip_prefix: str = ""
     map: tuple[str, ...] = ()
+    config_from: str | None = None
+    tokenizer_from: str | None = None
     grid: Mapping[str, tuple[Value, ...]] = field(default_factory=dict)
     learned: Learned | None = None
 

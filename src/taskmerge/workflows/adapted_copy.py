@@ -31,7 +31,7 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if held and not overwrite:
         raise BadOutput("exists already", where=str(folder), hint=f"pass --overwrite to replace it, or {OTHER}")
-    ours = {MANIFEST, MODEL, CARD, *PLACES.values(), *travelling(folder)}
+    ours = {MANIFEST, MODEL, CARD, *PLACES.values(), *(name.split("/")[0] for name in travelling(folder))}
     strange = [name for name in held if name not in ours]
     if strange:
         raise BadOutput(f"holds other files, which would be lost: {listed(strange)}", where=str(folder), hint=OTHER)
@@ -76,6 +76,7 @@ def copy_parts(adapted: AdaptedFolder, work: Path) -> None:
         elif part != "recipe":
             shutil.copyfile(place, work / place.name)
     for name, file in travelling(adapted.path).items():
+        (work / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, work / name)
 
 

@@ -92,7 +92,7 @@ def carry_out_choice(request: Request, judging: Judging, ahead: Ahead | None = N
             "there is nothing to choose from", where="--choose", hint="give a grid, such as --rank 0.04,0.08,0.16"
         )
     single = replace(spec, options={name: values[:1] for name, values in spec.options.items()})
-    (final,) = output_paths(single, request.running.output, points[:1])
+    (final,) = output_paths(single, request.running.output, points[:1], request.inputs, request.opening.base)
     keeping = replace(request.running, output=final)
     prepare(request.inputs, single, request.opening, keeping).inputs.close()  # refuses before the whole grid is merged
     names, ranking = _ranked(request, judging, final)

@@ -64,7 +64,7 @@ class Rebuilding:
     def output(self) -> Path:
         """The file or folder that it is written to."""
         spec, given = self.request.spec, self.request.running.output
-        return output_paths(spec, given, bind_points(spec))[0]
+        return output_paths(spec, given, bind_points(spec), self.request.inputs, self.request.opening.base)[0]
 
     @property
     def block(self) -> Path | None:

@@ -1,0 +1,54 @@
+"""What the model card of a folder says of itself: its licence, the models that it comes from; and its name on a hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CARD = "README.md"
+LARGEST = 1 << 16  # bytes of a card that are looked at: what is said of the model stands at its start
+ID = re.compile(r"[\w.-]+/[\w.-]+")
+LICENCE = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class Card:
+    """`licence` are the keys of a licence and their values, empty where none is said; `models` the ids of the models
+    that this one comes from; `id` is its own, where the folder lies in the cache of a hub."""
+
+    licence: dict[str, str]
+    models: tuple[str, ...]
+    id: str | None
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a model's folder; an empty one where there is none that can be read."""
+    front = _front(folder / CARD)
+    licence = {key: value for key in LICENCE if isinstance(value := front.get(key), str)}
+    given = front.get("base_model")
+    models = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    ids = tuple(one for one in models if isinstance(one, str) and ID.fullmatch(one))
+    return Card(licence if "license" in licence else {}, ids, _cached(folder))
+
+
+def _front(path: Path) -> dict[str, Any]:
+    """The keys between the first two lines of dashes."""
+    try:
+        if not path.is_file():
+            return {}
+        with path.open("rb") as file:
+            text = file.read(LARGEST).decode("utf-8", "replace")
+        found = re.match(r"\ufeff?---\r?\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        front = yaml.safe_load(found[1]) if found else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return front if isinstance(front, dict) else {}
+
+
+def _cached(folder: Path) -> str | None:
+    """The id of a folder in the hub's cache: `models--ORG--NAME/snapshots/COMMIT`."""
+    name = folder.absolute().parent.parent.name
+    parts = name.removeprefix("models--").split("--")
+    return "/".join(parts) if name.startswith("models--") and len(parts) == 2 else None
