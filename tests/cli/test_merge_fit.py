@@ -248,7 +248,12 @@ def test_a_mixture_of_tied_and_untied_experts_is_refused_unless_the_copy_is_left
 def test_an_integer_tensor_that_differs_is_refused_or_taken_from_the_first(experts: Files, here: Path) -> None:
     for index, task in enumerate(("cars", "dogs", "maps")):
         change(experts[task], ids=torch.tensor([1, 2, index // 2]), mask=torch.tensor([True, False]))
-    says = ("`ids`", "differs between cars.safetensors and maps.safetensors", "--on-buffer first", "--exclude")
+    says = (
+        "`ids`",
+        "differs between cars.safetensors and maps.safetensors",
+        "--on-buffer first",
+        "--keep-from maps 'ids'",
+    )
     refused_merge(4, ALL, folder=here, says=says)
     outcome = merge(ALL, "--on-buffer", "first")
     assert load(outcome.paths[0])["ids"].tolist() == [1, 2, 0]

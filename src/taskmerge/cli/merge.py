@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 from taskmerge.cli.merge_words import PANELS, MergeWords
 from taskmerge.cli.options import METHOD_OPTIONS
+from taskmerge.cli.pairs import WithPairs
 from taskmerge.cli.words import command
 
 if TYPE_CHECKING:
     from taskmerge.specs.suite import Suite
 
 
-@command(MergeWords, "merge", panels=PANELS, context_settings=METHOD_OPTIONS)
+@command(MergeWords, "merge", panels=PANELS, cls=WithPairs, context_settings=METHOD_OPTIONS)
 def merge(words: MergeWords) -> None:
     """Merge experts into one checkpoint, and print the path that was written.
 

@@ -10,7 +10,7 @@ import typer
 from taskmerge.cli import options
 from taskmerge.cli.options import ITEMS, NAMES, Names, option
 from taskmerge.cli.words import Reads
-from taskmerge.specs.values import parse_weights
+from taskmerge.specs.values import parse_pairs, parse_weights
 
 PANELS = {
     "method": "What is merged, and how",
@@ -59,6 +59,11 @@ class MergeWords:
     keep_base: options.KeepBase = False
     include: options.Include = None
     exclude: options.Exclude = None
+    keep_from: Annotated[
+        tuple[tuple[str, str], ...] | None,
+        option("Copy tensors unmerged: base or a task, and a glob (NAME GLOB, repeatable)."),
+        Reads(parse_pairs, list[str]),
+    ] = None
     on_missing: options.OnMissing = None
     on_buffer: Annotated[str | None, option("Integer tensors that differ: refuse or first.")] = None
     heads: Annotated[str | None, option("Task heads: refuse shapes that differ, or keep each whole, per task.")] = None

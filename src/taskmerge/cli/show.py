@@ -21,6 +21,7 @@ HOW = {
     "origin": "averaged",
     "buffer": "checked for equality",
     "copy": "copied from the base",
+    "keep": "copied unmerged",
 }
 
 
@@ -154,7 +155,8 @@ def _types(prepared: "Prepared") -> dict[tuple[str, str], tuple[list[str], list[
     written: dict[tuple[str, str], set[str]] = {}
     for job in prepared.plan.jobs:
         key = (job.unit.kind, job.treatment if job.action == "merge" else job.action)
-        holders = (prepared.inputs.base,) if job.action == "copy" else prepared.inputs.experts
+        base, experts = prepared.inputs.base, prepared.inputs.experts
+        holders = (job.holder(base, experts),) if job.action in ("copy", "keep") else experts
         read.setdefault(key, set()).update(
             source.specs[output.name].stored[0].dtype
             for source in holders

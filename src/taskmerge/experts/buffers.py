@@ -1,6 +1,7 @@
 """Integer and bool tensors, which have no mean: equal everywhere, or one rule decides."""
 
 from collections.abc import Sequence
+from glob import escape
 
 import torch
 from torch import Tensor
@@ -25,10 +26,13 @@ def is_counter(name: str) -> bool:
     return name.split(".")[-1] == COUNTER
 
 
-def common_buffer(name: str, code: str, holders: Sequence[Source], values: Sequence[Tensor], rule: OnBuffer) -> Tensor:
+def common_buffer(
+    name: str, code: str, holders: Sequence[Source], values: Sequence[Tensor], rule: OnBuffer, *, keeps: bool = False
+) -> Tensor:
     """The one value, as bytes, of a tensor of dtype `code` that several sources hold; `Mismatch` where they differ.
 
-    What may be packed weights is never a case for `--on-buffer first`, though whoever says so gets it.
+    `keeps`: the caller knows --keep-from, which a hint may name. What
+    may be packed weights is never a case for `--on-buffer first`, though whoever says so gets it.
     """
     chosen = values[0]
     odd = next((place for place, value in enumerate(values) if not torch.equal(value, chosen)), None)
@@ -36,11 +40,13 @@ def common_buffer(name: str, code: str, holders: Sequence[Source], values: Seque
         return _largest(values, code)
     if odd is None or rule == "first":
         return chosen
-    hint = "`--on-buffer first` takes the first expert's, `--exclude` leaves it out"
+    keep = f"`--keep-from {holders[odd].task} '{escape(name)}'` copies that of {holders[odd].task}"
+    other = keep if keeps else "`--exclude` leaves it out"
+    hint = f"`--on-buffer first` takes the first expert's, {other}"
     if weights_like(name, holders[0].specs[name]):
         hint = (
             "it looks like quantised weights, of which no expert's can stand for the others': dequantise the experts "
-            "first, or leave it out with `--exclude`"
+            f"first; {other}"
         )
     what = f"the integer tensor differs between {holders[0].where} and {holders[odd].where}"
     raise Mismatch(what, where=f"`{name}`", hint=hint)

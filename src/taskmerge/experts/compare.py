@@ -4,8 +4,9 @@ import fnmatch
 import itertools
 import re
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
@@ -16,6 +17,7 @@ from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.renaming import helpful
 
+BASE = "base"  # what --keep-from calls the base
 SHOWN = 12  # names and options that a message lists in full
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -32,11 +34,13 @@ class Agreed:
 
 
 def selected(names: Iterable[str], spec: MergeSpec) -> list[str]:
-    """The names that --include and --exclude let through, sorted."""
+    """The names that --include and --exclude let through and --keep-from does not take, sorted."""
     return sorted(
         name
         for name in names
-        if (not spec.include or _matches(name, spec.include)) and not _matches(name, spec.exclude)
+        if (not spec.include or _matches(name, spec.include))
+        and not _matches(name, spec.exclude)
+        and spec.keeper(name) is None
     )
 
 
@@ -44,10 +48,13 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
-def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs_base: bool) -> Agreed:
+def agree(
+    spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs_base: bool, *, keeps: bool = False
+) -> Agreed:
     """The tensors that can be merged, or `Mismatch` with everything that does not fit.
 
-    The base counts where it is read: for task vectors (`needs_base`), or under --on-missing base.
+    The base counts where it is read: for task vectors (`needs_base`), or under --on-missing base. `keeps`: the
+    caller knows --keep-from, which a hint may name.
     """
     if spec.on_missing == "base" and base is None:
         raise UsageError("--on-missing base needs a base", where="--on-missing", hint="name it: `--base FILE`")
@@ -68,9 +75,10 @@ def agree(spec: MergeSpec, base: Source | None, experts: Sequence[Source], needs
     if absent and used is not None:
         problems.append(f"{used.where}: the base lacks {len(absent)} tensors that experts have: {listed(absent)}")
     if problems:
-        raise Mismatch(
-            "the inputs do not fit together\n" + "\n".join(problems), hint=_hint(spec, names, absent, used, experts)
+        hint = _hint(
+            spec, names, absent, used, experts, lambda odd: _keeping(odd, names, base, experts) if keeps else ""
         )
+        raise Mismatch("the inputs do not fit together\n" + "\n".join(problems), hint=hint)
     held = set(union)
     alone = [name for name in selected(base.specs, spec) if name not in held] if base else []
     copied = alone if spec.on_missing == "base" else []
@@ -215,8 +223,9 @@ def _said(spec: TensorSpec) -> str:
 
 
 def _hint(
-    spec: MergeSpec, names: Sequence[str], absent: Sequence[str], base: Source | None, experts: Sequence[Source]
-) -> str:
+    spec: MergeSpec, names: Sequence[str], absent: Sequence[str], base: Source | None, experts: Sequence[Source],
+    keeping: Callable[[Sequence[str]], str],
+) -> str:  # fmt: skip
     """The options that mend the mismatch: a prefix, other names, the exact --exclude line, or --on-missing."""
     chosen = [_chosen(expert, names) for expert in experts]
     prefix = mending_prefix(chosen, base.specs if base else None)
@@ -231,7 +240,8 @@ def _hint(
     odd = sorted({*_differing(names, [*experts, *([base] if base else [])]), *absent})
     if odd:
         keep = spec.heads == "refuse" and not any(block_of(name) for name in odd)
-        return _leaving_out(odd, names) + (", or keep every task's own with `--heads keep`" if keep else "")
+        own = ", or keep every task's own with `--heads keep`" if keep else ""
+        return _leaving_out(odd, names) + keeping(odd) + own
     return "`--on-missing skip` merges what all experts share; `--on-missing base` takes absent tensors as unchanged"
 
 
@@ -287,13 +297,37 @@ def _leaving_out(odd: Sequence[str], names: Sequence[str]) -> str:
     """The options that leave `odd` out of `names`: name by name if they are few, else by globs that match no other."""
     if 2 * len(odd) > len(names) and len(odd) > SHOWN:
         return f"{len(odd):,} of {len(names):,} tensors differ: are these fine-tunings of one model?"
-    globs = list(odd)
-    if len(odd) > SHOWN:
-        globs = sorted({NUMBER.sub("*", name) for name in odd})
-        others = set(names) - set(odd)
-        if len(globs) > SHOWN or any(_matches(name, globs) for name in others):
-            return f"leave these {len(odd):,} tensors out with `--exclude GLOB`"
+    globs = globs_of(odd, names)
+    if not globs:
+        return f"leave these {len(odd):,} tensors out with `--exclude GLOB`"
     return "leave these tensors out: " + " ".join(f"--exclude '{glob}'" for glob in globs)
+
+
+def _keeping(odd: Sequence[str], names: Sequence[str], base: Source | None, experts: Sequence[Source]) -> str:
+    """Whose tensors can stand in the output instead: a folder that lacks them is no whole model."""
+    globs, who = globs_of(odd, names), keeper_of(odd, base, experts)
+    if not globs or who is None or (2 * len(odd) > len(names) and len(odd) > SHOWN):
+        return ""
+    whose = "the base's" if who == BASE else f"those of {who}"
+    return f", or take {whose}, unmerged: " + " ".join(f"--keep-from {who} '{glob}'" for glob in globs)
+
+
+def globs_of(odd: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Globs of `odd` that match no other of `names`: each by itself if they are few, else `*` for numbers; none where
+    that takes too many."""
+    if len(odd) <= SHOWN:
+        return [escape(name) for name in odd]
+    globs = sorted({NUMBER.sub("*", name) for name in odd})
+    others = set(names) - set(odd)
+    return [] if len(globs) > SHOWN or any(_matches(name, globs) for name in others) else globs
+
+
+def keeper_of(names: Iterable[str], base: Source | None, experts: Sequence[Source]) -> str | None:
+    """The input that has all these tensors, the base first, as --keep-from calls it."""
+    wanted = set(names)
+    if base is not None and wanted <= base.specs.keys():
+        return BASE
+    return next((one.task for one in experts if one.kind == "weight" and wanted <= one.specs.keys()), None)
 
 
 def _chosen(expert: Source, names: Iterable[str]) -> frozenset[str]:

@@ -33,7 +33,7 @@ def execute(run: Run) -> None:
 
 def _do(run: Run, job: TensorJob) -> None:
     """One job from bytes to bytes."""
-    if job.action == "copy":
+    if job.action in ("copy", "keep"):
         _copy(run, job)
     elif job.action == "buffer":
         _buffer(run, job)
@@ -136,11 +136,12 @@ def _low_rank(run: Run, job: TensorJob, start: int, count: int) -> bool:
 
 
 def _copy(run: Run, job: TensorJob) -> None:
-    """A tensor that only the base has, cast if asked."""
-    if run.rows.base is None:
+    """A tensor of one input, cast if asked."""
+    holder = job.holder(run.rows.base, run.rows.experts)
+    if holder is None:
         raise Mismatch("there is no base to copy from", where=f"`{job.name}`")
     code = job.outputs[0].dtype
-    values = run.rows.raw(run.rows.base, job.name).view(DTYPES[run.rows.base.specs[job.name].dtype])
+    values = run.rows.raw(holder, job.name).view(DTYPES[holder.specs[job.name].dtype])
     cast = values.to(DTYPES[code])
     if job.unit.kind != "buffer":
         check_numbers(cast, values, job.name, code)
@@ -153,6 +154,6 @@ def _buffer(run: Run, job: TensorJob) -> None:
     code = job.outputs[0].dtype
     holders = [expert for expert in run.rows.experts if job.name in expert.specs]
     values = [run.rows.raw(holder, job.name) for holder in holders]
-    chosen = common_buffer(job.name, code, holders, values, run.spec.on_buffer)
+    chosen = common_buffer(job.name, code, holders, values, run.spec.on_buffer, keeps=True)
     for sink in run.sinks:
         sink.write(job.name, chosen.view(DTYPES[code]).reshape(-1))

@@ -1,11 +1,13 @@
 """What a merge will do, as values: every tensor accounted for, the costs known before a byte of weight is read."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from taskmerge.checkpoint.canonical import OutputSpec
+from taskmerge.experts.compare import BASE
+from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit
 from taskmerge.methods.contract import Reads
 from taskmerge.types import TensorClass
@@ -18,15 +20,16 @@ Treatment = Literal["method", "elsewhere", "origin"]
 class TensorJob:
     """One tensor, or one q, k, v trio that is merged as one matrix, and what happens to it.
 
-    `memory` is what it holds at its peak, in bytes.
+    `memory` is what it holds at its peak, in bytes. `keeper` is whose tensor is kept as it is: `base`, or a task.
     """
 
     unit: Unit
     outputs: tuple[OutputSpec, ...]
-    action: Literal["merge", "buffer", "copy"]
+    action: Literal["merge", "buffer", "copy", "keep"]
     treatment: Treatment = "origin"
     reads: Reads = "elements"
     memory: int = 0
+    keeper: str | None = None
 
     @property
     def name(self) -> str:
@@ -35,6 +38,12 @@ class TensorJob:
     @property
     def numel(self) -> int:
         return self.unit.numel
+
+    def holder(self, base: Source | None, experts: Sequence[Source]) -> Source | None:
+        """The input that a tensor is copied from."""
+        if self.keeper in (None, BASE) and base is not None:
+            return base
+        return next((expert for expert in experts if expert.task == self.keeper), None)
 
     @property
     def factored(self) -> bool:

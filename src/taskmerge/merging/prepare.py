@@ -1,5 +1,6 @@
 """Headers and a spec become a plan, with the grid's points and the paths of its outputs: nothing is read or written."""
 
+import fnmatch
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.cards import CARD
 from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float
 from taskmerge.checkpoint.header import DEQUANTISED, TensorSpec
+from taskmerge.checkpoint.sidecars import CONFIG
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.buffers import is_counter
-from taskmerge.experts.compare import Agreed, agree, dtypes_of, specs_of
+from taskmerge.experts.compare import BASE, Agreed, agree, dtypes_of, globs_of, keeper_of, specs_of
 from taskmerge.experts.factors import restrictions
 from taskmerge.experts.inputs import InputOptions, Inputs, resolve
 from taskmerge.experts.sources import Source
@@ -29,7 +31,7 @@ from taskmerge.merging.learned import check_asked, check_fits
 from taskmerge.merging.options import Arguments, RunOptions
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, TensorJob, Treatment
-from taskmerge.merging.travel import Travelling, check_configs, travel
+from taskmerge.merging.travel import Travelling, check_configs, of_file, travel
 from taskmerge.methods.contract import Method, Reads
 from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.device import named_device
@@ -58,9 +60,11 @@ class Prepared:
     @property
     def reads_base(self) -> bool:
         """Whether the base is read: differences are taken from it, or it stands in for what some expert lacks."""
-        written = {output.name for output in self.plan.outputs()}
+        kept = [job for job in self.plan.jobs if job.action == "keep"]
+        written = {output.name for output in self.plan.outputs()} - {job.name for job in kept}
         return self.inputs.base is not None and (
-            any(method.needs_base for method in self.points[0].chain)
+            any(job.keeper == BASE for job in kept)
+            or any(method.needs_base for method in self.points[0].chain)
             or any(expert.kind != "weight" or not written <= expert.specs.keys() for expert in self.inputs.experts)
         )
 
@@ -80,7 +84,7 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory))
     check_disk(plan.costs.bytes_written, paths)
     device = named_device(running.device, accelerate=granularity(points) == "matrix")
-    travels = _travels(resolved, spec, plan, running) if any(map(is_folder, paths)) else Travelling()
+    travels = _travels(resolved, spec, plan, running) if any(map(is_folder, paths)) else of_file(resolved)
     resolved = replace(resolved, warnings=(*resolved.warnings, *warnings, *travels.warnings))
     plan = replace(plan, notes=(*plan.notes, *travels.notes))
     prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device, travels)
@@ -95,7 +99,24 @@ def _travels(inputs: Inputs, spec: MergeSpec, plan: Plan, running: RunOptions) -
         sizes[output.dtype] += math.prod(output.shape) * is_float(output.dtype)
     written = str(DTYPES[max(sizes, key=lambda code: sizes[code])]).removeprefix("torch.")
     found = travel(inputs, spec, code=running.with_code, written=written)
-    return replace(found, warnings=[*found.warnings, *licence_warnings(inputs)])
+    lacking = lacking_warnings(inputs, plan) if CONFIG in found.files else []
+    return replace(found, warnings=[*found.warnings, *licence_warnings(inputs), *lacking])
+
+
+def lacking_warnings(inputs: Inputs, plan: Plan) -> list[str]:
+    """A warning where a folder lacks tensors of the model that its configuration describes: the experts have them."""
+    written = {output.name for output in plan.outputs()}
+    held = {name for expert in inputs.experts for name in expert.specs}
+    lacking = sorted(held - written - set(plan.heads))
+    if not lacking:
+        return []
+    who = keeper_of(lacking, inputs.base, inputs.experts)
+    globs = globs_of(lacking, held) or ["GLOB"]
+    options = " ".join(f"--keep-from {who or 'TASK'} '{glob}'" for glob in globs)
+    return [
+        f"the folder lacks {len(lacking):,} tensors that its {CONFIG} needs ({listed(lacking, 5)}), which transformers "
+        f"fills with random numbers: `{options}` copies them, unmerged"
+    ]
 
 
 def check_outputs(prepared: Prepared, running: RunOptions) -> None:
@@ -142,19 +163,24 @@ def make_plan(spec: MergeSpec, inputs: Inputs, points: Sequence[BoundPoint], all
             where="--base", hint="name the checkpoint that the experts were fine-tuned from: `--base FILE`",
         )  # fmt: skip
     needs_base = needy is not None or any(expert.kind != "weight" for expert in experts)
-    agreed = agree(spec, base, experts, needs_base)
+    agreed = agree(spec, base, experts, needs_base, keeps=True)
     reads = granularity(points)
     jobs = _jobs(spec, chain, base, experts, agreed, reads)
     _refuse_nothing(jobs, chain[-1], reads)
     if spec.learned is not None:
         check_fits(spec.learned, [expert.task for expert in experts], jobs)
     notes = (*agreed.notes, *_notes(spec, chain, base, experts, agreed, jobs, points))
-    read = [*experts, *([base] if base is not None and (needs_base or agreed.copied) else [])]
+    read = [*experts, *([base] if base is not None and (needs_base or agreed.copied or _keeps_base(jobs)) else [])]
     item = 8 if spec.compute_dtype == "float64" else 4
     side_by_side = None if spec.learned is None else _components(jobs, points)
     jobs, costs = costed(jobs, len(points), read, len(experts), allowed, item, side_by_side)
     tasks = tuple(expert.task for expert in experts)
     return Plan(jobs, tasks, agreed.heads, agreed.left_out, notes, costs)
+
+
+def _keeps_base(jobs: Sequence[TensorJob]) -> bool:
+    """Whether tensors are copied from the base."""
+    return any(job.keeper == BASE for job in jobs)
 
 
 def _check_tasks(spec: MergeSpec, chain: Sequence[Method], experts: Sequence[Source]) -> None:
@@ -195,14 +221,39 @@ def _jobs(
         for unit in units(specs, "as-is" if reads == "elements" else spec.qkv)
     ]
     jobs += [_copied(spec, name, base.specs[name]) for name in agreed.copied if base is not None]
+    jobs += kept_jobs(spec, base, experts)
     return tuple(sorted(jobs, key=lambda job: job.name))
 
 
-def _copied(spec: MergeSpec, name: str, stored: TensorSpec) -> TensorJob:
-    """A tensor that only the base has."""
-    return TensorJob(
-        unit_of(name, stored), (OutputSpec(name, _out_dtype(spec, stored.kept), stored.shape),), action="copy"
-    )
+def _copied(spec: MergeSpec, name: str, stored: TensorSpec, keeper: str | None = None) -> TensorJob:
+    """A tensor that only the base has, or that is kept from one input."""
+    output = OutputSpec(name, _out_dtype(spec, stored.kept), stored.shape)
+    return TensorJob(unit_of(name, stored), (output,), action="keep" if keeper else "copy", keeper=keeper)
+
+
+def kept_jobs(spec: MergeSpec, base: Source | None, experts: Sequence[Source]) -> list[TensorJob]:
+    """What --keep-from copies. `UsageError` for names of no input and globs that match nothing of it, `Mismatch` for
+    tensors of others that they match and it lacks."""
+    sources = {**{one.task: one for one in experts if one.kind == "weight"}, **({BASE: base} if base else {})}
+    every = sorted({name for source in (*experts, *([base] if base else [])) for name in source.specs})
+    jobs: list[TensorJob] = []
+    for holder, glob in spec.keep_from:
+        where = f"--keep-from {holder} '{glob}'"
+        if holder not in sources:
+            raise unknown_name("input with tensors of its own", holder, sources, where=where)
+        if not any(fnmatch.fnmatchcase(name, glob) for name in sources[holder].specs):
+            hint = "`taskmerge inspect FILE` lists the names"
+            raise UsageError(f"matches no tensor of {sources[holder].where}", where=where, hint=hint)
+    for name in every:
+        who = spec.keeper(name)
+        if who is not None and name not in sources[who].specs:
+            raise Mismatch(
+                f"`{name}`, which --keep-from takes from {who}, is not there", where=sources[who].where,
+                hint="give a glob that matches what it has, or name an input that has it",
+            )  # fmt: skip
+        if who is not None:
+            jobs.append(_copied(spec, name, sources[who].specs[name], who))
+    return jobs
 
 
 def granularity(points: Sequence[BoundPoint]) -> Reads:
@@ -243,8 +294,8 @@ def _job(spec: MergeSpec, last: Method, unit: Unit, outputs: tuple[OutputSpec, .
 
 def _refuse_nothing(jobs: Sequence[TensorJob], last: Method, reads: Reads) -> None:
     """A merge needs tensors, and a spectral method a matrix to truncate: never silently the average."""
-    if not jobs:
-        raise Mismatch("there is no tensor to merge", hint="check --include and --exclude")
+    if all(job.action == "keep" for job in jobs):
+        raise Mismatch("there is no tensor to merge", hint="check --include and --exclude, and --keep-from")
     spectral = last.on_matrices and reads == "matrix"
     if not spectral or any(job.treatment == "method" and job.action == "merge" for job in jobs):
         return
@@ -270,6 +321,9 @@ def _notes(
     counters = [job.name for job in jobs if job.action == "buffer" and is_counter(job.name)]
     if counters:
         notes.append(f"the largest value of all experts is taken for {listed(counters)}")
+    for who in dict.fromkeys(job.keeper for job in jobs if job.keeper is not None):
+        names = [job.name for job in jobs if job.keeper == who]
+        notes.append(f"copied unmerged from {who}: {len(names):,} tensors ({listed(names, 5)})")
     if agreed.heads:
         notes.append(f"{len(agreed.heads)} tensors are not merged but kept per task: {listed(agreed.heads)}")
     return notes + restrictions(experts, _components(jobs, points))
@@ -315,8 +369,8 @@ def _dequantised(
 
 def _of_codes(name: str, job: TensorJob, experts: Sequence[Source], base: Source | None) -> bool:
     """Whether a tensor comes from codes with scales in one of its inputs."""
-    holders = [base] if job.action == "copy" and base is not None else experts
-    return any(name in source.specs and source.specs[name].scaling is not None for source in holders)
+    holders = [job.holder(base, experts)] if job.action in ("copy", "keep") else experts
+    return any(source and name in source.specs and source.specs[name].scaling is not None for source in holders)
 
 
 def _clamped(jobs: Sequence[TensorJob], points: Sequence[BoundPoint]) -> list[str]:

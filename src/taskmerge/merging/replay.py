@@ -14,6 +14,7 @@ from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.learned import learned_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, TaskmergeError, UsageError, listed
+from taskmerge.experts.compare import BASE as KEPT_BASE
 from taskmerge.experts.factors import dense_names
 from taskmerge.experts.inputs import named
 from taskmerge.experts.lora import is_adapter, open_adapter
@@ -21,6 +22,7 @@ from taskmerge.experts.sources import CheckpointSource
 from taskmerge.experts.wording import read_like
 from taskmerge.merging.options import Arguments
 from taskmerge.specs.load import LEARNED, load_recipe, parse_recipe
+from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.renaming import parse_renaming
 
 BASE = "\0base"  # among the tasks that are looked for; no task is called so
@@ -44,7 +46,8 @@ def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tu
             raise UsageError("its inputs were not digested", where=str(path), hint="merge without --no-digest")
         base = record.get("base")
         keywords = _keywords(record["recipe"], path)
-        search = _Search(merged, keywords.get("strip_prefix", ""), keywords.get("map", ()), allow_pickle)
+        prefix, renamed = keywords.get("strip_prefix", ""), keywords.get("map", ())
+        search = _Search(merged, prefix, renamed, allow_pickle, _kept(keywords, merged))
         candidates = _candidates(path, inputs, adapted=LEARNED in keywords or is_adapted(_home(path)))
         experts = search.find(wanted, candidates, search.of_expert)
         held = search.held(experts.values())
@@ -70,6 +73,12 @@ def _keywords(recipe: Any, path: Path) -> dict[str, Any]:
     if parsed.weights:
         keywords["weights"] = dict(parsed.weights)
     return with_learned(keywords, _home(path))
+
+
+def _kept(keywords: Mapping[str, Any], merged: Checkpoint) -> dict[str, str]:
+    """The tensors of a merged file that were copied unmerged, and from whom."""
+    spec = MergeSpec(keep_from=keywords.get("keep_from", ()))
+    return {name: who for name in merged.specs if (who := spec.keeper(name)) is not None}
 
 
 def with_learned(keywords: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -124,6 +133,8 @@ class _Search:
     prefix: str
     map: Sequence[str]
     allow_pickle: bool
+    kept: Mapping[str, str]
+    """The tensors that were copied unmerged, and from whom."""
 
     def find(
         self,
@@ -153,18 +164,21 @@ class _Search:
             yield from (digest_of(checkpoint, names) for names in read(checkpoint) if len(names) in sizes)
 
     def of_expert(self, checkpoint: Checkpoint) -> Iterator[Names]:
-        """An expert is read as far as the merged file goes."""
-        read = [
-            stored for name, parts in self._dense(checkpoint).items() if name in self.merged.specs for stored in parts
-        ]
-        yield sorted(set(read)) or list(checkpoint.stored)
+        """An expert is read as far as the merged file goes, but for what is kept from another."""
+        dense = self._dense(checkpoint)
+        for who in (None, *sorted(set(self.kept.values()))):
+            names = {name for name in self.merged.specs if self.kept.get(name) in (None, who)}
+            read = {stored for name, parts in dense.items() if name in names for stored in parts}
+            yield sorted(read) or list(checkpoint.stored)
 
     def of_base(self, checkpoint: Checkpoint, held: Container[str]) -> Iterator[Names]:
-        """A base is read where no expert holds a tensor; and if task vectors were merged, all its numbers are."""
+        """A base is read where no expert holds a tensor, or it was kept; and if task vectors were merged, all its
+        numbers are."""
         source = self._like(checkpoint)
         read = [name for name in source.specs if name in self.merged.specs]
-        alone = [name for name in read if name not in held]
-        numbers = [name for name in read if name not in held or is_float(source.specs[name].dtype)]
+        read = [name for name in read if self.kept.get(name) in (None, KEPT_BASE)]
+        alone = {name for name in read if name not in held or name in self.kept}
+        numbers = [name for name in read if name in alone or is_float(source.specs[name].dtype)]
         for names in (numbers, alone):
             yield sorted({stored for name in names for stored in source.stored_names(name)})
 

@@ -107,6 +107,12 @@ def travel(inputs: Inputs, spec: MergeSpec, *, code: bool, written: str) -> Trav
     return result
 
 
+def of_file(inputs: Inputs) -> Travelling:
+    """What is to be said where the output is a file, beside which nothing goes: that tokenizers differ."""
+    experts = {one.task: one.folder for one in inputs.experts if one.folder}
+    return Travelling(warnings=list(tokenizer_differences(experts)))
+
+
 # --- the tokenizer ---------------------------------------------------------------------------------------------
 
 

@@ -10,17 +10,18 @@ from taskmerge.errors import UsageError, nearest, unknown_name
 from taskmerge.methods.options import LARGEST_NUMBER
 from taskmerge.methods.registry import DEFAULT, methods, setting
 from taskmerge.specs.document import Places, read_document, read_value
-from taskmerge.specs.merge import CHOICES, checked_choice, dtype_code
+from taskmerge.specs.merge import CHOICES, checked_choice, checked_pair, dtype_code
 
 FORMAT = 1
 TEXTS = ("method", "then", "strip_prefix", "config_from", "tokenizer_from")
 LEARNED = "learned"  # the digest of what adaptation has learnt, which lies beside the recipe
 LISTS = ("include", "exclude", "also", "map")
+PAIRS = "keep_from"  # inputs and globs
 MOST_PATTERNS = 10_000
 PATHS = ("base", "output")
 MAPPINGS = ("options", "weights", "experts", "grid")
-KEYS = frozenset({"taskmerge", "dtype", "seed", "lines", LEARNED, *CHOICES, *TEXTS, *LISTS, *PATHS, *MAPPINGS})
-SETTABLE = KEYS - {"taskmerge", LEARNED, *MAPPINGS}  # by --set
+KEYS = frozenset({"taskmerge", PAIRS, "dtype", "seed", "lines", LEARNED, *CHOICES, *TEXTS, *LISTS, *PATHS, *MAPPINGS})
+SETTABLE = KEYS - {"taskmerge", LEARNED, PAIRS, *MAPPINGS}  # by --set
 RUNNING = frozenset({
     "device", "threads", "max_memory", "overwrite", "shard_size", "dry_run", "json", "quiet", "debug", "allow_pickle",
     "allow_merged", "keep_base", "skip_input", "recipe", "with_code",
@@ -125,6 +126,8 @@ def _checked(key: str, value: Any, where: str) -> Any:
             what = f"`{key}` has {len(value):,} entries, more than {MOST_PATTERNS:,}"
             raise UsageError(what, where=where, hint="a glob stands for many names: `blocks.*.attn.*`")
         return tuple(_text(key, item, where) for item in (value if isinstance(value, list | tuple) else [value]))
+    if key == PAIRS:
+        return tuple(checked_pair(pair, where) for pair in (value if isinstance(value, list | tuple) else [value]))
     if key == "seed":
         if isinstance(value, bool) or not isinstance(value, int):
             raise UsageError(f"`seed` is an integer, not `{value}`", where=where, hint="such as `seed: 0`")

@@ -1,5 +1,6 @@
 """What a merge is asked to do: the options that shape the result, frozen and checked."""
 
+import fnmatch
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -53,6 +54,7 @@ SHORT = {
 class MergeSpec:
     """Everything that shapes a merged checkpoint besides its inputs. `options` hold grids: a tuple of values each.
 
+    `keep_from` are pairs of an input (`base`, or a task) and a glob: what matches is copied from it, unmerged.
     `grid` is the grid that a replayed point was part of: what was factored for one point served the next. `learned` is
     what adaptation has learnt; a recipe has its digest.
     """
@@ -64,6 +66,7 @@ class MergeSpec:
     weights: Mapping[str, float] = field(default_factory=dict)
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    keep_from: tuple[tuple[str, str], ...] = ()
     also: tuple[str, ...] = ()
     qkv: Qkv = "as-is"
     dtype: str | None = None
@@ -93,6 +96,7 @@ class MergeSpec:
             plain[name] = (value,) if isinstance(value, str) else tuple(value)
         for text in plain["map"]:  # type: ignore[attr-defined]  # a tuple, as just made
             parse_renaming(text)
+        plain["keep_from"] = tuple(map(checked_pair, self.keep_from))
         for name in self.also:
             if name not in WIDENING:
                 raise unknown_name("class of tensors", name, WIDENING, where="--also")
@@ -105,6 +109,10 @@ class MergeSpec:
             raise UsageError(f"`learned` is what adaptation has learnt, not `{self.learned}`", where="learned")
         for name, value in plain.items():
             object.__setattr__(self, name, value)
+
+    def keeper(self, name: str) -> str | None:
+        """The input that a tensor is copied from, by the first glob of `keep_from` that matches; None: it is merged."""
+        return next((who for who, glob in self.keep_from if fnmatch.fnmatchcase(name, glob)), None)
 
     def chain(self) -> tuple[Method, ...]:
         """The methods in the order they act: transforms of the task vectors, then the one that merges."""
@@ -173,7 +181,7 @@ class MergeSpec:
         for own in fields(self):
             value = getattr(self, own.name)
             if own.name not in (*recipe, "options", "weights", "grid", "learned") and value != getattr(plain, own.name):
-                recipe[own.name] = list(value) if isinstance(value, tuple) else value
+                recipe[own.name] = _listed(value) if isinstance(value, tuple) else value
         values = {name: point.get(name, setting.default) for name, (_, setting) in self.settings().items()}
         recipe["options"] = {name: plain_value(value) for name, value in sorted(values.items())}
         if self.weights:
@@ -192,6 +200,20 @@ def _check_unicode(text: str) -> None:
         check_text(text)
     except ValueError:
         raise UsageError(f"`{text}` is no UTF-8", where="names of tensors", hint="write it in UTF-8") from None
+
+
+def _listed(value: tuple[object, ...]) -> list[object]:
+    """Tuples as YAML and JSON hold them."""
+    return [list(item) if isinstance(item, tuple) else item for item in value]
+
+
+def checked_pair(value: object, where: str = "--keep-from") -> tuple[str, str]:
+    """An input's name and a glob."""
+    pair = tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(text, str) and text for text in pair):
+        hint = "such as `--keep-from base 'lm_head.*'`, in a recipe `keep_from: [[base, lm_head.*]]`"
+        raise UsageError(f"`{value}` is no input and glob", where=where, hint=hint)
+    return pair
 
 
 def plain_value(value: Value) -> object:

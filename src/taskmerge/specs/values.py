@@ -42,6 +42,14 @@ def parse_names(text: str, where: str) -> tuple[str, ...]:
     return names
 
 
+def parse_pairs(texts: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
+    """NAME=GLOB, each an input and the names of tensors."""
+    pairs = [text.rpartition("=") for text in texts]
+    if odd := next((text for text, (name, _, glob) in zip(texts, pairs, strict=True) if not name or not glob), None):
+        raise UsageError(f"`{odd}` is no input and glob", where=where, hint=f"such as `{where} base 'lm_head.*'`")
+    return tuple((name, glob) for name, _, glob in pairs)
+
+
 def parse_weights(pairs: Sequence[str], where: str) -> dict[str, float]:
     """The weights of `mnist=1.5` and further pairs, each task's once."""
     weights: dict[str, float] = {}
