@@ -121,3 +121,18 @@ def test_what_the_named_input_lacks_is_refused(here: Path) -> None:
     save_file(few, "base/model.safetensors")
     with pytest.raises(Mismatch, match=r"layers\.2\.attn"):
         taskmerge.merge(["one", "two"], base="base", method="average", keep_from=[("base", "layers.*"), ("one", "ids")])
+
+
+@pytest.mark.parametrize("kind", ["own", "other"])
+def test_what_only_the_base_has_is_missed_where_the_configuration_is_its(here: Path, kind: str) -> None:
+    for name in ("one", "two"):
+        few = {tensor: value for tensor, value in tensors(name).items() if not tensor.startswith(("embed", "ids"))}
+        save_file(few, f"{name}/model.safetensors")
+        Path(name, "config.json").write_text(json.dumps({"model_type": kind}))
+    options = ("one", "two", "--base", "base", "-m", "task_arithmetic")
+    outcome = merge(*options, "-o", "out")
+    assert ("warning: the folder lacks 2 tensors" in outcome.err) == (kind == "own")
+    pairs = ("--keep-from", "base", "embed.weight", "--keep-from", "base", "ids")
+    assert "lacks" not in merge(*options, *pairs, "-o", "whole").err
+    assert tensors("whole").keys() == tensors("base").keys()
+    assert taskmerge.verify("whole").same_file

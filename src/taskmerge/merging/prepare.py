@@ -31,7 +31,7 @@ from taskmerge.merging.learned import check_asked, check_fits
 from taskmerge.merging.options import Arguments, RunOptions
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, TensorJob, Treatment
-from taskmerge.merging.travel import Travelling, check_configs, of_file, travel
+from taskmerge.merging.travel import Travelling, check_configs, describes_base, of_file, travel
 from taskmerge.methods.contract import Method, Reads
 from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.device import named_device
@@ -99,14 +99,16 @@ def _travels(inputs: Inputs, spec: MergeSpec, plan: Plan, running: RunOptions) -
         sizes[output.dtype] += math.prod(output.shape) * is_float(output.dtype)
     written = str(DTYPES[max(sizes, key=lambda code: sizes[code])]).removeprefix("torch.")
     found = travel(inputs, spec, code=running.with_code, written=written)
-    lacking = lacking_warnings(inputs, plan) if CONFIG in found.files else []
+    lacking = lacking_warnings(inputs, plan, found) if CONFIG in found.files else []
     return replace(found, warnings=[*found.warnings, *licence_warnings(inputs), *lacking])
 
 
-def lacking_warnings(inputs: Inputs, plan: Plan) -> list[str]:
-    """A warning where a folder lacks tensors of the model that its configuration describes: the experts have them."""
+def lacking_warnings(inputs: Inputs, plan: Plan, travels: Travelling) -> list[str]:
+    """A warning where a folder lacks tensors of the model that its configuration describes: the experts have them, or
+    the base, if the configuration is that of its kind of model."""
     written = {output.name for output in plan.outputs()}
     held = {name for expert in inputs.experts for name in expert.specs}
+    held |= inputs.base.specs.keys() if inputs.base is not None and describes_base(inputs.base, travels) else set()
     lacking = sorted(held - written - set(plan.heads))
     if not lacking:
         return []

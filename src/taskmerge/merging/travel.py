@@ -12,6 +12,7 @@ from taskmerge.checkpoint.quantised import without_quantisation
 from taskmerge.checkpoint.sidecars import CONFIG, Contents, contents, digests_of, is_tokenizer, tokenizer_differences
 from taskmerge.errors import BadFile, Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.inputs import Inputs
+from taskmerge.experts.sources import Source
 from taskmerge.merging.configs import clashes, differing, entries, shared, with_dtype, with_values
 from taskmerge.specs.merge import MergeSpec
 
@@ -105,6 +106,16 @@ def travel(inputs: Inputs, spec: MergeSpec, *, code: bool, written: str) -> Trav
     _plain(result, written)
     _say_left(folders, result, code=code)
     return result
+
+
+def describes_base(base: Source, travels: Travelling) -> bool:
+    """Whether the configuration that travels is one of the base's kind of model: it needs all that the base has."""
+    own = None if base.folder is None else _object(base.folder / CONFIG)
+    given = travels.files[CONFIG]
+    written = _parsed(given if isinstance(given, bytes) else given.read_bytes())
+    if own is None or written is None:
+        return False
+    return all(own.get(key) == written.get(key) for key in ("model_type", "architectures"))
 
 
 def of_file(inputs: Inputs) -> Travelling:
@@ -224,8 +235,16 @@ def _other(said: Mapping[Any, Any], key: tuple[str, ...], value: object) -> bool
 def _object(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is none that can be read."""
     try:
-        document = json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
+        return _parsed(path.read_bytes()) if path.is_file() else None
+    except OSError:
+        return None
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    """The object that JSON holds; None where it holds none."""
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 
@@ -246,11 +265,8 @@ def _plain(result: Travelling, written: str) -> None:
     if (plain := without_quantisation(raw)) is not None:
         result.files[CONFIG] = raw = plain
         result.notes.append(f"{CONFIG} is written without what it says of quantisation")
-    try:
-        config = json.loads(raw)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(config, dict) and (typed := with_dtype(config, written)) != config:
+    config = _parsed(raw)
+    if config is not None and (typed := with_dtype(config, written)) != config:
         result.files[CONFIG] = _written(typed)
         before = config.get("dtype", config.get("torch_dtype"))
         said = f", not {before}" if isinstance(before, str) and before != written else ""
