@@ -103,7 +103,8 @@ class MergeSpec:
         for task, weight in self.weights.items():
             if not abs(weight) <= LARGEST_NUMBER:  # NaN too
                 raise UsageError(f"the weight of `{task}` is {weight}", where="--weight", hint="give a finite number")
-        for text in (self.strip_prefix, *plain["include"], *plain["exclude"]):  # type: ignore[misc]
+        globs = [glob for pair in self.keep_from for glob in pair]
+        for text in (self.strip_prefix, *globs, *plain["include"], *plain["exclude"]):  # type: ignore[misc]
             _check_unicode(text)
         if not isinstance(self.learned, Learned | None):
             raise UsageError(f"`learned` is what adaptation has learnt, not `{self.learned}`", where="learned")
