@@ -59,6 +59,13 @@ def find_weights(path: Path) -> WeightFiles:
     return WeightFiles((path,), pickled=path.name.endswith(PICKLE_ENDINGS))
 
 
+def index_at(path: Path) -> dict[Path, Stamp | None]:
+    """The indexes of the model that `path` stands for, each in its version."""
+    if not os.path.isdir(path):
+        return {path: stamp(path)} if path.name.endswith((SAFE_INDEX_ENDING, PICKLE_INDEX_ENDING)) else {}
+    return {path / name: stamp(path / name) for name in _visible(path) if name.endswith(".index.json")}
+
+
 def default_name(path: Path) -> str:
     """The task's name when none is given: the file's stem, or the folder's name for folders and `model.*`."""
     absolute = path.absolute()
