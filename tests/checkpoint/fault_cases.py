@@ -402,6 +402,8 @@ def after_error(scene: Scene, error: int, number: int, *, by_itself: bool) -> st
         return f"code {code} and {state}: {scene.said()}"
     if code == REFUSED and str(folder) not in scene.said():
         return f"no path in {scene.said()!r}"
+    if code == REFUSED and left(folder) and "journal" not in str([*folder.rglob("*")]):
+        return f"it leaves {left(folder)}"
     return scene.next_run(folder)
 
 

@@ -38,7 +38,7 @@ from fault_cases import (
     write,
 )  # fmt: skip
 
-from taskmerge.checkpoint import claims, publish, switching
+from taskmerge.checkpoint import claims, publish, switching, twins
 from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.claims import CLAIM, claimed
 from taskmerge.checkpoint.disk import temporary_folder
@@ -110,7 +110,9 @@ def test_vectors_change_in_one_exchange(tmp_path: Path) -> None:
     assert moved(tmp_path, FOLDER, whole="v") == exchanges()
 
 
-@pytest.mark.parametrize("obstacle", ["cwd", "pipe", "mount", "no exchange", "no links", "not ours to write"])
+@pytest.mark.parametrize(
+    "obstacle", ["cwd", "pipe", "mount", "no exchange", "overlay", "no links", "not ours to write"]
+)
 def test_what_cannot_be_exchanged_changes_name_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
 ) -> None:
@@ -123,9 +125,20 @@ def test_what_cannot_be_exchanged_changes_name_by_name(
     elif obstacle == "pipe":
         os.mkfifo(home / "out" / "pipe")
     elif obstacle == "mount":
-        monkeypatch.setattr(publish, "_is_mount", lambda folder: folder == home / "out")
+        monkeypatch.setattr(twins, "_is_mount", lambda folder: folder == home / "out")
     elif obstacle == "no exchange":
         monkeypatch.setattr(switching, "exchange", lambda one, other: False)
+    elif obstacle == "overlay":  # of folders from a lower layer
+        whole = os.rename
+
+        def rename(one: str, other: str) -> None:
+            if os.path.isdir(one):
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            whole(one, other)
+
+        monkeypatch.setattr(switching, "exchange", lambda one, other: False)
+        monkeypatch.setattr(os, "rename", rename)
+        monkeypatch.setattr(publish, "_by_another", lambda *_: False)
     elif obstacle == "no links":
 
         def refuse(*_: object) -> None:

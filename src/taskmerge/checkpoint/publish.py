@@ -3,7 +3,6 @@
 import filecmp
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -13,18 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskmerge.checkpoint import switching
-from taskmerge.checkpoint.claims import CLAIM, claimed
+from taskmerge.checkpoint.claims import claimed
 from taskmerge.checkpoint.disk import existing, explained
 from taskmerge.checkpoint.layout import Layout, check_target, earlier_output
-from taskmerge.checkpoint.staging import close, create_staging_folder, discard, is_staging
+from taskmerge.checkpoint.staging import close, create_staging_folder, discard
 from taskmerge.checkpoint.switching import Step, step, sync_folder
+from taskmerge.checkpoint.twins import bring, is_twin, names_in, new_folders
 from taskmerge.errors import BadOutput
 from taskmerge.stops import held
-
-MOST = 4096
-"""Entries of a folder that is switched as a whole: each that stays gets a second name first."""
-SOON = 10.0
-"""Seconds in which the process that gives names must have started."""
 
 
 @dataclass(frozen=True)
@@ -102,30 +97,37 @@ def _touched(outputs: Sequence[Sealed], wholes: set[Path]) -> set[Path]:
 
 def _publish(outputs: Sequence[Sealed], wholes: set[Path], locks: Sequence[int], *, overwrite: bool) -> None:
     """Under the locks: refuses or replaces what is there, and switches."""
-    area = outputs[0].area
+    locks = [*locks, *(output.lock for output in outputs)]
     changes = [
         change
         for number, output in enumerate(outputs)
-        for change in _changes(output, area / str(number), overwrite=overwrite)
+        for change in _changes(output, outputs[0].area / str(number), overwrite=overwrite)
     ]
+    if overwrite and wholes:
+        with suppress(OSError):  # some disks have folders that cannot be renamed: then name by name
+            if _exchanged(changes, wholes, outputs[0].area, locks):
+                return
+    _switch_all(changes, outputs[0].area, locks)
+
+
+def _exchanged(changes: Sequence[Step], wholes: set[Path], area: Path, locks: Sequence[int]) -> bool:
+    """Makes the changes, those in folders that can be exchanged by exchanging them; False where none can be."""
     known: dict[Path, set[str]] = {}
     switched: list[Step] = []
-    for whole in sorted(wholes) if overwrite else ():
+    rest = list(changes)
+    for whole in sorted(wholes):
         inside = [change for change in changes if whole in Path(change.final).parents]
         tree = area / f"{len(switched)}.twin"
-        if _is_twin(tree, whole, inside):
-            known[whole] = _names(whole)
+        if is_twin(tree, whole, inside):
+            known[whole] = names_in(whole)
             switched.append(step(whole, tree, area / f"{len(switched)}.old"))
-            changes = [change for change in changes if change not in inside]
-    steps = [
-        *switched,
-        *_new_folders(changes, area),
-        *(one for one in changes if os.path.isdir(Path(one.final).parent)),
-    ]
-    if steps:
-        _switch(steps, area, [*locks, *(output.lock for output in outputs)])
+            rest = [change for change in rest if change not in inside]
+    if not switched:
+        return False
+    _switch_all([*switched, *rest], area, locks)
     for change in switched:
-        _bring(change, known[Path(change.final)])
+        bring(change, known[Path(change.final)])
+    return True
 
 
 def _changes(output: Sealed, kept: Path, *, overwrite: bool) -> list[Step]:
@@ -141,18 +143,18 @@ def _changes(output: Sealed, kept: Path, *, overwrite: bool) -> list[Step]:
         _refuse([*(home / name for name in files if os.path.lexists(home / name)), *earlier])
     check_target(output.layout, overwrite=True)
     modes = [stat.S_IMODE(path.stat().st_mode) for path in earlier if path.exists()]
-    steps = []
+    steps: list[Step] = []
     for number, (name, staged) in enumerate(files.items()):
         final = home / name
         if final.exists():
             os.chmod(staged, stat.S_IMODE(final.stat().st_mode))
         elif modes and output.layout.family.fullmatch(name):
             os.chmod(staged, modes[0])
-        steps.append(
-            step(final, staged, kept.with_name(f"{kept.name}-{number}.kept") if os.path.lexists(final) else None)
-        )
-    gone = [path for path in earlier if path.name not in output.files]
-    return steps + [step(path, None, kept.with_name(f"{kept.name}-{number}.gone")) for number, path in enumerate(gone)]
+        place = kept.with_name(f"{kept.name}-{number}.kept")
+        steps.append(step(final, staged, place if os.path.lexists(final) else None))
+    for number, path in enumerate(path for path in earlier if path.name not in output.files):
+        steps.append(step(path, None, kept.with_name(f"{kept.name}-{number}.gone")))
+    return steps
 
 
 def _refuse(existing: Sequence[Path]) -> None:
@@ -165,108 +167,15 @@ def _same(one: Path, other: Path) -> bool:
     return one.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
-# --- folders that come or change as a whole ----------------------------------------------------------------------
-
-
-def _new_folders(changes: Sequence[Step], area: Path) -> list[Step]:
-    """A step for each folder that is not there yet, with all that goes into it put into place beforehand."""
-    tops: dict[Path, Path] = {}
-    for change in changes:
-        final = Path(change.final)
-        there = existing(final.parent)
-        if there == final.parent or change.staged is None:
-            continue
-        top = there / final.relative_to(there).parts[0]
-        tree = tops.setdefault(top, area / f"{len(tops)}.folder")
-        place = tree / final.relative_to(top)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(change.staged, place)
-    for tree in tops.values():
-        _sync_folders(tree)
-    return [step(top, tree) for top, tree in tops.items()]
-
-
-def _is_twin(tree: Path, folder: Path, changes: Sequence[Step]) -> bool:
-    """Builds in `tree` what `folder` will be; False, and nothing built, where the two cannot be exchanged."""
-    if len(changes) < 2 or all(change.kept is None for change in changes) or not _exchangeable(folder, tree.parent):
-        return False  # one file alone changes by itself, and a folder without any of ours is somebody's
-    try:
-        _build(folder, changes, tree)
-    except OSError:  # no links, another disk, files of somebody else: name by name, then
-        shutil.rmtree(tree, ignore_errors=True)
-        return False
-    return True
-
-
-def _build(folder: Path, changes: Sequence[Step], tree: Path) -> None:
-    """Makes `tree` from what stays of `folder`, by second names, and from what is staged."""
-    replaced = {change.final for change in changes}
-    tree.mkdir()
-    for name in sorted(_names(folder)):
-        path, place = folder / name, tree / name
-        if path.is_dir() and not path.is_symlink():
-            place.mkdir()
-            os.chmod(place, stat.S_IMODE(path.stat().st_mode))
-        elif str(path) not in replaced:
-            os.link(path, place)
-    for change in changes:
-        if change.staged is not None:
-            place = tree / os.path.relpath(change.final, folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.link(change.staged, place)
-    os.chmod(tree, stat.S_IMODE(folder.stat().st_mode))
-    _sync_folders(tree)
-
-
-def switchable(folder: Path) -> bool:
-    """Whether a folder can be exchanged for another: it is no mount, and this process does not stand in it."""
-    here = Path(os.path.realpath(os.curdir))
-    free = folder not in (here, *here.parents) and os.access(folder.parent, os.W_OK | os.X_OK)
-    return free and folder.is_dir() and not folder.is_symlink() and not _is_mount(folder)
-
-
-def _is_mount(folder: Path) -> bool:
-    """Whether another disk, or another part of this one, begins here."""
-    if os.path.ismount(folder):
-        return True
-    try:
-        with open("/proc/self/mountinfo", "rb") as mounts:
-            places = [line.split()[4].decode("unicode_escape").encode("latin-1") for line in mounts]
-    except (OSError, ValueError, IndexError):
-        return False
-    return os.fsencode(folder) in places
-
-
-def _exchangeable(folder: Path, area: Path) -> bool:
-    """Whether a folder can be exchanged for one in a staging folder beside it: what it holds is plain, not too much,
-    and nobody is writing there."""
-    if os.path.realpath(area.parent) != str(folder.parent) or not switchable(folder):
-        return False
-    names = _names(folder)
-    kinds = {stat.S_IFMT(os.lstat(folder / name).st_mode) for name in names}
-    plain = kinds <= {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK}
-    return plain and len(names) <= MOST and not any(is_staging(os.path.basename(name)) for name in names)
-
-
-def _names(folder: Path) -> set[str]:
-    """Everything below a folder but lock files, by relative path; staging folders are not looked into."""
-    found = set()
-    for above, folders, files in os.walk(folder):
-        names = [*folders, *(name for name in files if name != CLAIM)]
-        found |= {os.path.relpath(os.path.join(above, name), folder) for name in names}
-        folders[:] = [name for name in folders if not is_staging(name)]
-    return found
-
-
-def _bring(change: Step, known: set[str]) -> None:
-    """What came into a folder while it was exchanged for another comes after it."""
-    for old in (change.staged, change.kept):
-        for name in sorted(_names(Path(old)) - known) if old is not None and os.path.isdir(old) else ():
-            with suppress(OSError):
-                os.rename(os.path.join(old or "", name), os.path.join(change.final, name))
-
-
 # --- the switch ------------------------------------------------------------------------------------------------
+
+
+def _switch_all(changes: Sequence[Step], area: Path, locks: Sequence[int]) -> None:
+    """Makes changes, those in folders that are not there yet by putting the folders into place."""
+    there = [change for change in changes if os.path.isdir(os.path.dirname(change.final))]
+    steps = [*new_folders(changes, area), *there]
+    if steps:
+        _switch(steps, area, locks)
 
 
 def _switch(steps: Sequence[Step], area: Path, held_open: Sequence[int]) -> None:
@@ -274,7 +183,11 @@ def _switch(steps: Sequence[Step], area: Path, held_open: Sequence[int]) -> None
     if len(steps) == 1 and switching.at_once(steps[0]):
         sync_folder(os.path.dirname(steps[0].final))
         return
-    switching.write_journal(str(area), steps)
+    try:
+        switching.write_journal(str(area), steps)
+    except BaseException:
+        switching.undo(str(area))
+        raise
     if not _by_another(area, held_open):
         switching.carry_out(str(area))
 
@@ -308,14 +221,6 @@ def _by_another(area: Path, held_open: Sequence[int]) -> bool:
     if failed:
         raise OSError(failed["errno"], failed["strerror"], failed["filename"])
     return True
-
-
-# --- durability ------------------------------------------------------------------------------------------------
-
-
-def _sync_folders(tree: Path) -> None:
-    for above, _, _ in os.walk(tree, topdown=False):
-        sync_folder(above)
 
 
 def _sync(path: Path) -> None:

@@ -62,7 +62,7 @@ def at_once(change: Step) -> bool:
     if change.kept is not None:
         os.replace(change.staged, change.final)
     else:
-        _second_name(change.staged, change.final)  # unlike a rename, it replaces nothing that came meanwhile
+        second_name(change.staged, change.final)  # unlike a rename, it replaces nothing that came meanwhile
     return True
 
 
@@ -136,9 +136,9 @@ def _do(change: Step) -> None:
         if change.kept is not None:
             os.rename(change.final, change.kept)
     elif change.kept is None:
-        _second_name(change.staged, change.final)  # unlike a rename, it replaces nothing that came meanwhile
+        second_name(change.staged, change.final)  # unlike a rename, it replaces nothing that came meanwhile
     elif not os.path.isdir(change.staged):
-        _second_name(change.final, change.kept)
+        second_name(change.final, change.kept)
         os.replace(change.staged, change.final)
     elif not exchange(change.staged, change.final):
         os.rename(change.final, change.kept)
@@ -151,7 +151,7 @@ def _undo(change: Step) -> None:
     old = change.kept is not None and os.path.lexists(change.kept)
     if new and change.staged is not None and not os.path.lexists(change.staged):
         with suppress(FileNotFoundError):  # the staging folder of another output may have gone
-            _second_name(change.final, change.staged)
+            second_name(change.final, change.staged)
     if old and change.kept is not None and (new or not os.path.lexists(change.final)):
         os.replace(change.kept, change.final)
     elif new and change.kept is None and not os.path.isdir(change.final):
@@ -161,7 +161,7 @@ def _undo(change: Step) -> None:
         exchange(change.staged, change.final)
 
 
-def _second_name(path: str, other: str) -> None:
+def second_name(path: str, other: str) -> None:
     """A second name for a file; for folders, and where files have but one, its only one."""
     try:
         if not os.path.isdir(path):

@@ -16,8 +16,9 @@ from taskmerge.checkpoint.descriptors import Shelf, Shelved
 from taskmerge.checkpoint.disk import existing, explained, room_at
 from taskmerge.checkpoint.dtypes import DTYPES, bytes_of, itemsize
 from taskmerge.checkpoint.layout import GENERATION, Layout, check_target, plan_layout
-from taskmerge.checkpoint.publish import Sealed, publish, switchable
+from taskmerge.checkpoint.publish import Sealed, publish
 from taskmerge.checkpoint.staging import close, create_staging_folder, discard, remove, remove_stale, settle
+from taskmerge.checkpoint.twins import switchable
 from taskmerge.checkpoint.weights import SAFE_ENDING
 from taskmerge.checkpoint.writeback import Writeback
 from taskmerge.stops import held, unfinished
