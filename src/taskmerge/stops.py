@@ -16,21 +16,53 @@ PATIENCE = 5.0
 _unfinished: list[None] = []  # an entry for everything that has to go when the run is stopped; signals are global too
 
 
-@contextmanager
-def held() -> Iterator[None]:
-    """Inside, a stop is noted, and heard at the end: what comes or goes here does so whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are heard in the main thread alone
-        return
-    noted: list[int] = []
-    before = _handle(lambda number, frame: noted.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class Hold:
+    """Stops that were noted; `hear` is where they are heard: in no lock, with nothing half done."""
+
+    def __init__(self) -> None:
+        self._noted: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def hear(self) -> None:
+        """Lets whoever was asked before hear what was noted: mostly as KeyboardInterrupt."""
+        noted, self._noted = self._noted, []
         for number in dict.fromkeys(noted):
+            signal.signal(number, self._before[number])
+            try:
+                signal.raise_signal(number)
+            finally:
+                signal.signal(number, self._note)
+
+    def take(self) -> None:
+        """Notes stops from here on."""
+        self._before = _handle(self._note)
+
+    def give_back(self) -> None:
+        """Notes no more, and lets hear what was noted."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(self._noted):
             signal.raise_signal(number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._noted.append(number)
+
+
+@contextmanager
+def held() -> Iterator[Hold]:
+    """Inside, a stop is noted, and heard at the end (or where it is asked for): what comes or goes here does so whole.
+
+    Locks are safe inside: a KeyboardInterrupt in the midst of Python's own code for conditions leaves them locked.
+    """
+    hold = Hold()
+    if threading.current_thread() is not threading.main_thread():
+        yield hold  # signals are heard in the main thread alone
+        return
+    hold.take()
+    try:
+        yield hold
+    finally:
+        hold.give_back()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ class Descriptor:
 
     def __init__(self, number: int) -> None:
         self._number = number
-        self._users = 0
+        self._users: list[int] = []  # threads
         self._closed = False
         self._idle = threading.Condition()
 
@@ -22,12 +22,12 @@ class Descriptor:
         with self._idle:
             if self._closed:
                 raise ValueError("I/O operation on closed file")
-            self._users += 1
+            self._users.append(threading.get_ident())
         try:
             yield self._number
         finally:
             with self._idle:
-                self._users -= 1
+                self._users.remove(threading.get_ident())
                 self._idle.notify_all()
 
     def close(self) -> None:
@@ -36,8 +36,13 @@ class Descriptor:
             if self._closed:
                 return
             self._closed = True
-            self._idle.wait_for(lambda: self._users == 0)
+            self._idle.wait_for(lambda: _only_mine(self._users))
             os.close(self._number)
+
+
+def _only_mine(users: list[int]) -> bool:
+    """Whether no other thread is at it: what this one was at was interrupted, or it would not be here."""
+    return all(user == threading.get_ident() for user in users)
 
 
 class Shelf:
@@ -46,7 +51,7 @@ class Shelf:
     def __init__(self, most: int = 64) -> None:
         self._most = most
         self._open: dict[Path, int] = {}  # the one that was used last comes last
-        self._users: dict[Path, int] = {}
+        self._users: dict[Path, list[int]] = {}  # threads
         self._closed = False
         self._idle = threading.Condition()
 
@@ -64,13 +69,13 @@ class Shelf:
             yield number
         finally:
             with self._idle:
-                self._users[path] -= 1
+                self._users[path].remove(threading.get_ident())
                 self._idle.notify_all()
 
     def close(self, path: Path) -> None:
         """Close one file, when nobody uses it: what was written late and got lost is an OSError here at last."""
         with self._idle:
-            self._idle.wait_for(lambda: not self._users.get(path))
+            self._idle.wait_for(lambda: _only_mine(self._users.get(path, [])))
             number = self._open.pop(path, None)
             if number is not None:
                 os.close(number)
@@ -79,7 +84,7 @@ class Shelf:
         """Wait for the uses under way, then close everything for good; a second call does nothing."""
         with self._idle:
             self._closed = True
-            self._idle.wait_for(lambda: not any(self._users.values()))
+            self._idle.wait_for(lambda: all(map(_only_mine, self._users.values())))
             while self._open:
                 _, number = self._open.popitem()
                 with suppress(OSError):  # it was closed before if it counted
@@ -93,7 +98,7 @@ class Shelf:
                 os.close(self._open.pop(other))
             number = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         self._open[path] = number
-        self._users[path] = self._users.get(path, 0) + 1
+        self._users.setdefault(path, []).append(threading.get_ident())
         return number
 
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from taskmerge.checkpoint.canonical import FilePlan, OutputSpec, plan_file, split_into_shards
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.checkpoint.header import METADATA_KEY
-from taskmerge.checkpoint.weights import SAFE_ENDING, SAFE_INDEX_ENDING
+from taskmerge.checkpoint.weights import GENERATION, SAFE_ENDING, SAFE_INDEX_ENDING, SHARD
 from taskmerge.errors import BadOutput
 
 FOLDER_STEM = "model"
-GENERATION = 8
-"""Hex digits that tell one generation of shards from another."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ class Layout:
     def family(self) -> re.Pattern[str]:
         """The names of weight files and index that any run to this output's name writes."""
         single, index = re.escape(SAFE_ENDING), re.escape(SAFE_INDEX_ENDING)
-        shard = rf"(-g[0-9a-f]{{{GENERATION}}})?-\d{{5}}-of-\d{{5}}"
-        return re.compile(rf"{re.escape(self.stem)}(({shard})?{single}|{index})")
+        return re.compile(rf"{re.escape(self.stem)}(({SHARD})?{single}|{index})")
 
     @property
     def size(self) -> int:

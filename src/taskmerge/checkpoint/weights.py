@@ -16,6 +16,10 @@ SAFE_ENDING = ".safetensors"
 SAFE_INDEX_ENDING = ".safetensors.index.json"
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 PICKLE_INDEX_ENDING = ".bin.index.json"
+GENERATION = 8
+"""Hex digits that tell one generation of shards from another."""
+SHARD = rf"(-g[0-9a-f]{{{GENERATION}}})?-\d{{5}}-of-\d{{5}}"
+"""What stands between a shard's stem and its ending: shards that taskmerge writes carry a generation."""
 MODEL_STEMS = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model", "adapter_model")
 """File stems that say nothing about the model: its folder's name does."""
 

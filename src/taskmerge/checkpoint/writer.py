@@ -15,11 +15,11 @@ from taskmerge.checkpoint.canonical import OutputSpec, header_bytes, index_bytes
 from taskmerge.checkpoint.descriptors import Shelf, Shelved
 from taskmerge.checkpoint.disk import existing, explained, room_at
 from taskmerge.checkpoint.dtypes import DTYPES, bytes_of, itemsize
-from taskmerge.checkpoint.layout import GENERATION, Layout, check_target, plan_layout
+from taskmerge.checkpoint.layout import Layout, check_target, plan_layout
 from taskmerge.checkpoint.publish import Sealed, publish
 from taskmerge.checkpoint.staging import close, create_staging_folder, discard, remove, remove_stale, settle
 from taskmerge.checkpoint.twins import switchable
-from taskmerge.checkpoint.weights import SAFE_ENDING
+from taskmerge.checkpoint.weights import GENERATION, SAFE_ENDING
 from taskmerge.checkpoint.writeback import Writeback
 from taskmerge.stops import held, unfinished
 
@@ -71,8 +71,8 @@ def stage(
     other is one .safetensors file, or shards of it. Tensors fall into shards of `shard_size` bytes in the order
     given. `reserve` bytes of every header are kept for the metadata of `seal`. Space for all weights is taken
     here, so a full disk is found at the start. Where it is one of several in a folder that is committed as a whole,
-    staging is `beside` that. What is `shared` with other outputs may come into being meanwhile, if
-    it is the same. Raises BadOutput when the output exists (without `overwrite`) or cannot be written.
+    staging is `beside` that. What is `shared` with other outputs may come into being meanwhile, if it is the same.
+    Raises BadOutput when the output exists (without `overwrite`) or cannot be written.
     """
     layout = lay_out(
         path, specs, overwrite=overwrite, shard_size=shard_size, reserve=reserve, sidecars=sidecars, folder=folder
@@ -88,7 +88,8 @@ def stage(
                 _take_space(layout, files)
                 for name, content in layout.companions.items():
                     _fill(files[name], content)
-            yield Sink(layout, files, area, lock, overwrite=overwrite, shared=shared, cleanup=cleanup)
+                sink = Sink(layout, files, area, lock, overwrite=overwrite, shared=shared, cleanup=cleanup)
+            yield sink
         finally:
             with held():
                 cleanup.close()
@@ -140,11 +141,12 @@ class Sink:
         start = start_element * itemsize(spec.dtype)
         if start < 0 or start + len(view) > spec.nbytes:
             raise ValueError(f"`{name}` has {spec.nbytes} bytes, got [{start}, {start + len(view)})")
-        with explained(self.path, self._layout.size), file.use() as number:
-            _write_all(number, view, starts[name] + start)
-        with self._counting:
-            self._missing[name] -= len(view)
-        self._writeback.wrote(file, len(view))
+        with held():
+            with explained(self.path, self._layout.size), file.use() as number:
+                _write_all(number, view, starts[name] + start)
+            with self._counting:
+                self._missing[name] -= len(view)
+            self._writeback.wrote(file, len(view))
 
     def seal(self, metadata: Mapping[str, str]) -> None:
         """Fill the headers, sync everything to disk and close it: what is left to do is to give the files their names.
@@ -156,7 +158,7 @@ class Sink:
         if incomplete:
             raise ValueError(f"not every element was written exactly once: {', '.join(incomplete[:5])}")
         headers = [header_bytes(plan, metadata) for plan in self._layout.weights]
-        with explained(self.path, self._layout.size):
+        with held() as hold, explained(self.path, self._layout.size):
             self._writeback.finish()
             for (file, _), header in zip(self._weights, headers, strict=True):
                 with file.use() as number:
@@ -166,6 +168,7 @@ class Sink:
                 with file.use() as number:
                     os.fsync(number)
                 file.close()
+                hold.hear()
         self._sealed = Sealed(self._layout, finals, self._area, self._lock, self._shared)
 
     def commit(self, metadata: Mapping[str, str]) -> None:
