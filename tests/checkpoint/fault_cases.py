@@ -163,6 +163,14 @@ def left(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*") if is_staging(path.name))
 
 
+def left_after_all(folder: Path, but: str = "") -> list[str]:
+    """The same, once a killed run's other process has noticed."""
+    end = time.monotonic() + 5
+    while any(Path(name).name != but for name in left(folder)) and time.monotonic() < end:
+        time.sleep(0.01)
+    return left(folder)
+
+
 def seen(folder: Path) -> str | None:
     """What a reader finds who follows an index by the names in it: a mixture of runs, or None."""
     for index in folder.rglob("*.index.json"):
@@ -287,7 +295,7 @@ def failing(number: int) -> Fault:
 
 def alone() -> None:
     """Names are given in the process itself: a kill is one of everything, as where the power fails."""
-    publish._by_another = lambda area, locks: False  # type: ignore[assignment]
+    publish._by_another = lambda areas: False  # type: ignore[assignment]
 
 
 # --- one case --------------------------------------------------------------------------------------------------
@@ -366,7 +374,9 @@ class Scene:
             return None
         if self.state(folder) != "new":
             return f"the next run leaves {self.state(folder)}"
-        return f"the next run leaves {left(folder)}" if left(folder) else None
+        if remains := left_after_all(folder):
+            return f"the next run leaves {remains}"
+        return None
 
 
 def after_kill(scene: Scene, number: int, *, by_itself: bool) -> str | None:

@@ -59,9 +59,9 @@ def test_a_few_stops_of_every_kind(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_stop_of_every_kind(tmp_path: Path, kind: str, record_property: Callable[[str, object], None]) -> None:
+def test_every_stop_of_every_kind(tmp_path: Path, kind: str) -> None:
     tried = check(Scene(kind, tmp_path), list)
-    record_property("stops", tried)
+    print(f"{kind}: {tried} stops")
     assert tried >= 112  # times 18 kinds: more than 2,000
 
 

@@ -27,8 +27,8 @@ from fault_cases import (
     Scene,
     alone,
     ended,
-    exchanges,
-    left,
+    exchanges, left,
+    left_after_all, left_after_all,
     made_before,
     run,
     seed_of,
@@ -138,7 +138,7 @@ def test_what_cannot_be_exchanged_changes_name_by_name(
 
         monkeypatch.setattr(switching, "exchange", lambda one, other: False)
         monkeypatch.setattr(os, "rename", rename)
-        monkeypatch.setattr(publish, "_by_another", lambda *_: False)
+        monkeypatch.setattr(publish, "_by_another", lambda areas: False)
     elif obstacle == "no links":
 
         def refuse(*_: object) -> None:
@@ -252,6 +252,26 @@ def test_an_undoing_that_fails_loses_nothing(tmp_path: Path, kind: str) -> None:
 
         assert ended(start(refused, tmp_path / "log")) in (DONE, 6), (tmp_path / "log").read_text()
         assert scene.next_run(folder) is None
+
+
+def test_a_run_that_is_killed_before_it_gives_the_word_leaves_nothing_in_the_end(tmp_path: Path) -> None:
+    scene = Scene("heads over", tmp_path)
+    folder = scene.fresh()
+
+    def killed() -> None:
+        whole = publish.subprocess.Popen
+
+        def popen(command: list[str], **options: Any) -> Any:
+            whole(command, **options)
+            os.killpg(0, signal.SIGKILL)
+
+        publish.subprocess.Popen = popen  # type: ignore[assignment,misc]
+        run(scene.kind, folder)
+
+    assert ended(start(killed, tmp_path / "log")) == -signal.SIGKILL
+    assert set(left_after_all(folder, but=CLAIM)) <= {CLAIM, f"heads/{CLAIM}"}
+    assert scene.state(folder) == "old"
+    assert scene.next_run(folder) is None
 
 
 @pytest.mark.parametrize("answer", ["killed", "not started", "no interpreter"])

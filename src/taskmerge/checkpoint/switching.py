@@ -7,6 +7,7 @@ run has prepared even where that is killed meanwhile.
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -212,13 +213,19 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 # --- in a process of its own -----------------------------------------------------------------------------------
 
 
-def main(folder: str) -> None:
-    """Waits for the word, carries a folder's journal out, and says how it went: an error's number, text and path."""
+def main(folder: str, *others: str) -> None:
+    """Waits for the word, carries a folder's journal out, and says how it went: an error's number, text and path.
+
+    Where no word comes the run is dead, and nothing was begun: its staging folders go, which nobody else can remove
+    as long as this process holds their locks.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdout.write(READY)
     sys.stdout.flush()
     if sys.stdin.buffer.readline() != GO:
+        for area in (folder, *others):
+            shutil.rmtree(area, ignore_errors=True)
         return
     said: dict[str, object] = {}
     try:
@@ -232,4 +239,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
