@@ -221,8 +221,9 @@ def main(folder: str, *others: str) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    sys.stdout.write(READY)
-    sys.stdout.flush()
+    with suppress(OSError):  # nobody may be left to be told
+        sys.stdout.write(READY)
+        sys.stdout.flush()
     if sys.stdin.buffer.readline() != GO:
         for area in (folder, *others):
             shutil.rmtree(area, ignore_errors=True)
@@ -233,7 +234,7 @@ def main(folder: str, *others: str) -> None:
     except OSError as error:
         path = None if error.filename is None else os.fsdecode(error.filename)
         said = {"errno": error.errno, "strerror": error.strerror, "filename": path}
-    with suppress(OSError):  # nobody may be left to be told
+    with suppress(OSError):
         sys.stdout.write(json.dumps(said) + "\n")
         sys.stdout.flush()
 
