@@ -1,6 +1,7 @@
 """Outputs of every kind, written under faults: what is stopped where, what is then there, what the next run makes."""
 
 import errno
+import fcntl
 import itertools
 import json
 import os
@@ -163,12 +164,25 @@ def left(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*") if is_staging(path.name))
 
 
-def left_after_all(folder: Path, but: str = "") -> list[str]:
-    """The same, once a killed run's other process has noticed."""
+def released(folder: Path) -> None:
+    """Waits until nobody holds a staging folder any more: the process that gives names outlives a kill of the run."""
     end = time.monotonic() + 5
-    while any(Path(name).name != but for name in left(folder)) and time.monotonic() < end:
-        time.sleep(0.01)
-    return left(folder)
+    while time.monotonic() < end:
+        if all(not _is_held(folder / name) for name in left(folder)):
+            return
+        time.sleep(0.002)
+
+
+def _is_held(path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(number)
+    return False
 
 
 def seen(folder: Path) -> str | None:
@@ -295,7 +309,7 @@ def failing(number: int) -> Fault:
 
 def alone() -> None:
     """Names are given in the process itself: a kill is one of everything, as where the power fails."""
-    publish._by_another = lambda areas: False  # type: ignore[assignment]
+    publish._by_another = lambda under: False  # type: ignore[assignment]
 
 
 # --- one case --------------------------------------------------------------------------------------------------
@@ -365,6 +379,7 @@ class Scene:
 
     def next_run(self, folder: Path) -> str | None:
         """What is wrong with the run after: it succeeds, or is refused where all is there already."""
+        released(folder)
         before = self.state(folder)
         try:
             run(self.kind, folder)
@@ -374,9 +389,7 @@ class Scene:
             return None
         if self.state(folder) != "new":
             return f"the next run leaves {self.state(folder)}"
-        if remains := left_after_all(folder):
-            return f"the next run leaves {remains}"
-        return None
+        return f"the next run leaves {left(folder)}" if left(folder) else None
 
 
 def after_kill(scene: Scene, number: int, *, by_itself: bool) -> str | None:

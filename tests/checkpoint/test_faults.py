@@ -24,6 +24,7 @@ from fault_cases import (
     ended,
     kill_group,
     left,
+    released,
     run,
     seed_in,
     seen,
@@ -79,7 +80,7 @@ def test_kills_at_random_moments(tmp_path: Path, kind: str) -> None:
         time.sleep(chance.uniform(0, 1.1 * took))
         kill_group(child)
         ended(child)
-        time.sleep(0.02)  # names that were being given are
+        released(folder)
         assert seen(folder) is None
         assert scene.state(folder) in ("old", "new")
         assert scene.next_run(folder) is None

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
 import time
@@ -29,7 +30,6 @@ from fault_cases import (
     ended,
     exchanges,
     left,
-    left_after_all,
     made_before,
     run,
     seed_of,
@@ -139,7 +139,7 @@ def test_what_cannot_be_exchanged_changes_name_by_name(
 
         monkeypatch.setattr(switching, "exchange", lambda one, other: False)
         monkeypatch.setattr(os, "rename", rename)
-        monkeypatch.setattr(publish, "_by_another", lambda areas: False)
+        monkeypatch.setattr(publish, "_by_another", lambda under: False)
     elif obstacle == "no links":
 
         def refuse(*_: object) -> None:
@@ -217,6 +217,40 @@ def test_a_journal_of_somebody_else_is_neither_believed_nor_lost(
     assert (area / "kept").exists()
 
 
+@pytest.mark.parametrize("moved_how", ["renamed", "copied", "link"])
+def test_a_journal_holds_wherever_its_folder_has_gone(tmp_path: Path, moved_how: str) -> None:
+    scene = Scene("grid over", tmp_path)
+
+    def half() -> None:
+        alone()
+        switching.sync_folder = lambda folder: os.kill(os.getpid(), signal.SIGKILL) if made else None
+        whole, made = switching._do, []
+
+        def counted(change: switching.Step) -> None:
+            made.append(whole(change))
+
+        switching._do = counted
+        run(scene.kind, folder)
+
+    folder = scene.fresh()
+    assert ended(start(half, tmp_path / "log")) == -signal.SIGKILL
+    assert scene.state(folder) == "new"  # but it was not committed
+    other = tmp_path / "elsewhere"
+    if moved_how == "renamed":
+        folder.rename(other)
+    elif moved_how == "copied":
+        shutil.copytree(folder, other)
+    else:
+        other.symlink_to(folder)
+    lay_out(other / scene.kind.parts[0].path, (), overwrite=True)
+    expected = "new" if moved_how == "copied" else "old"  # the new files of a copy are its own
+    assert scene.state(other) == expected
+    assert scene.next_run(other) is None
+    if moved_how == "copied":
+        assert scene.state(folder) == "new"
+        assert scene.next_run(folder) is None
+
+
 @pytest.mark.parametrize("damage", [b"", b"[", b"[{}]x", b"\xff"])
 def test_a_journal_that_was_not_written_to_its_end_stands_for_nothing(tmp_path: Path, damage: bytes) -> None:
     area = tmp_path / ".out.safetensors.tmp-0123abcd"
@@ -253,26 +287,6 @@ def test_an_undoing_that_fails_loses_nothing(tmp_path: Path, kind: str) -> None:
 
         assert ended(start(refused, tmp_path / "log")) in (DONE, 6), (tmp_path / "log").read_text()
         assert scene.next_run(folder) is None
-
-
-def test_a_run_that_is_killed_before_it_gives_the_word_leaves_nothing_in_the_end(tmp_path: Path) -> None:
-    scene = Scene("heads over", tmp_path)
-    folder = scene.fresh()
-
-    def killed() -> None:
-        whole = publish.subprocess.Popen
-
-        def popen(command: list[str], **options: Any) -> Any:
-            whole(command, **options)
-            os.killpg(0, signal.SIGKILL)
-
-        publish.subprocess.Popen = popen  # type: ignore[assignment,misc]
-        run(scene.kind, folder)
-
-    assert ended(start(killed, tmp_path / "log")) == -signal.SIGKILL
-    assert set(left_after_all(folder, but=CLAIM)) <= {CLAIM, f"heads/{CLAIM}"}
-    assert scene.state(folder) == "old"
-    assert scene.next_run(folder) is None
 
 
 @pytest.mark.parametrize("answer", ["killed", "not started", "no interpreter"])

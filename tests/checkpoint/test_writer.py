@@ -375,7 +375,7 @@ def overwrite_and_die(folder: Path, new: str, survived: int) -> None:
 
     for name in ("unlink", "replace", "link", "rename"):
         setattr(os, name, dying(getattr(os, name)))
-    publish._by_another = lambda areas: False  # type: ignore[assignment]  # a kill of everything
+    publish._by_another = lambda under: False  # type: ignore[assignment]  # a kill of everything
     write(folder, shard_size=SHARD_SIZES[new], overwrite=True)
 
 
@@ -405,7 +405,7 @@ def test_a_commit_that_fails_half_way_takes_its_files_back(tmp_path: Path, monke
         next(calls, fail)(*paths)
 
     monkeypatch.setattr(os, "link", second_fails)
-    monkeypatch.setattr(publish, "_by_another", lambda areas: False)
+    monkeypatch.setattr(publish, "_by_another", lambda under: False)
     assert "Input/output error" in refusal(tmp_path, shard_size=48)
     assert everything_in(tmp_path) == []
 
@@ -415,7 +415,7 @@ def test_a_disk_without_hard_links_still_gets_its_file(tmp_path: Path, monkeypat
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(publish, "_by_another", lambda areas: False)
+    monkeypatch.setattr(publish, "_by_another", lambda under: False)
     write(tmp_path / "x.safetensors")
     assert everything_in(tmp_path) == ["x.safetensors"]
     for size in (48, 16, None, 48):

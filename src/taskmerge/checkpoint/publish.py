@@ -43,17 +43,12 @@ class Sealed:
 
 
 @dataclass(frozen=True)
-class Areas:
-    """The staging folders of outputs that change together, the first of which keeps their journal; and the descriptors
-    of all locks that are held for the change."""
+class Underway:
+    """One change of names under way: `area` is the staging folder that keeps its journal, and what is replaced; `locks`
+    are the descriptors of all that is locked for it."""
 
-    folders: tuple[Path, ...]
+    area: Path
     locks: tuple[int, ...]
-
-    @property
-    def first(self) -> Path:
-        """Where the journal is, and what is replaced goes."""
-        return self.folders[0]
 
 
 def publish(outputs: Sequence[Sealed], *, overwrite: bool, folder: Path | None = None) -> None:
@@ -84,7 +79,7 @@ def publish_folder(work: Path, final: Path) -> None:
             there = os.path.lexists(final)
             if there:
                 os.chmod(work, stat.S_IMODE(os.stat(final).st_mode))
-            _switch([step(final, work, area / "old" if there else None)], Areas((area,), (*locks, lock)))
+            _switch([step(final, work, area / "old" if there else None)], Underway(area, (*locks, lock)))
             if os.path.lexists(work):
                 os.rename(work, area / "older")  # after an exchange the older one is there
 
@@ -111,34 +106,34 @@ def _touched(outputs: Sequence[Sealed], wholes: set[Path]) -> set[Path]:
 
 def _publish(outputs: Sequence[Sealed], wholes: set[Path], locks: Sequence[int], *, overwrite: bool) -> None:
     """Under the locks: refuses or replaces what is there, and switches."""
-    areas = Areas(tuple(output.area for output in outputs), (*locks, *(output.lock for output in outputs)))
+    under = Underway(outputs[0].area, (*locks, *(output.lock for output in outputs)))
     changes = [
         change
         for number, output in enumerate(outputs)
-        for change in _changes(output, areas.first / str(number), overwrite=overwrite)
+        for change in _changes(output, under.area / str(number), overwrite=overwrite)
     ]
     if overwrite and wholes:
         with suppress(OSError):  # some disks have folders that cannot be renamed: then name by name
-            if _exchanged(changes, wholes, areas):
+            if _exchanged(changes, wholes, under):
                 return
-    _switch_all(changes, areas)
+    _switch_all(changes, under)
 
 
-def _exchanged(changes: Sequence[Step], wholes: set[Path], areas: Areas) -> bool:
+def _exchanged(changes: Sequence[Step], wholes: set[Path], under: Underway) -> bool:
     """Makes the changes, those in folders that can be exchanged by exchanging them; False where none can be."""
     known: dict[Path, set[str]] = {}
     switched: list[Step] = []
     rest = list(changes)
     for whole in sorted(wholes):
         inside = [change for change in changes if whole in Path(change.final).parents]
-        tree = areas.first / f"{len(switched)}.twin"
+        tree = under.area / f"{len(switched)}.twin"
         if is_twin(tree, whole, inside):
             known[whole] = names_in(whole)
-            switched.append(step(whole, tree, areas.first / f"{len(switched)}.old"))
+            switched.append(step(whole, tree, under.area / f"{len(switched)}.old"))
             rest = [change for change in rest if change not in inside]
     if not switched:
         return False
-    _switch_all([*switched, *rest], areas)
+    _switch_all([*switched, *rest], under)
     for change in switched:
         bring(change, known[Path(change.final)])
     return True
@@ -184,39 +179,39 @@ def _same(one: Path, other: Path) -> bool:
 # --- the switch ------------------------------------------------------------------------------------------------
 
 
-def _switch_all(changes: Sequence[Step], areas: Areas) -> None:
+def _switch_all(changes: Sequence[Step], under: Underway) -> None:
     """Makes changes, those in folders that are not there yet by putting the folders into place."""
     there = [change for change in changes if os.path.isdir(os.path.dirname(change.final))]
-    steps = [*new_folders(changes, areas.first), *there]
+    steps = [*new_folders(changes, under.area), *there]
     if steps:
-        _switch(steps, areas)
+        _switch(steps, under)
 
 
-def _switch(steps: Sequence[Step], areas: Areas) -> None:
+def _switch(steps: Sequence[Step], under: Underway) -> None:
     """Makes all steps or none: one alone in one system call, several by a journal and a process of its own."""
     if len(steps) == 1 and switching.at_once(steps[0]):
         sync_folder(os.path.dirname(steps[0].final))
         return
-    area = str(areas.first)
+    area = str(under.area)
     try:
         switching.write_journal(area, steps)
     except BaseException:
         switching.undo(area)
         raise
-    if not _by_another(areas):
+    if not _by_another(under):
         switching.carry_out(area)
 
 
-def _by_another(areas: Areas) -> bool:
+def _by_another(under: Underway) -> bool:
     """Has a process carry out the journal that a kill of this one does not reach; False where there is none.
 
     It shares the locks. What it says went wrong is raised here.
     """
-    command = [sys.executable, "-I", "-S", switching.__file__, *map(str, areas.folders)]
+    command = [sys.executable, "-I", "-S", switching.__file__, str(under.area)]
     pipe, silent = subprocess.PIPE, subprocess.DEVNULL
     try:
         process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=silent, pass_fds=areas.locks, start_new_session=True
+            command, stdin=pipe, stdout=pipe, stderr=silent, pass_fds=under.locks, start_new_session=True
         )
     except OSError:  # no memory, no process, no interpreter: then here
         return False
@@ -230,8 +225,8 @@ def _by_another(areas: Areas) -> bool:
             process.stdin.close()
         said = process.stdout.readline()
     if not said:  # it was killed: at the end, or on the way
-        switching.rewind(str(areas.first))
-        return not switching.has_journal(areas.first)
+        switching.rewind(str(under.area))
+        return not switching.has_journal(under.area)
     failed = json.loads(said)
     if failed:
         raise OSError(failed["errno"], failed["strerror"], failed["filename"])

@@ -7,7 +7,6 @@ run has prepared even where that is killed meanwhile.
 import errno
 import json
 import os
-import shutil
 import signal
 import stat
 import sys
@@ -39,8 +38,13 @@ class Step:
 
 def step(final: os.PathLike[str], staged: os.PathLike[str] | None = None, kept: os.PathLike[str] | None = None) -> Step:
     """A step from paths as they are now."""
-    texts = [None if path is None else os.path.abspath(path) for path in (final, staged, kept)]
+    texts = [None if path is None else _real(os.fspath(path)) for path in (final, staged, kept)]
     return Step(str(texts[0]), texts[1], texts[2], identity_of(texts[1]) if texts[1] is not None else None)
+
+
+def _real(path: str) -> str:
+    """A path without links but for its last part."""
+    return os.path.join(os.path.realpath(os.path.dirname(path) or os.curdir), os.path.basename(path))
 
 
 def identity_of(path: str) -> Identity | None:
@@ -68,10 +72,12 @@ def at_once(change: Step) -> bool:
 
 
 def write_journal(folder: str, steps: Sequence[Step]) -> None:
-    """Keeps the steps in a staging folder, durably, before the first of them is made."""
+    """Keeps the steps in a staging folder, durably, before the first of them is made; all paths as seen from there, by
+    whatever name that is reached later."""
+    listed = [_seen_from(os.path.realpath(folder), change, os.path.relpath) for change in steps]
     number = os.open(os.path.join(folder, JOURNAL), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(number, "wb") as file:
-        file.write(json.dumps([asdict(change) for change in steps]).encode("utf-8", "surrogateescape"))
+        file.write(json.dumps([asdict(change) for change in listed]).encode())
         file.flush()
         os.fsync(number)
     sync_folder(folder)
@@ -79,8 +85,7 @@ def write_journal(folder: str, steps: Sequence[Step]) -> None:
 
 def carry_out(folder: str) -> None:
     """Makes the steps of a folder's journal and removes it, which is what makes them last; on an error none is made."""
-    with open(os.path.join(folder, JOURNAL), "rb") as file:
-        steps = _parsed(file.read())
+    steps = _parsed(folder)
     try:
         for change in steps:
             _do(change)
@@ -118,15 +123,25 @@ def is_ours(folder: str | os.PathLike[str]) -> bool:
 def _read(folder: str) -> list[Step]:
     """The steps of a journal; none where it was not written to its end, and so none was made."""
     try:
-        with open(os.path.join(folder, JOURNAL), "rb") as file:
-            return _parsed(file.read())
+        return _parsed(folder)
     except (FileNotFoundError, ValueError):
         return []
 
 
-def _parsed(text: bytes) -> list[Step]:
-    listed = json.loads(text.decode("utf-8", "surrogateescape"))
-    return [Step(**{**one, "identity": one["identity"] and tuple(one["identity"])}) for one in listed]
+def _parsed(folder: str) -> list[Step]:
+    with open(os.path.join(folder, JOURNAL), "rb") as file:
+        listed = json.loads(file.read())
+    steps = [Step(**{**one, "identity": one["identity"] and tuple(one["identity"])}) for one in listed]
+    return [_seen_from(os.path.realpath(folder), change, _absolute) for change in steps]
+
+
+def _seen_from(folder: str, change: Step, view: Callable[[str, str], str]) -> Step:
+    staged, kept = (None if path is None else view(path, folder) for path in (change.staged, change.kept))
+    return Step(view(change.final, folder), staged, kept, change.identity)
+
+
+def _absolute(path: str, folder: str) -> str:
+    return os.path.normpath(os.path.join(folder, path))
 
 
 # --- one step --------------------------------------------------------------------------------------------------
@@ -213,11 +228,10 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 # --- in a process of its own -----------------------------------------------------------------------------------
 
 
-def main(folder: str, *others: str) -> None:
+def main(folder: str) -> None:
     """Waits for the word, carries a folder's journal out, and says how it went: an error's number, text and path.
 
-    Where no word comes the run is dead, and nothing was begun: its staging folders go, which nobody else can remove
-    as long as this process holds their locks.
+    Where no word comes the run is dead, and nothing was begun.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -225,8 +239,6 @@ def main(folder: str, *others: str) -> None:
         sys.stdout.write(READY)
         sys.stdout.flush()
     if sys.stdin.buffer.readline() != GO:
-        for area in (folder, *others):
-            shutil.rmtree(area, ignore_errors=True)
         return
     said: dict[str, object] = {}
     try:
@@ -240,4 +252,4 @@ def main(folder: str, *others: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1])
