@@ -4,10 +4,10 @@ The public names are loaded when they are first used, so that `import taskmerge`
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 from taskmerge.version import __version__
 
+TYPE_CHECKING = False  # as type checkers know it; importing `typing` would take longer than all else here
 if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.checkpoint.difference import DiffReport as DiffReport
     from taskmerge.checkpoint.difference import diff as diff
@@ -74,7 +74,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str):  # type: ignore[no-untyped-def]  # anything
     if name not in _HOMES:
         raise AttributeError(f"module `taskmerge` has no attribute `{name}`")
     return getattr(import_module(_HOMES[name]), name)

@@ -2,8 +2,6 @@
 
 import errno
 import os
-import shutil
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -12,11 +10,11 @@ from merge_cases import digest, load, merge, model, refused_merge, run, save, tr
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.errors import BadNumber
+from taskmerge.merging import outputs
 from taskmerge.merging.write import check_numbers
 
 Files = dict[str, Path]
 ALL = "*.safetensors"
-Usage = namedtuple("Usage", "total used free")
 
 
 # --- 5: too little ---------------------------------------------------------------------------------------------
@@ -29,12 +27,12 @@ def test_too_little_memory(experts: Files, here: Path, arguments: list[str]) -> 
 
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["-o", "new/folder/out.safetensors"], ["-o", "folder"]])
 def test_too_little_disk(experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 1000, 1000))
+    monkeypatch.setattr(outputs, "room_at", lambda path: 1000)
     refused_merge(5, ALL, *arguments, folder=here, says=(str(here), "the disk has", "GB left", "--dtype"))
 
 
 def test_too_little_disk_for_a_grid(experts: Files, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 7000))
+    monkeypatch.setattr(outputs, "room_at", lambda path: 7000)
     merge(ALL)
     refused_merge(5, ALL, "--coefficient", "1,2,3", folder=here, says=("the outputs need",))
 

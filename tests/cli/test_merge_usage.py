@@ -103,7 +103,7 @@ ALL = "*.safetensors"
         (["-m"], ("-m", "requires an argument")),
         (["--coefficient", "inf"], ("--coefficient", "inf is out of range")),
         (["--coefficient", "1e400"], ("--coefficient", "out of range")),
-        (["--coefficient", "0:1:1e-9"], ("--coefficient", "1000000001 points", "smaller grids")),
+        (["--coefficient", "0:1:1e-9"], ("--coefficient", "more than 10000 points", "smaller grids")),
         (["--weight", "cars=1e308"], ("--weight", "the weight of `cars` is 1e+308", "finite")),
         (["-m", "dare", "--then", "tiess"], ("--then", "unknown method `tiess`", "did you mean `ties`?")),
     ],

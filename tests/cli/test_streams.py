@@ -208,7 +208,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(here: Path) -> None:
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 60
-    while not list(here.glob("new/.out.safetensors.tmp-*")) and time.monotonic() < deadline:
+    while not list(here.glob(".new.tmp-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)

@@ -98,9 +98,11 @@ def test_outputs_are_known_as_file_shard_index_and_folder(here: Path) -> None:
         "out-00001-of-00002.safetensors",
         "dir/model.safetensors",
         "dir/model-00001-of-00001.safetensors",
+        "out-g0123abcd-00001-of-00002.safetensors",
+        "dir/model-g0123abcd-00001-of-00001.safetensors",
     ):
         earlier(here / name)
     inputs = ["a.safetensors", "out*.safetensors", "dir/*.safetensors"]
     found = resolve(inputs, InputOptions(outputs=(here / "out.safetensors", here / "dir")))
     assert [one.task for one in found.experts] == ["a"]
-    assert len(found.warnings) == 4
+    assert len(found.warnings) == 6

@@ -11,6 +11,7 @@ from taskmerge.adaptation.sides import BLOCK
 from taskmerge.adaptation.state import FILE
 from taskmerge.adaptation.tasks import TaskSide
 from taskmerge.checkpoint.adapted import MANIFEST, MODEL, PLACES, Manifest, Part, is_adapted, write_manifest
+from taskmerge.checkpoint.disk import explained
 from taskmerge.checkpoint.learned import write_learned
 from taskmerge.checkpoint.publish import publish_folder
 from taskmerge.checkpoint.staging import is_staging, remove_stale
@@ -19,6 +20,7 @@ from taskmerge.errors import BadFile, BadOutput
 from taskmerge.methods.composed import Learned
 from taskmerge.models.adapters import ProbAdapter, SurgeryAdapter, write_adapter
 from taskmerge.models.head_files import write_head
+from taskmerge.stops import held
 
 OWN = frozenset({MANIFEST, MODEL, STATE, *PLACES.values()})
 """What a folder of an adaptation holds, and nothing else does."""
@@ -38,10 +40,11 @@ class Folder:
         """Takes away what a run has left that saved no state: nothing could be continued from it."""
         if is_adapted(self.path) or resumable(self.place):
             return
-        if self.new:
-            shutil.rmtree(self.path, ignore_errors=True)
-        else:
-            _empty(self.path)
+        with held():
+            if self.new:
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                _empty(self.path)
 
     def finish(self, manifest: Manifest, *, keep_state: bool) -> None:
         """The manifest, last; only then the state goes, and a finished folder that was here before."""
@@ -130,7 +133,8 @@ def write_parts(
     if any(side.adapter is not None for side in sides):
         parts.append("adapters")
     for part in parts:
-        (folder / PLACES[part]).mkdir(exist_ok=True)
+        with explained(folder / PLACES[part]):
+            (folder / PLACES[part]).mkdir(exist_ok=True)
     for side in sides:
         _write_side(folder, side, names, heads=heads)
     if learned is not None:

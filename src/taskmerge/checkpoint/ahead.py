@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
@@ -32,12 +33,14 @@ class Ahead:
     """Digests of the tensors of some safetensors files, as many as there was time for."""
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._lines: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed on leaving the context
+        self._lines: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        if files and (os.cpu_count() or 1) > 1:
-            command = [sys.executable, "-I", "-S", __file__, *map(str, files)]
-            silent = subprocess.DEVNULL
-            self._process = subprocess.Popen(command, stdin=silent, stdout=self._lines, stderr=silent)
+        with suppress(OSError):  # no folder for temporary files, no process to be had: then nothing is known ahead
+            self._lines = tempfile.TemporaryFile()  # noqa: SIM115  closed on leaving the context
+            if files and (os.cpu_count() or 1) > 1:
+                command = [sys.executable, "-I", "-S", __file__, *map(str, files)]
+                silent = subprocess.DEVNULL
+                self._process = subprocess.Popen(command, stdin=silent, stdout=self._lines, stderr=silent)
 
     def take(self) -> Mapping[Stamp, Mapping[str, str]]:
         """Ends the other process; what it found: SHA-256 (hex) by tensor name, by the version of the file."""
@@ -46,6 +49,8 @@ class Ahead:
             self._process.wait()
             self._process = None
         found: dict[Stamp, dict[str, str]] = {}
+        if self._lines is None:
+            return found
         self._lines.seek(0)
         for line in self._lines:
             if line.endswith(b"\n"):
@@ -60,7 +65,8 @@ class Ahead:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        self._lines.close()
+        if self._lines is not None:
+            self._lines.close()
 
 
 def files_among(words: Iterable[str]) -> list[Path]:
@@ -76,8 +82,8 @@ def files_among(words: Iterable[str]) -> list[Path]:
 
 
 def main(files: Sequence[str]) -> None:
-    """One line of JSON a tensor: the file's version, the tensor's name, its SHA-256."""
-    buffer = bytearray(CHUNK)
+    """One line of JSON a tensor: the file's version, the tensor's name, its SHA-256; until the parent has gone."""
+    buffer, parent = bytearray(CHUNK), os.getppid()
     for path in files:
         with open(path, "rb") as file:
             version = stamp(file.fileno())
@@ -87,6 +93,8 @@ def main(files: Sequence[str]) -> None:
             header = json.loads(file.read(length))
             places = {name: one["data_offsets"] for name, one in header.items() if name != "__metadata__"}
             for name, (start, end) in sorted(places.items(), key=lambda place: place[1]):
+                if os.getppid() != parent:
+                    return
                 digest = _digest(file, 8 + length + start, end - start, memoryview(buffer))
                 if stamp(file.fileno()) == version:
                     sys.stdout.write(json.dumps([version, name, digest]) + "\n")

@@ -18,12 +18,14 @@ from taskmerge.checkpoint.header import Header, Scaling, TensorSpec, read_header
 from taskmerge.checkpoint.identity import changed, check_unchanged, stamps_of, still_read
 from taskmerge.checkpoint.pickled import PickledSource
 from taskmerge.checkpoint.quantised import as_weights, config_warning, read_config
-from taskmerge.checkpoint.weights import WeightFiles, find_weights
+from taskmerge.checkpoint.weights import WeightFiles, find_weights, index_at
 from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile, Mismatch, listed
 
 PIECE = 1 << 20  # bytes
 DECODED = 1 << 20  # codes that are dequantised at a time
+REPLACED = 5
+"""How often a model may be replaced while it is being opened."""
 
 
 class ByteSource(Protocol):
@@ -160,8 +162,20 @@ class Checkpoint:
 def open_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """Open a .safetensors file, a sharded index, a model folder, or (if allowed) a pickled state dict.
 
-    Reads headers only (pickles are loaded, weights-only). Whatever cannot be read is a `BadFile`.
+    Reads headers only (pickles are loaded, weights-only). Whatever cannot be read is a `BadFile`; where an index was
+    replaced meanwhile, and its shards with it, the new one is read.
     """
+    for _ in range(REPLACED):
+        before = index_at(path)
+        try:
+            return _opened(path, allow_pickle)
+        except BadFile:
+            if index_at(path) == before:
+                raise
+    return _opened(path, allow_pickle)
+
+
+def _opened(path: Path, allow_pickle: bool) -> Checkpoint:
     weights = find_weights(path)
     if weights.pickled:
         return _open_pickled(path, weights, allow_pickle)

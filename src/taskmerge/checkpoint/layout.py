@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskmerge.checkpoint.canonical import FilePlan, OutputSpec, index_bytes, plan_file, split_into_shards
+from taskmerge.checkpoint.canonical import FilePlan, OutputSpec, plan_file, split_into_shards
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.checkpoint.header import METADATA_KEY
-from taskmerge.checkpoint.weights import SAFE_ENDING, SAFE_INDEX_ENDING
+from taskmerge.checkpoint.weights import GENERATION, SAFE_ENDING, SAFE_INDEX_ENDING, SHARD
 from taskmerge.errors import BadOutput
 
 FOLDER_STEM = "model"
@@ -18,16 +18,17 @@ FOLDER_STEM = "model"
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of one output: weights by name, and what goes beside them (sidecars, and the index last).
+    """The files of one output: weights by number, and what goes beside them (sidecars by name).
 
-    `path` is what a reader opens: the file, the index, or the folder.
+    `path` is what a reader opens: the file, the index, or the folder. Shards carry their generation in their names, so
+    that those of two runs never have one name: the index alone says which of them are the model.
     """
 
     path: Path
     folder: Path
     stem: str
     is_folder: bool
-    weights: Mapping[str, FilePlan]
+    weights: Sequence[FilePlan]
     companions: Mapping[str, bytes | Path]
 
     @property
@@ -36,22 +37,32 @@ class Layout:
         return len(self.weights) > 1
 
     @property
+    def index(self) -> str:
+        """The index's name."""
+        return self.stem + SAFE_INDEX_ENDING
+
+    def weight_names(self, generation: str = "0" * GENERATION) -> list[str]:
+        """The names of the weight files, shards with their generation."""
+        if not self.sharded:
+            return [self.stem + SAFE_ENDING]
+        count = len(self.weights)
+        return [f"{self.stem}-g{generation}-{n:05d}-of-{count:05d}{SAFE_ENDING}" for n in range(1, count + 1)]
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """Every file's name in the order of commit: sidecars, weights, index."""
-        index = self.stem + SAFE_INDEX_ENDING
-        ordered = (*(name for name in self.companions if name != index), *self.weights)
-        return (*ordered, index) if self.sharded else ordered
+        """The names that do not depend on the generation: sidecars, and what holds or joins the weights."""
+        return (*self.companions, self.index if self.sharded else self.stem + SAFE_ENDING)
 
     @property
     def family(self) -> re.Pattern[str]:
         """The names of weight files and index that any run to this output's name writes."""
         single, index = re.escape(SAFE_ENDING), re.escape(SAFE_INDEX_ENDING)
-        return re.compile(rf"{re.escape(self.stem)}((-\d{{5}}-of-\d{{5}})?{single}|{index})")
+        return re.compile(rf"{re.escape(self.stem)}(({SHARD})?{single}|{index})")
 
     @property
     def size(self) -> int:
         """Bytes of the weight files."""
-        return sum(plan.size for plan in self.weights.values())
+        return sum(plan.size for plan in self.weights)
 
 
 def plan_layout(
@@ -76,22 +87,20 @@ def plan_layout(
         raise ValueError("sidecars need a folder")
     stem = FOLDER_STEM if is_folder else path.name.removesuffix(SAFE_ENDING)
     home = path if is_folder else path.parent
-    weights = _weight_files(stem, [plan_file(shard, reserve) for shard in split_into_shards(specs, shard_size)])
-    given = sorted((sidecars or {}).items())
-    companions = {name: content for name, content in given if not _same(home / name, content)}
-    if len(weights) == 1:
-        return Layout(path, home, stem, is_folder, weights, companions)
-    index = stem + SAFE_INDEX_ENDING
-    companions[index] = index_bytes({name: plan.specs for name, plan in weights.items()})
-    return Layout(path if is_folder else home / index, home, stem, is_folder, weights, companions)
+    weights = [plan_file(shard, reserve) for shard in split_into_shards(specs, shard_size)]
+    companions = dict(sorted((sidecars or {}).items()))
+    reader = path if is_folder or len(weights) == 1 else home / (stem + SAFE_INDEX_ENDING)
+    return Layout(reader, home, stem, is_folder, weights, companions)
 
 
 def check_target(layout: Layout, *, overwrite: bool) -> None:
     """Raise BadOutput when the output, or a part of an earlier one of that name, exists or cannot be replaced."""
     if layout.is_folder and layout.folder.exists() and not layout.folder.is_dir():
         raise BadOutput("is a file, not a folder", where=str(layout.folder), hint="choose another output folder")
-    planned = (layout.folder / name for name in layout.names)
-    existing = sorted({path for path in (*planned, *earlier_output(layout)) if _exists(path)})
+    other = [
+        layout.folder / name for name in layout.names if not _same(layout.folder / name, layout.companions.get(name))
+    ]
+    existing = sorted({path for path in (*other, *earlier_output(layout)) if _exists(path)})
     for path in existing:
         if not stat.S_ISREG(path.stat(follow_symlinks=False).st_mode) and not path.is_symlink():
             raise BadOutput("is not a regular file and is not replaced", where=str(path), hint="choose another output")
@@ -110,12 +119,6 @@ def earlier_output(layout: Layout) -> list[Path]:
     return sorted(found, key=lambda path: (not path.name.endswith(SAFE_INDEX_ENDING), path.name))
 
 
-def _weight_files(stem: str, plans: Sequence[FilePlan]) -> dict[str, FilePlan]:
-    if len(plans) == 1:
-        return {stem + SAFE_ENDING: plans[0]}
-    return {f"{stem}-{n:05d}-of-{len(plans):05d}{SAFE_ENDING}": plan for n, plan in enumerate(plans, start=1)}
-
-
 def _check_specs(specs: Sequence[OutputSpec]) -> None:
     names = [spec.name for spec in specs]
     if len(set(names)) < len(names) or METADATA_KEY in names:
@@ -129,6 +132,8 @@ def _exists(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def _same(path: Path, content: bytes | Path) -> bool:
+def _same(path: Path, content: bytes | Path | None) -> bool:
     """Whether a sidecar is there already, byte for byte."""
-    return path.is_file() and path.read_bytes() == (content if isinstance(content, bytes) else content.read_bytes())
+    if content is None or not path.is_file():
+        return False
+    return path.read_bytes() == (content if isinstance(content, bytes) else content.read_bytes())

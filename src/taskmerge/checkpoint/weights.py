@@ -17,6 +17,10 @@ SAFE_ENDING = ".safetensors"
 SAFE_INDEX_ENDING = ".safetensors.index.json"
 PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
 PICKLE_INDEX_ENDING = ".bin.index.json"
+GENERATION = 8
+"""Hex digits that tell one generation of shards from another."""
+SHARD = rf"(-g[0-9a-f]{{{GENERATION}}})?-\d{{5}}-of-\d{{5}}"
+"""What stands between a shard's stem and its ending: shards that taskmerge writes carry a generation."""
 MODEL_STEMS = ("model", "open_clip_model", "pytorch_model", "open_clip_pytorch_model", "adapter_model")
 """File stems that say nothing about the model: its folder's name does."""
 
@@ -58,6 +62,13 @@ def find_weights(path: Path) -> WeightFiles:
     if path.name.endswith((SAFE_INDEX_ENDING, PICKLE_INDEX_ENDING)):
         return _by_index(path)
     return WeightFiles((path,), pickled=path.name.endswith(PICKLE_ENDINGS))
+
+
+def index_at(path: Path) -> dict[Path, Stamp | None]:
+    """The indexes of the model that `path` stands for, each in its version."""
+    if not os.path.isdir(path):
+        return {path: stamp(path)} if path.name.endswith((SAFE_INDEX_ENDING, PICKLE_INDEX_ENDING)) else {}
+    return {path / name: stamp(path / name) for name in _visible(path) if name.endswith(".index.json")}
 
 
 def default_name(path: Path) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import MISSING, dataclass, fields
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from typer.models import OptionInfo
 
 from taskmerge.cli.program import app
+from taskmerge.errors import UsageError
 
 W = TypeVar("W")
 
@@ -23,6 +25,17 @@ class Reads:
 
     parse: Callable[[Any, str], Any]
     given: Any = str
+
+
+def _place(given: str, flag: str) -> Path:
+    """The path that an option names. Raises UsageError for an empty one, which would be the working directory."""
+    if not given:
+        raise UsageError("an empty path names nothing", where=flag, hint="leave the option out, or name a path")
+    return Path(given)
+
+
+PLACE = Reads(_place)
+"""Reads options that are paths: Typer's own would take an empty one for `.`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,8 @@ class Declared:
         """The same for Typer, as a parameter of a function."""
         info = copy(self.info)
         info.rich_help_panel = panel
+        if self.reads is PLACE:
+            info.metavar = "<path>"
         default = Parameter.empty if self.default is MISSING else self.default
         return Parameter(self.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[self.type, info])
 
@@ -62,7 +77,7 @@ def declared(words: type) -> list[Declared]:
     hints, declarations = get_type_hints(words, include_extras=True), []
     for field in fields(words):
         type_, info, *more = get_args(hints[field.name])
-        reads = more[0] if more else None
+        reads = more[0] if more else PLACE if type_ == Path | None else None
         type_ = reads.given | None if reads else type_
         declarations.append(Declared(field.name, type_, info, field.default, reads))
     return declarations

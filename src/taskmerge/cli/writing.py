@@ -5,10 +5,10 @@ Devices and pipes (/dev/stdout, `>(gzip > report.json.gz)`) are written as they 
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
-from taskmerge.checkpoint.staging import create_staging_file, remove, remove_stale
+from taskmerge.checkpoint.disk import explained
+from taskmerge.checkpoint.small_files import write_small
 from taskmerge.errors import BadOutput
 
 
@@ -46,30 +46,15 @@ def is_device(path: Path) -> bool:
 
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Writes a text file under a staging name, syncs it and renames it. Raises BadOutput."""
-    staged = None
-    try:
+    """Writes a text file whole, or not at all. Raises BadOutput."""
+    with explained(path):
         if is_device(path):
             path.write_text(text, encoding="utf-8", newline="")
             return
         final = Path(os.path.realpath(path))
         final.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(final.parent, lambda name: name == final.name)
-        staged, number = create_staging_file(final)
-        with os.fdopen(number, "w", encoding="utf-8", errors="replace", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(number)
-            check_target(path, overwrite=overwrite)  # it may have come into being meanwhile
-            os.replace(staged, final)
-    except BaseException as error:
-        if staged is not None:
-            with suppress(OSError):
-                remove(staged)
-        if isinstance(error, OSError):
-            hint = "check the disk and the folder's permissions"
-            raise BadOutput(f"cannot be written: {error.strerror}", where=str(path), hint=hint) from error
-        raise
+        check_target(path, overwrite=overwrite)  # it may have come into being meanwhile
+        write_small(final, text.encode("utf-8", "replace"))
 
 
 def write_texts(folder: Path, files: Mapping[str, str], *, overwrite: bool) -> None:

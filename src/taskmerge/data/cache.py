@@ -14,6 +14,7 @@ from taskmerge.checkpoint.canonical import OutputSpec, header_bytes, plan_file
 from taskmerge.checkpoint.dtypes import CODES, bytes_of
 from taskmerge.checkpoint.staging import create_staging_file, remove, remove_stale
 from taskmerge.data.items import Items
+from taskmerge.stops import held, unfinished
 from taskmerge.types import Note
 
 FORMAT = 1
@@ -70,18 +71,19 @@ def _write(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
     """Staged and renamed. The library's own writer would replace the staged file by one unlocked, for one user only."""
     specs = [OutputSpec(name, CODES[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()]
     plan = plan_file(specs, reserve=len(json.dumps(metadata)))
-    staged, number = create_staging_file(file)
-    try:
-        with open(number, "wb", closefd=False) as target:
-            target.write(header_bytes(plan, metadata))
-            for spec in plan.specs:
-                target.write(bytes_of(tensors[spec.name]))
-        os.replace(staged, file)
-    except BaseException:
-        remove(staged)
-        raise
-    finally:
-        os.close(number)
+    with unfinished(), held():
+        staged, number = create_staging_file(file)
+        try:
+            with open(number, "wb", closefd=False) as target:
+                target.write(header_bytes(plan, metadata))
+                for spec in plan.specs:
+                    target.write(bytes_of(tensors[spec.name]))
+            os.replace(staged, file)
+        except BaseException:
+            remove(staged)
+            raise
+        finally:
+            os.close(number)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

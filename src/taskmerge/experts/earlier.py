@@ -7,6 +7,7 @@ from pathlib import Path
 
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.provenance import provenance_of
+from taskmerge.checkpoint.weights import SHARD
 from taskmerge.errors import Mismatch, TaskmergeError, UsageError
 from taskmerge.experts.lora import is_adapter
 from taskmerge.experts.sources import Source
@@ -45,7 +46,7 @@ def _written_by(path: Path, output: Path) -> bool:
     """Whether a path is an output, or the weight file, a shard or the index of one."""
     folder = os.path.isdir(output) or output.suffix != ".safetensors"  # a new folder replaces nothing
     stem, home = ("model", output) if folder else (output.stem, output.absolute().parent)
-    parts = re.escape(stem) + r"(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
+    parts = rf"{re.escape(stem)}({SHARD})?\.safetensors(\.index\.json)?"
     return same_file(path, output) or (
         same_file(path.absolute().parent, home) and re.fullmatch(parts, path.name) is not None
     )
@@ -68,7 +69,7 @@ def earlier_result(merged: Source, experts: Mapping[str, Source]) -> str:
 
 def _all_tensors(path: Path, tensors: Collection[str]) -> Collection[str]:
     """The names of the whole merged model of which a file may be one shard."""
-    index = path.with_name(re.sub(r"-\d{5}-of-\d{5}\.safetensors$", ".safetensors.index.json", path.name))
+    index = path.with_name(re.sub(rf"{SHARD}\.safetensors$", ".safetensors.index.json", path.name))
     if index == path or not index.exists():
         return tensors
     with open_checkpoint(index) as whole:

@@ -6,6 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
 from taskmerge.numerics.lapack import settle_thread
+from taskmerge.stops import held
 
 
 class Sized(Protocol):
@@ -15,6 +16,8 @@ class Sized(Protocol):
     def memory(self) -> int: ...
 
 
+TICK = 0.05
+"""Seconds after which a Ctrl-C is heard at the latest, but for what the workers are at."""
 J = TypeVar("J", bound=Sized)
 R = TypeVar("R")
 
@@ -34,7 +37,7 @@ def parallel(
     flying: dict[Future[R], tuple[int, int]] = {}
     ready: dict[int, Future[R]] = {}
     due = 0
-    with ThreadPoolExecutor(workers, thread_name_prefix="merge", initializer=settle_thread) as pool:
+    with held() as hold, ThreadPoolExecutor(workers, "merge", settle_thread) as pool:
         try:
             while waiting or flying:
                 while len(flying) < workers:
@@ -44,7 +47,8 @@ def parallel(
                         break
                     job = waiting.pop(index)
                     flying[pool.submit(work, job)] = (index, job.memory)
-                finished, _ = wait(flying, return_when=FIRST_COMPLETED)
+                finished, _ = wait(flying, TICK, FIRST_COMPLETED)
+                hold.hear()
                 for future in sorted(finished, key=lambda future: flying[future][0]):
                     ready[flying.pop(future)[0]] = future
                 while due in ready:

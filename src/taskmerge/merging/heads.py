@@ -5,10 +5,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from taskmerge.checkpoint.canonical import OutputSpec
-from taskmerge.checkpoint.dtypes import DTYPES, is_float
+from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.checkpoint.dtypes import DTYPES, bytes_of, is_float
 from taskmerge.checkpoint.provenance import metadata
 from taskmerge.checkpoint.writer import Sink, stage
-from taskmerge.errors import BadFile, Mismatch
+from taskmerge.errors import BadFile, Mismatch, TaskmergeError
 from taskmerge.experts.sources import Source, finite
 
 FOLDER = "heads"
@@ -38,19 +39,45 @@ def head_files(
 
 
 def stage_heads(
-    names: Sequence[str], experts: Sequence[Source], folder: Path, stack: ExitStack, *, version: str, overwrite: bool
-) -> list[tuple[Sink, dict[str, str]]]:
-    """Stages all heads; each sink with the metadata to commit it with.
+    names: Sequence[str],
+    experts: Sequence[Source],
+    folder: Path,
+    stack: ExitStack,
+    *,
+    version: str,
+    overwrite: bool,
+    beside: Path | None = None,
+) -> tuple[list[tuple[Sink, dict[str, str]]], list[Path]]:
+    """Stages all heads, each sink with the metadata to seal it with; and the files that hold such a head already.
 
-    Raises BadOutput where a file exists (without `overwrite`), BadFile for NaN in a head.
+    `beside` is the output's own folder, if they go into that. Raises BadOutput where a file holds something else
+    (without `overwrite`), BadFile for NaN in a head.
     """
-    staged = []
+    staged, same = [], []
     for expert, path, specs in head_files(names, experts, folder):
-        sink = stack.enter_context(stage(path, specs, overwrite=overwrite))
+        if not overwrite and holds(path, expert, specs):
+            same.append(path)
+            continue
+        sink = stack.enter_context(stage(path, specs, overwrite=overwrite, beside=beside, shared=True))
         for spec in specs:
             _copy(expert, spec.name, sink)
         staged.append((sink, metadata({"kind": "head", "task": expert.task, "version": version})))
-    return staged
+    return staged, same
+
+
+def holds(path: Path, expert: Source, specs: Sequence[OutputSpec]) -> bool:
+    """Whether a file is the head of an expert that an earlier merge has kept: its tensors and nothing else."""
+    if not path.is_file():
+        return False
+    try:
+        with open_checkpoint(path) as there:
+            described = {name: (spec.dtype, spec.shape) for name, spec in there.specs.items()}
+            if described != {spec.name: (spec.dtype, spec.shape) for spec in specs}:
+                return False
+            names = [spec.name for spec in specs]
+            return all(bytes_of(there.tensor(name)) == bytes_of(expert.raw(name, None)) for name in names)
+    except TaskmergeError:
+        return False
 
 
 def _copy(expert: Source, name: str, sink: Sink) -> None:

@@ -11,7 +11,7 @@ import torch
 from taskmerge.checkpoint.ahead import Ahead, Stamp, stamp
 from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.provenance import metadata, reserve
-from taskmerge.checkpoint.writer import Sink, stage
+from taskmerge.checkpoint.writer import Sink, commit, stage
 from taskmerge.experts.rows import Rows
 from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.execute import execute
@@ -70,19 +70,18 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     points = largest_first(prepared.points)
     with ExitStack() as stack:
         stack.callback(inputs.close)
-        kept = _stage_heads(prepared, running, stack)  # first: an output folder must be there before its weights
+        kept, same = _stage_heads(prepared, running, stack)
         sinks = [stack.enter_context(_stage(prepared, point, running, rows)) for point in points]
         advance = progress_of(plan, running)
         execute(Run(spec, plan, rows, points, sinks, advance, earlier_points(spec, points[0])))
         inputs.check_unchanged()
         check_unchanged(prepared.travels.versions)
         twins = _twins(rows)
-        for head, about in kept:
-            head.commit(about)
         records = [_record(prepared, point, rows, twins) for point in points]
-        for sink, record in zip(sinks, records, strict=True):
-            sink.commit(metadata(record))
-        heads = [file for head, _ in kept for file in head.files]
+        for sink, about in (*kept, *zip(sinks, map(metadata, records), strict=True)):
+            sink.seal(about)
+        commit([*(head for head, _ in kept), *sinks], overwrite=running.overwrite)
+        heads = [*same, *(file for head, _ in kept for file in head.files)]
         written = [_written(sink, heads, record) for sink, record in zip(sinks, records, strict=True)]
     done = {id(point): both for point, both in zip(points, zip(written, records, strict=True), strict=True)}
     outputs, sealed = zip(*(done[id(point)] for point in prepared.points), strict=True)
@@ -127,15 +126,18 @@ def _record(prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequenc
     return provenance(__version__, prepared.spec.recipe(point.point), prepared.plan, rows, warnings)
 
 
-def _stage_heads(prepared: Prepared, running: RunOptions, stack: ExitStack) -> list[tuple[Sink, dict[str, str]]]:
-    """The heads that --heads keep leaves out of the merge."""
-    return [
-        head for folder in heads_folders(prepared)
-        for head in stage_heads(
+def _stage_heads(
+    prepared: Prepared, running: RunOptions, stack: ExitStack
+) -> tuple[list[tuple[Sink, dict[str, str]]], list[Path]]:
+    """The heads that --heads keep leaves out of the merge, and the files that hold such a head already."""
+    staged, same = list[tuple[Sink, dict[str, str]]](), list[Path]()
+    for folder in heads_folders(prepared):
+        new, there = stage_heads(
             prepared.plan.heads, prepared.inputs.experts, folder, stack, version=__version__,
-            overwrite=running.overwrite,
-        )
-    ]  # fmt: skip
+            overwrite=running.overwrite, beside=folder.parent if folder.parent in prepared.paths else None,
+        )  # fmt: skip
+        staged, same = [*staged, *new], [*same, *there]
+    return staged, same
 
 
 def progress_of(plan: Plan, running: RunOptions) -> Callable[[int], None]:

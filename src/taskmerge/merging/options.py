@@ -45,6 +45,8 @@ def split_options(
     own = {name: value for name, value in options.items() if name not in KEYWORDS}
     spec = replace(spec, options=grid(spec, own), grid=grid(spec, spec.grid))
     opening |= {"base": None if base is None else Path(base), "strip_prefix": spec.strip_prefix, "map": spec.map}
+    if output == "":
+        raise UsageError("an empty path names nothing", where="output", hint="leave it out, or name a path")
     running |= {"output": None if output is None else Path(output)}
     return spec, InputOptions(**opening), RunOptions(**running)
 

@@ -2,10 +2,10 @@
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from taskmerge.checkpoint.disk import existing, explained, room_at
 from taskmerge.checkpoint.identity import FileId, file_id, file_ids
 from taskmerge.checkpoint.layout import Layout, earlier_output
 from taskmerge.checkpoint.weights import PICKLE_ENDINGS
@@ -81,11 +81,10 @@ def check_kept(layout: Layout, read: Mapping[FileId, Source]) -> None:
 
 def check_disk(needed: int, paths: Sequence[Path]) -> None:
     """Refuses outputs of so many bytes that the disk has no room for."""
-    folder = paths[0].absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
+    folder = existing(paths[0].absolute().parent)
+    with explained(paths[0]):
+        free = room_at(folder)
+    if free is not None and needed > free:
         raise NotEnough(
             f"the outputs need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left",
             where=str(folder),

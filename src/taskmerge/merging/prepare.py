@@ -25,7 +25,7 @@ from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit, unit_of, units
 from taskmerge.merging.card import card, licence_warnings
 from taskmerge.merging.costs import Budget, budget, costed
-from taskmerge.merging.heads import head_files, heads_folder
+from taskmerge.merging.heads import head_files, heads_folder, holds
 from taskmerge.merging.kernels import BoundPoint, bind_points
 from taskmerge.merging.learned import check_asked, check_fits
 from taskmerge.merging.options import Arguments, RunOptions
@@ -129,8 +129,9 @@ def check_outputs(prepared: Prepared, running: RunOptions) -> None:
     for point, path in zip(prepared.points, prepared.paths, strict=True):
         check_kept(lay_out(path, prepared.plan.outputs(), **layout_options(prepared, point, path, running)), read)
     for folder in heads_folders(prepared):
-        for _, path, specs in head_files(prepared.plan.heads, inputs.experts, folder):
-            check_kept(lay_out(path, specs, overwrite=running.overwrite), read)
+        for expert, path, specs in head_files(prepared.plan.heads, inputs.experts, folder):
+            same = not running.overwrite and holds(path, expert, specs)
+            check_kept(lay_out(path, specs, overwrite=running.overwrite or same), {} if same else read)
 
 
 def heads_folders(prepared: Prepared) -> list[Path]:

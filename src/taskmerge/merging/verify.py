@@ -1,7 +1,6 @@
 """`verify`: whether a merged checkpoint is sound, finite, and what its embedded recipe makes of its experts."""
 
 import filecmp
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ import torch
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.disk import temporary_folder
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError, listed
@@ -75,8 +75,8 @@ def verify(
             return plain
         inputs, keywords = _replayable(path, record, experts, allow_pickle)
         keywords |= {"threads": threads, "max_memory": max_memory, "progress": progress}
-        with tempfile.TemporaryDirectory(prefix="taskmerge-verify-") as folder:
-            again = Path(folder) / "again.safetensors"
+        with temporary_folder() as folder:
+            again = folder / "again.safetensors"
             merge(inputs, output=again, **keywords)
             same_file, notes = _compare(checkpoint, again)
     base = keywords.get("base")

@@ -10,7 +10,7 @@ from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.provenance import BLANK, metadata, reserve
-from taskmerge.checkpoint.writer import Sink, stage
+from taskmerge.checkpoint.writer import Sink, commit, stage
 from taskmerge.errors import Mismatch
 from taskmerge.experts.factors import PARTS
 from taskmerge.experts.inputs import Inputs
@@ -117,7 +117,7 @@ def staged(work: Work, counts: Mapping[str, list[int]], running: RunOptions, sta
         name: stack.enter_context(
             stage(
                 path, outputs, overwrite=running.overwrite, shard_size=running.shard_size,
-                reserve=reserve(blank[name], 1), folder=False,
+                reserve=reserve(blank[name], 1), folder=False, beside=work.folder,
             )
         )
         for name, path, outputs in names
@@ -165,8 +165,8 @@ def _dtype(expert: Source, base: Source | None, name: str) -> str:
 # --- after it --------------------------------------------------------------------------------------------------
 
 
-def committed(work: Work, files: Files) -> tuple[tuple[VectorOutput, ...], str]:
-    """Seals all files with their provenance, the centre first; and the digest of the origin."""
+def committed(work: Work, files: Files, *, overwrite: bool) -> tuple[tuple[VectorOutput, ...], str]:
+    """Seals all files with their provenance, gives them their names together; and the digest of the origin."""
     base = work.rows.base
     digest = ""
     if base is not None and not work.wanted.centre:
@@ -175,13 +175,16 @@ def committed(work: Work, files: Files) -> tuple[tuple[VectorOutput, ...], str]:
     if files.centre is not None:
         plain = {output.name: _described(output, work.wanted.centre_dtype) for output in work.plan.outputs()}
         digest = files.digest.finish(plain, frozenset(_origin_names(work)))[0]
+    records = {name: _metadata(work, name, files.specs, files.ranks.get(name, {}), digest) for name in sinks}
+    for name, sink in sinks.items():
+        sink.seal(metadata(records[name]))
+    commit(list(sinks.values()), overwrite=overwrite, folder=work.folder)
     outputs = []
     for name, sink in sinks.items():
-        record = _metadata(work, name, files.specs, files.ranks.get(name, {}), digest)
-        sink.commit(metadata(record))
         size = sum(file.stat().st_size for file in sink.files)
         task = None if name == CENTRE else name
-        outputs.append(VectorOutput(str(sink.path), tuple(map(str, sink.files)), size, str(record["kind"]), task))
+        kind = str(records[name]["kind"])
+        outputs.append(VectorOutput(str(sink.path), tuple(map(str, sink.files)), size, kind, task))
     return tuple(outputs), digest
 
 

@@ -208,7 +208,7 @@ def _carry_out(work: Work, running: RunOptions) -> VectorsReceipt:
             pass
         work.rows.account()
         work.inputs.check_unchanged()
-        outputs, digest = committed(work, files)
+        outputs, digest = committed(work, files, overwrite=running.overwrite)
     return VectorsReceipt(
         outputs, origin_of(work), digest, expert_digests(work), str(wanted.rank) if wanted.rank else None, files.ranks,
         (*plan.notes, *work.inputs.notes), work.inputs.warnings, plan.costs.bytes_read,

@@ -6,8 +6,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from math import ceil
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -17,6 +15,7 @@ from taskmerge.adaptation.loop import Adaptation
 from taskmerge.adaptation.opening import Opened, features_of
 from taskmerge.adaptation.sides import ADAPTER, BLOCK, HEAD
 from taskmerge.adaptation.tasks import TaskSide
+from taskmerge.checkpoint.disk import temporary_folder
 from taskmerge.data.items import Items
 from taskmerge.methods.adaptive import Heads, Parts
 from taskmerge.numerics.memory import peak_memory
@@ -68,10 +67,10 @@ def dry_run(asked: AdaptRequest, running: AdaptRunning) -> DryRun:
     Raises what the run would raise, but for what is in the way of its output.
     """
     watch = _Watch(running.doing)
-    with TemporaryDirectory(prefix="taskmerge-") as folder, ExitStack() as stack:
+    with temporary_folder() as folder, ExitStack() as stack:
         place = place_of(asked, running)
         quiet = replace(running, cache=None, doing=watch.doing)
-        learning = begin(asked, quiet, Folder(Path(folder), place, resumes=False), stack)
+        learning = begin(asked, quiet, Folder(folder, place, resumes=False), stack)
         whole: list[Opened] = []
 
         def cut(opened: Opened) -> Opened:

@@ -49,6 +49,7 @@ from taskmerge.processes import ALONE, Group, group
 from taskmerge.specs.adapt import short_of_flips
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
+from taskmerge.stops import unfinished
 from taskmerge.types import Note, Space, unheard
 from taskmerge.workflows.adapt_init import begun, own_blocks
 from taskmerge.workflows.adapt_labels import labels_as_teachers, watcher
@@ -147,7 +148,7 @@ def _adapted(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
     by_first, place = running.group.by_first, place_of(asked, running)
     folder = by_first(lambda: open_folder(place, overwrite=running.overwrite, resume=running.resume))
     try:
-        with ExitStack() as stack:
+        with unfinished(), ExitStack() as stack:
             learning = begin(asked, running, folder, stack)
             run, solved, learned = learning.carry_out(stack)
             learning.encoder.experts.inputs.check_unchanged()
