@@ -77,7 +77,7 @@ ALL = "*.safetensors"
         (["--heads", "drop"], ("--heads", "refuse, keep")),
         (["--also", "linear"], ("--also", "unknown class of tensors `linear`")),
         (["--also", "convs"], ("--also", "`convs`", "did you mean `conv`?")),
-        (["--threads", "0"], ("--threads", "0 threads cannot work", "1 or more")),
+        (["--threads", "0"], ("--threads", "0 threads cannot work", "1 to 100,000")),
         (["--threads", "two"], ("--threads", "valid integer", "see `taskmerge merge --help`")),
         (["--seed", "x"], ("--seed",)),
         (["--max-memory", "lots"], ("--max-memory", "`lots` is no size", "700M")),
