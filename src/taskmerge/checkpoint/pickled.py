@@ -28,8 +28,8 @@ class PickledSource:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self._stamps = stamps_of(files)
-        self._sizes = {file: file.stat().st_size for file in files}
         loaded = {file: _load(file) for file in files}
+        self._sizes = {file: file.stat().st_size for file in files}
         self.tied: Mapping[str, str] = _tied(loaded.values())
         self._states = {
             file: {name: tensor.contiguous() for name, tensor in state.items()} for file, state in loaded.items()
