@@ -42,7 +42,6 @@ def test_a_variance_below_zero_is_never_written(
         assert not output.exists()
     else:
         assert float(load_file(output)[NAME].float().min()) >= 0
-        assert float(load_file(output)["layer1.0.bn1.running_mean"].max()) <= 4  # means have any sign
         taskmerge.verify(output, [first, second, base])
 
 

@@ -201,7 +201,7 @@ def test_a_hidden_head_that_does_not_fit_is_a_mismatch(tmp_path: Path, changes: 
     [
         ('{"kind":"head"}', "whose metadata names no activation"),
         ('{"kind":"head","activation":"swish"}', "whose metadata names an unknown activation"),
-        ('{"kind":"head","activation":["tanh"]}', "whose metadata names an unknown activation"),
+        ('{"kind":"head","activation":["tanh"]}', "`activation` is malformed"),
         ("{", "metadata `taskmerge` is no JSON object"),
     ],
 )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from taskmerge.stops import Heard
+
 SAVING = "note: the update under way is finished and saved first; Ctrl-C again leaves at once\n"
 
 
@@ -21,13 +23,14 @@ def saved_first(*, quiet: bool) -> Iterator[Callable[[], bool]]:
 
     def first(number: int, frame: FrameType | None) -> None:
         asked.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
         if not quiet:
             with suppress(OSError):  # written past any buffer: a handler may have come in the midst of another line
                 os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, SAVING.encode())
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or not _set(first):
+    ours = isinstance(getattr(before, "__self__", None), Heard)
+    if not (ours or before is signal.default_int_handler) or not _set(first):
         yield lambda: False
         return
     try:
