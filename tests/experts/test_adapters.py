@@ -21,7 +21,8 @@ from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.cli.app import run
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError
 from taskmerge.experts.adapters import AdapterSource
-from taskmerge.experts.lora import CONFIG, is_adapter, open_adapter
+from taskmerge.experts.lora_files import open_adapter
+from taskmerge.experts.lora_names import CONFIG, is_adapter
 from taskmerge.experts.sources import CheckpointSource
 from taskmerge.merging import execute
 from taskmerge.numerics import leading
@@ -416,7 +417,9 @@ def test_the_same_bytes_for_any_number_of_threads(berts: Any) -> None:
         ("h.0.fc", "h.0.fc.weight"),
         ("h.0.fc", "transformer.h.0.fc.weight"),
         ("transformer.h.0.fc", "h.0.fc.weight"),
-        ("model.visual.h.0.fc", "vision.tower.h.0.fc.weight"),
+        ("model.visual.h.0.fc", "visual.h.0.fc.weight"),
+        ("language_model.model.h.0.fc", "model.language_model.h.0.fc.weight"),
+        ("h.0._orig_mod.fc", "h.0.fc.weight"),
         ("model.fc", "fc.weight"),
     ],
 )

@@ -15,7 +15,7 @@ import taskmerge
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.errors import BadFile, BadNumber, BadOutput, Mismatch, NotEnough, UsageError
-from taskmerge.experts.lora import open_adapter
+from taskmerge.experts.lora_files import open_adapter
 from taskmerge.numerics.spectral import TaskMatrices
 from vector_cases import (
     COUNTER,

@@ -18,7 +18,7 @@ from taskmerge.data.items import Items
 from taskmerge.data.loading import LoadOptions
 from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import Mismatch, UsageError, listed
-from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.lora_names import is_adapter
 from taskmerge.experts.rows import Rows
 from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit

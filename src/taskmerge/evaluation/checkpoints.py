@@ -14,7 +14,7 @@ from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import Mismatch, UsageError
 from taskmerge.evaluation.selection import EXPERT
 from taskmerge.experts.inputs import named
-from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.lora_names import is_adapter
 from taskmerge.models.contract import Backbone
 from taskmerge.models.fill import check_fits
 from taskmerge.specs.suite import Location, Suite, Task

@@ -1,11 +1,13 @@
 """LoRA adapters as experts: exactly low-rank task vectors over the base that they were trained on."""
 
+import os
+import re
 import threading
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +15,22 @@ from torch import Tensor
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.identity import check_unchanged
-from taskmerge.errors import BadFile, Mismatch, listed
+from taskmerge.checkpoint.quantised import read_config
+from taskmerge.checkpoint.weights import default_name
+from taskmerge.errors import BadFile
 from taskmerge.experts.classes import block_of
-from taskmerge.experts.lora import CONFIG, FOLD, Adapter, Pair, open_adapter
+from taskmerge.experts.lora import Adapter, Pair
+from taskmerge.experts.lora_files import open_adapter
 from taskmerge.experts.low_rank import fill
+from taskmerge.experts.placing import place
 from taskmerge.experts.sources import CheckpointSource, LowRank, Source, Tally, finite
 from taskmerge.experts.tensors import unit_of
 from taskmerge.numerics.spectral import Factors
+from taskmerge.specs.renaming import Renaming
 from taskmerge.types import Space
+
+GENERIC = re.compile(r"base|pretrained|zeroshot|(pytorch_)?model|centre|[0-9a-f]{40}|\.")
+"""Names of files and folders that say nothing about what is in them."""
 
 
 class AdapterSource:
@@ -30,13 +40,16 @@ class AdapterSource:
     record: Mapping[str, Any] = MappingProxyType({})
     cut: Mapping[str, int] = MappingProxyType({})
 
-    def __init__(self, task: str, path: Path, base: Source, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self, task: str, path: Path, base: Source, *, allow_pickle: bool = False, renamings: Sequence[Renaming] = ()
+    ) -> None:
         """Opens headers only. `BadFile` for what is not plain LoRA, `Mismatch` for what has no place in the base."""
         self.task = task
         self.adapter = open_adapter(path, allow_pickle=allow_pickle)
         self.base = base
         self._file = CheckpointSource(task, self.adapter.checkpoint)
-        self._pairs, self._saved = place(self.adapter, base)
+        self._pairs, self._saved = place(self.adapter, base, renamings)
+        self._moved = False
         self._transposed = {
             name for name, pair in self._pairs.items() if _lies_transposed(name, pair, self.adapter, base)
         }
@@ -45,7 +58,34 @@ class AdapterSource:
 
     @property
     def where(self) -> str:
-        return str(self.adapter.folder)
+        return str(self.adapter.place)
+
+    @property
+    def targets(self) -> Collection[str]:
+        """The base's tensors that it changes."""
+        return self._pairs.keys() | self._saved.keys()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no product that was formed so far changes anything, and nothing else does."""
+        return not (self._moved or self._saved)
+
+    def other_base(self) -> str | None:
+        """A warning where the adapter names another base than this one, as far as both have names."""
+        said = self.adapter.trained_on
+        if said is None or not (known := base_names(self.base)):
+            return None
+        if Path(said).name.casefold() in known or (os.path.exists(said) and self._is_base(Path(said))):
+            return None
+        return f"{self.where} says that it was trained on `{said}`; the base here is {self.base.where}"
+
+    def _is_base(self, path: Path) -> bool:
+        places = [Path(self.base.where), *([self.base.folder] if self.base.folder else [])]
+        return any(os.path.exists(place) and path.samefile(place) for place in places)
+
+    def transposed(self, name: str) -> bool:
+        """Whether the base holds a target as [in, out]."""
+        return name in self._transposed
 
     @property
     def stored(self) -> Mapping[str, TensorSpec]:
@@ -53,7 +93,7 @@ class AdapterSource:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (*self._file.files, self.adapter.folder / CONFIG)
+        return (*self._file.files, *self.adapter.versions)
 
     @property
     def folder(self) -> Path | None:
@@ -125,6 +165,7 @@ class AdapterSource:
             pair = self._pairs[name]
             a, b = (self._finite(factor).flatten(1) for factor in (pair.a, pair.b))
             b = b * pair.scaling
+            self._moved = self._moved or bool(a.any() and b.any())
             self._held.factors = (a.mT.contiguous(), b.mT.contiguous()) if name in self._transposed else (b, a)
             self._held.name = name
         factors: LowRank = self._held.factors
@@ -140,95 +181,17 @@ class AdapterSource:
         return factor
 
 
-# --- names -----------------------------------------------------------------------------------------------------
+# --- its base --------------------------------------------------------------------------------------------------
 
 
-class Prefixes(NamedTuple):
-    """A change of names: what is dropped from the adapter's, what is put in front instead."""
-
-    dropped: str
-    put: str
-
-    def rename(self, name: str) -> str:
-        return self.put + name.removeprefix(self.dropped)
-
-
-def place(adapter: Adapter, base: Source) -> tuple[dict[str, Pair], dict[str, str]]:
-    """Tensor name of the base -> the pair that updates it, and -> the file's own copy of the whole weight.
-
-    The names are taken as they are if they fit; else with the one change of prefix under which every target is in
-    the base: a leading part (`model.`, never beyond a number) dropped, the base's own put in front, or both, with as
-    little dropped as possible. `Mismatch` lists what has no place, or says that there are several.
-    """
-    for dropped in _leading([pair.module for pair in adapter.pairs]):
-        fitting = {}
-        for put in _fronts(adapter.pairs[0].module.removeprefix(dropped), base):
-            pairs = _placed(adapter.pairs, Prefixes(dropped, put), base)
-            if len(pairs) == len(adapter.pairs):
-                fitting[put] = pairs
-        if len(fitting) > 1 and "" not in fitting:
-            fronts = ", ".join(f"`{put}`" for put in fitting)
-            reason = f"its targets have several places in {base.where}: under {fronts}"
-            raise Mismatch(reason, where=str(adapter.folder), hint=FOLD)
-        if fitting:
-            put = "" if "" in fitting else next(iter(fitting))
-            return fitting[put], _placed_whole(adapter, Prefixes(dropped, put), base)
-    raise _homeless(adapter, base)
-
-
-def _leading(modules: Sequence[str]) -> list[str]:
-    """What all names begin with, up to the first number: nothing, one segment, two, ..."""
-    segments = modules[0].split(".")
-    prefixes = [""]
-    for count in range(1, len(segments)):
-        prefix = ".".join(segments[:count]) + "."
-        if segments[count - 1].isdigit() or not all(module.startswith(prefix) for module in modules):
-            break
-        prefixes.append(prefix)
-    return prefixes
-
-
-def _fronts(module: str, base: Source) -> list[str]:
-    """What may stand before a module's name in the base: nothing first."""
-    end = f".{module}.weight"
-    return ["", *(name[: len(name) - len(end) + 1] for name in base.specs if name.endswith(end))]
-
-
-def _placed(pairs: Sequence[Pair], prefixes: Prefixes, base: Source) -> dict[str, Pair]:
-    """The pairs whose renamed module has a floating-point tensor of the update's shape in the base, by its name."""
-    placed = {}
-    for pair in pairs:
-        name = f"{prefixes.rename(pair.module)}.weight"
-        spec = base.specs.get(name)
-        if spec is not None and is_float(spec.dtype) and pair.fits(spec.shape):
-            placed[name] = pair
-    return placed
-
-
-def _placed_whole(adapter: Adapter, prefixes: Prefixes, base: Source) -> dict[str, str]:
-    """The weights that the file holds whole, by their names in the base."""
-    whole = {prefixes.rename(name): stored for name, stored in adapter.saved.items()}
-    for name, stored in whole.items():
-        spec, own = base.specs.get(name), adapter.checkpoint.specs[stored]
-        if spec is None or spec.shape != own.shape or not is_float(spec.dtype):
-            there = f"has it as {spec.dtype} {list(spec.shape)}" if spec else "lacks it"
-            reason = f"it holds a weight of its own, {list(own.shape)}; {base.where} {there}"
-            raise Mismatch(reason, where=f"{own.file}: `{stored}`", hint=FOLD)
-    return whole
-
-
-def _homeless(adapter: Adapter, base: Source) -> Mismatch:
-    """The error that lists the targets without a tensor in the base."""
-    placed = _placed(adapter.pairs, Prefixes("", ""), base).values()
-    lost = []
-    for pair in adapter.pairs:
-        name = f"{pair.module}.weight"
-        spec = base.specs.get(name)
-        there = f" (update {list(pair.shape)}, the base's tensor {spec.dtype} {list(spec.shape)})" if spec else ""
-        lost += [] if pair in placed else [f"`{name}`{there}"]
-    reason = f"{len(lost)} of its {len(adapter.pairs)} targets have no tensor in the base {base.where}"
-    hint = "name the base that the adapter was trained on: `--base FILE`"
-    return Mismatch(f"{reason}: {listed(lost, between='; ', plain=True)}", where=str(adapter.folder), hint=hint)
+def base_names(base: Source) -> set[str]:
+    """What a base may be called, in small letters: its folder or file, the name in its config.json, its hub's."""
+    place = Path(base.where).absolute()
+    folder = base.folder or place.parent
+    config = read_config(folder) or {}
+    names = {default_name(place), Path(str(config.get("_name_or_path") or "")).name}
+    names |= {part.split("--")[-1] for part in place.parts if part.startswith("models--")}
+    return {name.casefold() for name in names if name and not GENERIC.fullmatch(name.casefold())}
 
 
 # --- orientation -----------------------------------------------------------------------------------------------

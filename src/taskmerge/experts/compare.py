@@ -12,6 +12,7 @@ from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.errors import Mismatch, UsageError, listed
 from taskmerge.experts.classes import TABLE_WORDS, block_of
+from taskmerge.experts.lora_names import factor
 from taskmerge.experts.sources import Source
 from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
@@ -61,6 +62,7 @@ def agree(
     used = base if needs_base or spec.on_missing == "base" else None
     union = selected({name for expert in experts for name in expert.specs}, spec)
     _refuse_lone_base(spec, base, experts)
+    _refuse_factors(union, experts)
     heads = _heads(union, used, experts, needs_base) if spec.heads == "keep" else []
     names = sorted(set(union) - set(heads))
     notes = [*_unmatched(spec, base, experts), *_beside_heads(names, heads)]
@@ -111,6 +113,20 @@ def _refuse_lone_base(spec: MergeSpec, base: Source | None, experts: Sequence[So
         raise Mismatch(
             f"it has {len(extra)} tensors that no other input has ({listed(extra)}); is it the base?", where=where,
             hint=f"say `--base {where}` to use it as the base, or `--on-missing skip` to merge what all inputs share",
+        )  # fmt: skip
+
+
+def _refuse_factors(names: Sequence[str], experts: Sequence[Source]) -> None:
+    """Refuses checkpoints that hold LoRA factors beside whole weights: averaged apart they are no average."""
+    found = {name: one for name in names if (one := factor(name)) is not None}
+    sides = Counter(module for module, _ in set(found.values()))
+    paired = [name for name, one in found.items() if sides[one.module] > 1]
+    holders = [expert for expert in experts if expert.kind == "weight" and any(name in expert.specs for name in paired)]
+    if holders:
+        raise Mismatch(
+            f"it holds LoRA factors beside whole weights: {listed(paired)}; factors averaged apart are no average of "
+            "their products", where=holders[0].where,
+            hint="fold the adapter in (peft's `merge_and_unload`), or leave it out: `--exclude '*lora_*'`",
         )  # fmt: skip
 
 

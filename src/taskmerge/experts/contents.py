@@ -14,7 +14,7 @@ from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.documents import read_object
 from taskmerge.experts.classes import CLASSES, classify
 from taskmerge.experts.factors import PARTS
-from taskmerge.experts.lora import CONFIG, is_adapter
+from taskmerge.experts.lora_names import CONFIG, is_adapter
 from taskmerge.experts.tensors import Part, Unit
 from taskmerge.types import TensorClass
 

@@ -9,7 +9,7 @@ from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import SHARD
 from taskmerge.errors import Mismatch, TaskmergeError, UsageError
-from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.lora_names import is_adapter
 from taskmerge.experts.sources import Source
 
 

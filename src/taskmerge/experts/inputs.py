@@ -10,11 +10,12 @@ from pathlib import Path
 from taskmerge.checkpoint.checkpoint import open_checkpoint, open_plain
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
-from taskmerge.errors import BadFile, Mismatch, UsageError, nearest
+from taskmerge.errors import BadFile, Mismatch, UsageError, listed, nearest
 from taskmerge.experts.adapters import AdapterSource
 from taskmerge.experts.earlier import earlier_result, is_own_output, same_file
 from taskmerge.experts.factors import VectorSource
-from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.lora_files import open_adapter
+from taskmerge.experts.lora_names import beside, is_adapter, whole_files
 from taskmerge.experts.origin import check_origin, is_base, named_base, needed_base, one_origin
 from taskmerge.experts.sources import CheckpointSource, Source
 from taskmerge.experts.wording import in_one_dialect
@@ -200,17 +201,20 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     """Opens what is left, in canonical order, and sets earlier results aside."""
     base: CheckpointSource | None = None
     if base_path is not None:
+        if is_adapter(base_path) and not whole_files(base_path):
+            hint = "name the checkpoint that it was trained on"
+            raise Mismatch("is an adapter, which changes a base and is none", where=str(base_path), hint=hint)
         checkpoint = open_plain(base_path, allow_pickle=options.allow_pickle)
         base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix, renamings=options.renamings)
         sorting.notes += base.notes
-        sorting.warnings += base.warnings
+        sorting.warnings += [*base.warnings, *_odd(base_path, base)]
     experts: dict[str, Source] = {}
     earlier: list[str] = []
     origins: dict[tuple[str, ...], str] = {}
     for task, path in sorted(sorting.paths.items()):
         source = _open(task, path, base, options, origins)
         sorting.notes += source.notes
-        sorting.warnings += source.warnings
+        sorting.warnings += [*source.warnings, *_odd(path, source)]
         if source.record.get("kind") in MERGED and not options.allow_merged:
             earlier.append(source.task)
         if source.task in experts:
@@ -235,7 +239,7 @@ def _open(
 ) -> Source:
     """One expert as a source; `origins` keeps digests of the base."""
     if is_adapter(path):
-        return AdapterSource(task, path, needed_base(base, path), allow_pickle=options.allow_pickle)
+        return _adapter(task, path, base, options)
     checkpoint = open_plain(path, allow_pickle=options.allow_pickle)
     record = provenance_of(checkpoint) or {}
     if record.get("kind") in ("vector", "factors"):
@@ -243,6 +247,31 @@ def _open(
         check_origin(record, needed_base(base, path), path, origins)
         return VectorSource(task, checkpoint, record, needed_base(base, path))
     return CheckpointSource(task, checkpoint, prefix=options.strip_prefix, record=record, renamings=options.renamings)
+
+
+def _odd(path: Path, source: Source) -> list[str]:
+    """What a careful user would want to know about one input: files left aside, tensors without elements, an adapter
+    that was trained on another base."""
+    adapter = isinstance(source, AdapterSource)
+    left = beside(path, adapter=adapter)
+    empty = [] if adapter else [name for name, spec in source.specs.items() if spec.shape == (0,) and "." in name]
+    found = [left] if left else []
+    if empty:
+        found.append(
+            f"{path}: {len(empty)} tensors have no elements (shape [0]), such as DeepSpeed's ZeRO-3 leaves in place of "
+            f"weights: {listed(empty)}"
+        )
+    other = source.other_base() if isinstance(source, AdapterSource) else None
+    return [*found, *([other] if other else [])]
+
+
+def _adapter(task: str, path: Path, base: CheckpointSource | None, options: InputOptions) -> Source:
+    """An adapter over the base; without one, the complaint says which it was trained on."""
+    if base is None:
+        adapter = open_adapter(path, allow_pickle=options.allow_pickle)
+        adapter.checkpoint.close()
+        base = needed_base(base, path, "is a LoRA adapter, and holds differences from a base", adapter.trained_on)
+    return AdapterSource(task, path, base, allow_pickle=options.allow_pickle, renamings=options.renamings)
 
 
 def _in_one_dialect(
@@ -270,6 +299,9 @@ def _check_names(options: InputOptions, sources: Sequence[Source]) -> None:
             where="--strip-prefix",
             hint=f"names start with {', '.join(starts[:12])}",
         )
+    names += [
+        f"{pair.module}.weight" for one in sources if isinstance(one, AdapterSource) for pair in one.adapter.pairs
+    ]
     for text, renaming in zip(options.map, options.renamings, strict=True):
         if not any(renaming.apply(name.removeprefix(prefix)) is not None for name in names):
             close = nearest(renaming.source, {name.removeprefix(prefix) for name in names})

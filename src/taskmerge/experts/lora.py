@@ -2,9 +2,8 @@
 
 import json
 import math
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +17,9 @@ from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.identity import stamps_of
 from taskmerge.errors import BadFile, listed
+from taskmerge.experts.lora_names import CONFIG, WEIGHTS
 from taskmerge.experts.sources import Tally
 
-CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 WRAPPER = "base_model.model."
 FOLD = "fold it into its base with peft (`merge_and_unload`) and merge that checkpoint instead"
 
@@ -66,21 +64,24 @@ class Pair:
 class Adapter:
     """An opened adapter, known from its configuration and header, without a base.
 
-    `saved` are weights that peft stored whole beside their factors (embeddings): tensor name -> name in the file.
-    `versions` are those in which the configuration's file was read.
+    `place` is peft's folder, or a file of its own. `saved` are weights that peft stored whole beside their factors
+    (embeddings): tensor name -> name in the file. `versions` are those in which the configuration's file was read.
+    `trained_on` and `task_type` are what the configuration says of the model.
     """
 
-    folder: Path
+    place: Path
     checkpoint: Checkpoint
     pairs: tuple[Pair, ...]
     saved: Mapping[str, str]
     fan_in_fan_out: bool
     versions: Mapping[Path, Stamp | None]
+    trained_on: str | None
+    task_type: str | None
 
     @cached_property
     def stored(self) -> Mapping[str, TensorSpec]:
         """The file's tensors, and what its configuration makes of them as one more entry."""
-        config = TensorSpec(CONFIG, "U8", (len(self._meaning),), self.folder / CONFIG, 0, len(self._meaning))
+        config = TensorSpec(CONFIG, "U8", (len(self._meaning),), self.place / CONFIG, 0, len(self._meaning))
         return {**self.checkpoint.stored, CONFIG: config}
 
     @cached_property
@@ -103,28 +104,20 @@ class Adapter:
                 tally.update(name, piece)
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a path is a PEFT adapter: its folder, or the weight file in it; False where nobody may look."""
-    if os.path.isdir(path):
-        return any(os.path.isfile(path / name) for name in (CONFIG, *WEIGHTS))
-    return path.name in WEIGHTS
-
-
 # --- opening ---------------------------------------------------------------------------------------------------
 
 
-def open_adapter(path: Path, *, allow_pickle: bool = False) -> Adapter:
-    """Opens an adapter's folder (headers only). `BadFile` names whatever is not plain LoRA."""
-    folder = path if path.is_dir() else path.parent
+def peft_adapter(place: Path, folder: Path, weights: Sequence[Path], allow_pickle: bool) -> Adapter:
+    """An adapter whose configuration lies in `folder`."""
     versions = stamps_of([folder / CONFIG])
     config = _configuration(folder / CONFIG)
-    weights = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not weights:
         raise BadFile(f"there is no {WEIGHTS[0]}", where=str(folder), hint="download the adapter's weights too")
     checkpoint = open_checkpoint(weights[0], allow_pickle=allow_pickle)
     checkpoint.folder = folder  # the tokenizer lies beside the weights
     sides, saved, unknown = _sorted(checkpoint)
     unknown += [spec.name for factors in sides.values() for spec in factors.values() if len(factors) < 2]
+    check_whole(checkpoint.specs.values())
     if unknown:
         reason = f"it holds tensors that are not pairs of LoRA factors: {listed(unknown)}"
         raise BadFile(reason, where=str(weights[0]), hint=FOLD)
@@ -137,7 +130,20 @@ def open_adapter(path: Path, *, allow_pickle: bool = False) -> Adapter:
     pairs = tuple(
         _pair(module, table, factors["A"], factors["B"], config) for (module, table), factors in sorted(sides.items())
     )
-    return Adapter(folder, checkpoint, pairs, saved, bool(config.get("fan_in_fan_out")), versions)
+    told = (config.get("base_model_name_or_path"), config.get("task_type"))
+    trained_on, task_type = (value if isinstance(value, str) and value else None for value in told)
+    fan = bool(config.get("fan_in_fan_out"))
+    return Adapter(place, checkpoint, pairs, saved, fan, versions, trained_on, task_type)
+
+
+def check_whole(specs: Iterable[TensorSpec]) -> None:
+    """Refuses factors without elements."""
+    empty = [spec for spec in specs if not spec.numel]
+    if empty:
+        names = listed(spec.name for spec in empty)
+        what = f"{len(empty)} of its tensors are empty (shape {list(empty[0].shape)}): {names}"
+        hint = "DeepSpeed's ZeRO-3 leaves such placeholders: save the adapter again with its weights gathered"
+        raise BadFile(what, where=str(empty[0].file), hint=hint)
 
 
 def _configuration(file: Path) -> dict[str, Any]:
@@ -178,7 +184,7 @@ def _sorted(
         plain = name.removeprefix(WRAPPER)
         factor, table, whole = FACTOR.match(plain), TABLE.match(plain), SAVED.match(plain)
         match = factor or table
-        if match and is_float(spec.dtype) and len(spec.shape) >= 2:
+        if match and is_float(spec.dtype) and (len(spec.shape) >= 2 or not spec.numel):
             sides.setdefault((match["module"], match is table), {})
             twin = sides[match["module"], match is table].setdefault(match["side"], spec)
             unknown += [] if twin is spec else [name]
@@ -193,15 +199,20 @@ def _pair(module: str, table: bool, a: TensorSpec, b: TensorSpec, config: Mappin
     """Two factors with peft's scaling: alpha / r, or alpha / √r, where patterns may give a module its own of both."""
     where = str(a.file)
     rank, alpha = (_number(config, pattern, plain, module, where) for pattern, plain in PATTERNS)
-    if b.shape[1] != a.shape[0] or math.prod(b.shape[2:]) != 1:
-        reason = f"B {list(b.shape)} and A {list(a.shape)} of `{module}` do not multiply"
-        raise BadFile(f"{reason} (grouped convolutions are not supported)", where=where, hint=FOLD)
+    check_product(module, a, b)
     if rank != a.shape[0]:
         raise BadFile(
             f"`{module}` has rank {a.shape[0]}, {CONFIG} says {rank:g}", where=where,
             hint="configuration and weights are not from one adapter: download both again",
         )  # fmt: skip
     return Pair(module, a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), table)
+
+
+def check_product(module: str, a: TensorSpec, b: TensorSpec) -> None:
+    """Refuses factors that do not multiply."""
+    if min(len(a.shape), len(b.shape)) < 2 or b.shape[1] != a.shape[0] or math.prod(b.shape[2:]) != 1:
+        reason = f"B {list(b.shape)} and A {list(a.shape)} of `{module}` do not multiply"
+        raise BadFile(f"{reason} (grouped convolutions are not supported)", where=str(a.file), hint=FOLD)
 
 
 def _number(config: Mapping[str, Any], pattern: str, plain: str, module: str, where: str) -> float:

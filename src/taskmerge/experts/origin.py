@@ -35,10 +35,13 @@ def is_base(task: str, path: Path) -> bool:
     return bool(names & set(BASE_NAMES))
 
 
-def needed_base(base: CheckpointSource | None, path: Path) -> CheckpointSource:
-    """The base, which the differences at `path` mean nothing without."""
+def needed_base(
+    base: CheckpointSource | None, path: Path, what: str = "holds differences from a base", said: str | None = None
+) -> CheckpointSource:
+    """The base, which the differences at `path` mean nothing without; `said` is what they themselves call it."""
     if base is None:
-        raise UsageError(f"{path} holds differences from a base", where="--base", hint="name that base: `--base FILE`")
+        hint = "name that base: `--base FILE`" + (f" (it says that it was trained on `{said}`)" if said else "")
+        raise UsageError(f"{path} {what}", where="--base", hint=hint)
     return base
 
 

@@ -49,6 +49,12 @@ class Tally:
             self._running[name] = None
         return name in self._digests
 
+    def same_as(self, other: "Tally", source: "Source", base: "Source") -> bool:
+        """Whether all that was read of a source and of the base is the same, under the file's own names."""
+        common = frozenset(other._running)
+        digest, count = self.finish(source.stored, common)
+        return count > 0 and (digest, count) == other.finish(base.stored, common)
+
     def finish(self, specs: Mapping[str, TensorSpec], names: Container[str] | None = None) -> tuple[str, int]:
         """The digest over all tensors read (or those of them that `names` holds), and how many there were."""
         lines = [

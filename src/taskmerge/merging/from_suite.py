@@ -12,7 +12,7 @@ from taskmerge.errors import TaskmergeError, UsageError, listed
 from taskmerge.experts.compare import mending_prefix, selected
 from taskmerge.experts.earlier import same_file
 from taskmerge.experts.inputs import named
-from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.lora_names import is_adapter
 from taskmerge.merging.heads import FOLDER, heads_folder
 from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import is_folder

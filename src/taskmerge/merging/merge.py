@@ -12,6 +12,7 @@ from taskmerge.checkpoint.ahead import Ahead, Stamp, stamp
 from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.provenance import metadata, reserve
 from taskmerge.checkpoint.writer import Sink, commit, stage
+from taskmerge.experts.adapters import AdapterSource
 from taskmerge.experts.rows import Rows
 from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.execute import execute
@@ -76,7 +77,7 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
         execute(Run(spec, plan, rows, points, sinks, advance, earlier_points(spec, points[0])))
         inputs.check_unchanged()
         check_unchanged(prepared.travels.versions)
-        twins = _twins(rows)
+        twins = [*_twins(rows), *_idle(rows)]
         records = [_record(prepared, point, rows, twins) for point in points]
         for sink, about in (*kept, *zip(sinks, map(metadata, records), strict=True)):
             sink.seal(about)
@@ -163,6 +164,20 @@ def _known_digests(source: Source, digested: Mapping[Stamp, Mapping[str, str]]) 
         for name, spec in source.stored.items()
         if spec.file in versions and name in versions[spec.file]
     }
+
+
+def _idle(rows: Rows) -> list[str]:
+    """Warnings for experts that change nothing: adapters whose products are zero, and what is the base itself."""
+    warnings = []
+    base = None if rows.base is None else rows.tallies.get(id(rows.base))
+    for expert in rows.experts:
+        tally = rows.tallies.get(id(expert))
+        if isinstance(expert, AdapterSource):
+            if expert.idle:
+                warnings.append(f"{expert.task} changes nothing: its B or A is zero throughout, as before training")
+        elif expert.kind == "weight" and tally and base and rows.base and tally.same_as(base, expert, rows.base):
+            warnings.append(f"{expert.task} equals the base, tensor for tensor: it changes nothing")
+    return warnings
 
 
 def _twins(rows: Rows) -> list[str]:

@@ -17,7 +17,8 @@ from taskmerge.errors import BadFile, TaskmergeError, UsageError, listed
 from taskmerge.experts.compare import BASE as KEPT_BASE
 from taskmerge.experts.factors import dense_names
 from taskmerge.experts.inputs import named
-from taskmerge.experts.lora import is_adapter, open_adapter
+from taskmerge.experts.lora_files import open_adapter
+from taskmerge.experts.lora_names import is_adapter
 from taskmerge.experts.sources import CheckpointSource
 from taskmerge.experts.wording import read_like
 from taskmerge.merging.options import Arguments

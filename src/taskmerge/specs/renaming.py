@@ -102,15 +102,15 @@ def _candidates(lacking: Sequence[str], there: Sequence[str]) -> set[str]:
             parts = (segments[-count:] if side else segments[:count] for count in range(len(segments), 0, -1))
             nearest = next((alike[side, tuple(part)] for part in parts if (side, tuple(part)) in alike), [])
             found |= {_difference(segments, other) for other in nearest[:4]}
-    return {text for text in found if not text.startswith("* = ")}
+    return {text for text in found if not text.startswith("* = ") and not re.search(r"(^|[.\s])\d+([.\s]|$)", text)}
 
 
 def _difference(segments: list[str], other: list[str]) -> str:
     """The renaming between two names: what they share at both ends is `*`, numbers among it."""
     end = _shared(segments[::-1], other[::-1])
     start = _shared(segments[: len(segments) - end], other[: len(other) - end])
-    if start and end and start + end == min(len(segments), len(other)):
-        end -= 1  # something is put in between: the segment after it says where
+    if end and (start + end == len(segments) or (start and start + end == len(other))):
+        end -= 1  # something is put in, or taken out in between: the segment after it says where
     front, back = ["*"] if start else [], ["*"] if end else []
     sides = (".".join([*front, *side[start : len(side) - end], *back]) for side in (segments, other))
     return " = ".join(sides)
