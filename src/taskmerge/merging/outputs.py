@@ -12,7 +12,7 @@ from taskmerge.checkpoint.weights import PICKLE_ENDINGS
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import NotEnough, UsageError
 from taskmerge.experts.inputs import named
-from taskmerge.experts.lora import is_adapter
+from taskmerge.experts.lora_names import is_adapter
 from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.options import Arguments
