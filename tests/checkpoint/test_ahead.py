@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from taskmerge.checkpoint import ahead
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.experts.sources import CheckpointSource, Tally
-from taskmerge.merging.merge import _known_digests
+from taskmerge.merging.look import _known_digests
 
 
 def written(path: Path) -> dict[str, torch.Tensor]:

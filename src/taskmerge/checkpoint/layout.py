@@ -73,10 +73,12 @@ def plan_layout(
     reserve: int = 4096,
     sidecars: Mapping[str, bytes | Path] | None = None,
     folder: bool = False,
+    stem: str | None = None,
 ) -> Layout:
     """Names and sizes of the files to write; touches nothing.
 
-    A `path` that is a folder (or `folder=True`) gets the Hugging Face layout; any other ends in .safetensors.
+    A `path` that is a folder (or `folder=True`) gets the Hugging Face layout, with weights called `stem` (`model`); any
+    other ends in .safetensors.
     """
     _check_specs(specs)
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
@@ -85,7 +87,7 @@ def plan_layout(
         raise BadOutput(f"does not end in {SAFE_ENDING}", where=str(path), hint="name a .safetensors file or a folder")
     if sidecars and not is_folder:
         raise ValueError("sidecars need a folder")
-    stem = FOLDER_STEM if is_folder else path.name.removesuffix(SAFE_ENDING)
+    stem = (stem or FOLDER_STEM) if is_folder else path.name.removesuffix(SAFE_ENDING)
     home = path if is_folder else path.parent
     weights = [plan_file(shard, reserve) for shard in split_into_shards(specs, shard_size)]
     companions = dict(sorted((sidecars or {}).items()))

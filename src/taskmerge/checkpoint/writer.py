@@ -37,6 +37,7 @@ def lay_out(
     reserve: int = 4096,
     sidecars: Mapping[str, bytes | Path] | None = None,
     folder: bool = False,
+    stem: str | None = None,
 ) -> Layout:
     """The files that `stage` would write with these arguments; touches nothing but what a killed run left half done.
 
@@ -47,7 +48,9 @@ def lay_out(
         there = existing(path.absolute().parent)
         for place in (there.parent, there, *([path] if path.is_dir() else [])):
             settle(place)
-        layout = plan_layout(path, specs, shard_size=shard_size, reserve=reserve, sidecars=sidecars, folder=folder)
+        layout = plan_layout(
+            path, specs, shard_size=shard_size, reserve=reserve, sidecars=sidecars, folder=folder, stem=stem
+        )
         check_target(layout, overwrite=overwrite)
     return layout
 
@@ -62,20 +65,29 @@ def stage(
     reserve: int = 4096,
     sidecars: Mapping[str, bytes | Path] | None = None,
     folder: bool = False,
+    stem: str | None = None,
     beside: Path | None = None,
     shared: bool = False,
 ) -> Iterator["Sink"]:
     """Stage a checkpoint at `path`; what is not committed inside the block vanishes at its end.
 
-    A `path` that is a folder (or `folder=True`) gets the Hugging Face layout, with `sidecars` beside the weights; any
-    other is one .safetensors file, or shards of it. Tensors fall into shards of `shard_size` bytes in the order
-    given. `reserve` bytes of every header are kept for the metadata of `seal`. Space for all weights is taken
-    here, so a full disk is found at the start. Where it is one of several in a folder that is committed as a whole,
-    staging is `beside` that. What is `shared` with other outputs may come into being meanwhile, if it is the same.
+    A `path` that is a folder (or `folder=True`) gets the Hugging Face layout, with `sidecars` beside the weights, which
+    are called `stem` (`model`); any other is one .safetensors file, or shards of it. Tensors fall into shards of
+    `shard_size` bytes in the order given. `reserve` bytes of every header are kept for the metadata of `seal`. Space
+    for all weights is taken here, so a full disk is found at the start. Where it is one of several in a folder that is
+    committed as a whole, staging is `beside` that. What is `shared` with other outputs may come into being meanwhile,
+    if it is the same.
     Raises BadOutput when the output exists (without `overwrite`) or cannot be written.
     """
     layout = lay_out(
-        path, specs, overwrite=overwrite, shard_size=shard_size, reserve=reserve, sidecars=sidecars, folder=folder
+        path,
+        specs,
+        overwrite=overwrite,
+        shard_size=shard_size,
+        reserve=reserve,
+        sidecars=sidecars,
+        folder=folder,
+        stem=stem,
     )
     cleanup = ExitStack()
     with unfinished():

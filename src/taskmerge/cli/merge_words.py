@@ -87,6 +87,12 @@ class MergeWords:
     tokenizer_from: Annotated[str | None, option("Whose tokenizer a folder gets: base, or a task's name.")] = None
     with_code: Annotated[bool, option("Copy the model's own .py files too.", "--with-code")] = False
     overwrite: options.Overwrite = False
+    as_adapter: Annotated[
+        bool, option("Write a PEFT adapter: a folder with what the base has to be changed by.", "--as-adapter")
+    ] = False
+    adapter_rank: Annotated[
+        int | None, option("Rank of that adapter (default: 16; `--rank` too where the method has none).")
+    ] = None
     shard_size: options.ShardSize = None
     device: options.Device = None
     threads: options.Threads = None

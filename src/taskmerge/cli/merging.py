@@ -37,6 +37,9 @@ def run(words: MergeWords, suite: Suite | None, ahead: Ahead) -> None:
         raise UsageError("there is nothing to merge", hint="give the fine-tuned checkpoints, such as *.safetensors")
     if words.dry_run:
         dry_run(request, words)
+    elif words.as_adapter and words.choose is None:
+        receipt = _as_adapter(request, words, ahead)
+        finish(receipt, (), receipt.to_dict(), words)
     elif words.choose is not None:
         from taskmerge.cli import choosing  # what evaluates models costs a tenth of a second to import
 
@@ -54,6 +57,14 @@ def merged(request: Request, words: MergeWords, ahead: Ahead) -> tuple[MergeRece
     with Bar("merging", words.quiet) as bar:
         receipt = carry_out(prepared, replace(request.running, progress=bar.update), ahead)
     return receipt, [*prepared.inputs.notes, *prepared.plan.notes, *prepared.inputs.warnings]
+
+
+def _as_adapter(request: Request, words: MergeWords, ahead: Ahead) -> MergeReceipt:
+    """Merges into an adapter."""
+    from taskmerge.merging.as_adapter import merge_as_adapter
+
+    with Bar("merging", words.quiet) as bar:
+        return merge_as_adapter(replace(request, running=replace(request.running, progress=bar.update)), ahead)
 
 
 def dry_run(request: Request, words: MergeWords) -> None:

@@ -208,8 +208,13 @@ def _lies_transposed(name: str, pair: Pair, adapter: Adapter, base: Source) -> b
         return True
     if len(shape) != 2 or shape[0] != shape[1]:
         return False
+    return lies_transposed(name, base, adapter.fan_in_fan_out)
+
+
+def lies_transposed(name: str, base: Source, otherwise: bool = False) -> bool:
+    """Whether a weight lies as [in, out], by its own bias and those of the block's other weights; else `otherwise`."""
     seen = _orientations(name, base)
-    return seen.pop() if len(seen) == 1 else adapter.fan_in_fan_out
+    return seen.pop() if len(seen) == 1 else otherwise
 
 
 def _orientations(name: str, base: Source) -> set[bool]:

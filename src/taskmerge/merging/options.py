@@ -1,6 +1,7 @@
 """Sorts the keywords of a merge: what shapes the result, how inputs are understood, and how the run goes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from taskmerge.methods.options import Setting, Value
 from taskmerge.methods.registry import methods
 from taskmerge.specs.merge import MergeSpec
 
+ADAPTER_RANK, LARGEST_RANK = 16, 1 << 20
 Arguments = Sequence[str | Path] | Mapping[str, str | Path]
 
 
@@ -26,6 +28,8 @@ class RunOptions:
     max_memory: int | None = None
     digests: bool = True
     with_code: bool = False
+    as_adapter: bool = False
+    adapter_rank: int = ADAPTER_RANK
     progress: Callable[[int, int], None] | None = None
 
 
@@ -43,12 +47,27 @@ def split_options(
     shape |= {"weights": dict(weights or {})} | ({} if method is None else {"method": method})
     spec = MergeSpec(**shape)
     own = {name: value for name, value in options.items() if name not in KEYWORDS}
+    if running.get("as_adapter") and "rank" in own and "rank" not in spec.settings():
+        running.setdefault("adapter_rank", own.pop("rank"))  # the method has no rank of its own
+    if "adapter_rank" in running:
+        running["adapter_rank"] = _adapter_rank(running["adapter_rank"], asked=bool(running.get("as_adapter")))
     spec = replace(spec, options=grid(spec, own), grid=grid(spec, spec.grid))
     opening |= {"base": None if base is None else Path(base), "strip_prefix": spec.strip_prefix, "map": spec.map}
     if output == "":
         raise UsageError("an empty path names nothing", where="output", hint="leave it out, or name a path")
     running |= {"output": None if output is None else Path(output)}
     return spec, InputOptions(**opening), RunOptions(**running)
+
+
+def _adapter_rank(value: object, *, asked: bool) -> int:
+    """The rank of an adapter: a whole number from one on."""
+    if not asked:
+        raise UsageError("it is the rank of an adapter", where="--adapter-rank", hint="add --as-adapter")
+    with suppress(TypeError, ValueError):
+        rank = int(str(value))
+        if 1 <= rank <= LARGEST_RANK:
+            return rank
+    raise UsageError(f"`{value}` is no rank of an adapter", where="--adapter-rank", hint="a whole number, such as 16")
 
 
 def grid(spec: MergeSpec, given: Mapping[str, object]) -> dict[str, tuple[Value, ...]]:

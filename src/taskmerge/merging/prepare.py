@@ -82,7 +82,7 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     resolved = resolve(inputs, replace(opening, outputs=tuple(paths)))
     warnings = check_configs(resolved, spec)
     plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory))
-    check_disk(plan.costs.bytes_written, paths)
+    check_disk(0 if running.as_adapter else plan.costs.bytes_written, paths)
     device = named_device(running.device, accelerate=granularity(points) == "matrix")
     travels = _travels(resolved, spec, plan, running) if any(map(is_folder, paths)) else of_file(resolved)
     resolved = replace(resolved, warnings=(*resolved.warnings, *warnings, *travels.warnings))

@@ -5,16 +5,16 @@ import math
 from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
-from taskmerge.checkpoint.writer import Sink
 from taskmerge.errors import BadNumber
 from taskmerge.experts.buffers import is_variance
 from taskmerge.experts.sources import finite
 from taskmerge.merging.plan import TensorJob
+from taskmerge.merging.run import Takes
 
 LARGEST = {"F8_E4M3": 464.0}  # types without infinity that torch clips to: beyond this, numbers are not rounded but cut
 
 
-def write(job: TensorJob, sink: Sink, merged: Tensor, start: int) -> None:
+def write(job: TensorJob, sink: Takes, merged: Tensor, start: int) -> None:
     """Casts once, checks the numbers, and writes elements from `start` on of a job's (joined) tensor."""
     merged = merged.cpu()
     offset = 0

@@ -20,10 +20,10 @@ from taskmerge.experts.rows import Rows, even
 from taskmerge.experts.sources import Tally
 from taskmerge.experts.tensors import Unit, unit_of, units
 from taskmerge.merging.costs import budget, costed
-from taskmerge.merging.merge import progress_of
 from taskmerge.merging.options import Arguments, RunOptions, split_options
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read
 from taskmerge.merging.plan import Plan, TensorJob
+from taskmerge.merging.run import progress_of
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.lapack import single_threaded
 from taskmerge.numerics.memory import peak_memory, return_large_blocks
