@@ -26,12 +26,13 @@ SWITCH = {
 PREFIXES = ("then_", "lines_")  # of an option of the second method of a chain, or of the factor of --lines
 # what `merge` and its recipes call by these names; tests/cli/test_reserved.py compares the list with them
 RESERVED = frozenset({
-    "adapt_split", "allow_merged", "allow_pickle", "also", "base", "base_rule", "choose", "coefficients",
-    "compute_dtype", "config_from", "debug", "device", "digests", "dry_run", "dtype", "earlier", "exclude", "experts",
-    "from", "grid", "heads", "help", "include", "inputs", "json", "keep_base", "keep_from", "learned", "like", "limit",
-    "lines", "map", "max_memory", "method", "no_digest", "on_buffer", "on_missing", "options", "output", "outputs",
-    "overwrite", "progress", "qkv", "quiet", "recipe", "seed", "set", "shard_size", "skip_input", "strip_prefix",
-    "suite", "svd", "task", "taskmerge", "then", "threads", "tokenizer_from", "told", "weight", "weights", "with_code",
+    "adapt_split", "adapter_rank", "allow_merged", "allow_pickle", "also", "as_adapter", "base", "base_rule", "choose",
+    "coefficients", "compute_dtype", "config_from", "debug", "device", "digests", "dry_run", "dtype", "earlier",
+    "exclude", "experts", "from", "grid", "heads", "help", "include", "inputs", "json", "keep_base", "keep_from",
+    "learned", "like", "limit", "lines", "map", "max_memory", "method", "no_digest", "on_buffer", "on_missing",
+    "options", "output", "outputs", "overwrite", "progress", "qkv", "quiet", "recipe", "seed", "set", "shard_size",
+    "skip_input", "strip_prefix", "suite", "svd", "task", "taskmerge", "then", "threads", "tokenizer_from", "told",
+    "weight", "weights", "with_code",
 })  # fmt: skip
 
 
