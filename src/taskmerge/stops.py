@@ -79,11 +79,12 @@ class Heard:
     """How a command hears a stop: as KeyboardInterrupt, once; `number` is the signal's, None if there was none.
 
     While modules are imported and nothing is unfinished the process just ends: libraries make all sorts of errors of a
-    KeyboardInterrupt in their midst.
+    KeyboardInterrupt in their midst. Another stop is heard `patience` seconds after one at the earliest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = PATIENCE) -> None:
         self.number: int | None = None
+        self._patience = patience
         self._at: float | None = None
 
     @property
@@ -98,7 +99,7 @@ class Heard:
             with suppress(OSError):
                 os.write(2, f"interrupted: {NOTHING_LEFT}\n".encode())
             os._exit(self.code)
-        if self._at is None or now - self._at > PATIENCE:
+        if self._at is None or now - self._at > self._patience:
             self._at = now
             raise KeyboardInterrupt
 

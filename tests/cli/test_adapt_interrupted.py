@@ -50,13 +50,15 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, update: int) -> None:
     monkeypatch.setattr(AdaptMeter, "heard", heard)
 
 
-def press_at(monkeypatch: pytest.MonkeyPatch, update: int, times: int = 1) -> None:
-    """The signal of Ctrl-C, so many times, when this update was made."""
+def press_at(
+    monkeypatch: pytest.MonkeyPatch, update: int, times: int = 1, sent: signal.Signals = signal.SIGINT
+) -> None:
+    """A signal, that of Ctrl-C mostly, so many times, when this update was made."""
 
     def heard(meter: AdaptMeter, record: StepRecord, total: int) -> None:
         if record.update == update:
             for _ in range(times):
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(sent)
 
     monkeypatch.setattr(AdaptMeter, "heard", heard)
 
@@ -157,6 +159,18 @@ def test_a_signal_between_saves_costs_no_update(
     resumed = run("adapt", *words, "-o", "cut", "--resume")
     assert (resumed.code, resumed.out) == (0, "cut\n"), resumed.err
     assert same_run("cut", "whole")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_every_stop_is_saved_first(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals, code: int
+) -> None:
+    """As a job's time limit sends it, and a terminal that closes."""
+    monkeypatch.setattr(running, "SAVED_EVERY", 1e9)
+    press_at(monkeypatch, 2, sent=sent)
+    outcome = run("adapt", *SHORT, "--no-scores", "-o", "cut")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert load_state(tiny / "cut" / "state")[0].update == 2
 
 
 def test_a_second_signal_leaves_at_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """`torchrun --nproc-per-node 2 -m taskmerge adapt ...`: one line on stdout, every line on stderr once, one message."""
 
+import time
 from pathlib import Path
 
 import pytest
 
 from process_cases import Outcome, ended, interrupt, start_torchrun, torchrun
+
+from taskmerge.adaptation.state import load_state
 
 pytestmark = pytest.mark.slow
 SUITE = Path(__file__).parents[2] / "examples/tiny/suite.yaml"
@@ -33,9 +36,8 @@ def test_one_process_speaks_and_failures_are_told_once(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_resume_continues(tmp_path: Path) -> None:
     process = start_torchrun([*COMMAND, "--iterations", "100000", "-o", "out"], folder=tmp_path)
-    for line in process.stderr or ():
-        if line.startswith("update "):
-            break
+    while not (tmp_path / "out/trace.jsonl").is_file() or len(trace(tmp_path)) < 10:
+        time.sleep(0.01)
     interrupt(process)
     outcome = ended(process)
     assert outcome.code != 0
@@ -43,4 +45,9 @@ def test_ctrl_c_keeps_what_resume_continues(tmp_path: Path) -> None:
         "interrupted: out: not finished, kept as it was last saved",
         "hint: the same command with --resume continues it",
     ]
-    assert (tmp_path / "out/state").is_dir()
+    state, _ = load_state(tmp_path / "out/state")
+    assert state.update + 1 == len(trace(tmp_path)), "every update that was made is saved"
+
+
+def trace(folder: Path) -> list[str]:
+    return (folder / "out/trace.jsonl").read_text(encoding="utf-8").splitlines()

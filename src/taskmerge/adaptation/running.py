@@ -76,22 +76,25 @@ class Running:
                 self._tell(trace, self._looked(self.adaptation.start()))
                 self._save(trace)
             with self.interruptible() as asked:
-                self._updates(trace, asked)
+                stopped = self._updates(trace, asked)
                 self._save(trace)
+            if stopped:  # another process was asked
+                raise KeyboardInterrupt
         if self.best is not None:
             self.adaptation.restore(self.best)
         self.adaptation.settle()
 
-    def _updates(self, trace: IO[str], asked: Callable[[], bool]) -> None:
-        """All updates that are left, or those until somebody asked to stop."""
+    def _updates(self, trace: IO[str], asked: Callable[[], bool]) -> bool:
+        """All updates that are left, or those until somebody asked one of the processes to stop: whether that was so."""
         saved = time.monotonic()
         for record in self.adaptation.updates():
             self._tell(trace, self._looked(record))
-            if asked():
-                return
+            if not self.group.all(not asked()):
+                return True
             if time.monotonic() - saved > SAVED_EVERY:
                 self._save(trace)
                 saved = time.monotonic()
+        return False
 
     def conclude(self) -> None:
         """Measures agreement once more, of the model that is written: heads may have been fitted since."""

@@ -1,13 +1,14 @@
 """One command line in several processes: which commands know how, which process speaks, what stops them."""
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from types import FrameType
 
 from taskmerge.errors import UsageError
 from taskmerge.launched import WHERE, Ended, await_told, first_to_end, seat
+from taskmerge.stops import Heard
 
 SPREAD = ("adapt",)
 """Commands whose work several processes can share."""
@@ -26,8 +27,9 @@ def one_voice(arguments: Sequence[str]) -> Iterator[None]:
         yield
         return
     _check_command(arguments)
+    stop = Heard(math.inf)
     for number in STOPS:
-        signal.signal(number, _stop)
+        signal.signal(number, stop.hear)
     try:
         with nullcontext() if here.rank == 0 else _muted():
             yield
@@ -57,11 +59,6 @@ def _check_command(arguments: Sequence[str]) -> None:
     if named is not None and named not in SPREAD:
         hint = f"run it without torchrun: `taskmerge {named} ...`"
         raise UsageError(f"`{named}` runs in one process", where=WHERE, hint=hint)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    _ignore_stops()
-    raise KeyboardInterrupt
 
 
 def _ignore_stops() -> None:
