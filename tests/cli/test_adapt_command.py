@@ -284,6 +284,17 @@ def test_seeds_are_resumed_where_they_stopped(tiny: Path) -> None:
     assert tree(tiny / "runs" / "seed-0") == before
     says = ("seed-0: is the result of another recipe",)
     refused(2, "adapt", *SHORT, "--seeds", "2", "-o", "runs", "--resume", "--lr", "0.1", says=says)
+    refused(2, "adapt", *SHORT, "--seeds", "2", "-o", "runs", "--resume", "--exclude", "*ln_final*", says=says)
+
+
+def test_seeds_are_of_the_same_experts(tiny: Path) -> None:
+    adapt("--seeds", "1", "-o", "runs", UNSCORED)
+    report = tiny / "runs/seed-0/report.json"
+    document = json.loads(report.read_bytes())
+    document["experts"] = dict.fromkeys(document["experts"], "0" * 64)
+    report.write_text(json.dumps(document), encoding="utf-8")
+    says = ("the experts have changed since",)
+    refused(2, "adapt", *SHORT, "--seeds", "2", "-o", "runs", "--resume", UNSCORED, says=says)
 
 
 # --- --dry-run -------------------------------------------------------------------------------------------------

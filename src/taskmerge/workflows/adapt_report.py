@@ -149,6 +149,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
             for side in run.sides
         ],
         "experts": done.about["experts"],
+        "merging": done.asked.shaping(),
         "processes": done.about["processes"],
         "learned": {
             "updates": done.run.records[-1].update, "skipped": run.counts["skipped"], "flips": run.counts["flips"],

@@ -1,5 +1,6 @@
 """What `adapt` is asked for, sorted: what shapes the result, what is merged, how the run goes."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ MERGING = ("base", "qkv", "include", "exclude", "also", "dtype", "compute_dtype"
            "on_missing", "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory",
            "shard_size")  # fmt: skip
 """Keywords of `merge` that `adapt` takes for the encoder that it merges."""
+COSTS = ("max_memory",)
+"""What of them changes what a run takes, and not what comes out."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class AdaptRequest:
     suite: Suite
     inputs: Arguments
     merging: Mapping[str, Any]
+
+    def shaping(self) -> dict[str, Any]:
+        """The keywords of the merge on which its result depends, as plain values."""
+        shaping = {name: value for name, value in self.merging.items() if name not in COSTS}
+        plain: dict[str, Any] = json.loads(json.dumps(shaping, default=str))
+        return plain
 
 
 def adapt_requested(suite: Suite, inputs: Arguments, keywords: Mapping[str, Any]) -> AdaptRequest:

@@ -1,7 +1,7 @@
 """One adaptation under several seeds: a folder each, and how far their scores lie apart."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,7 +11,6 @@ from taskmerge.adaptation.folder import check_free, resumable
 from taskmerge.checkpoint.adapted import PLACES, is_adapted
 from taskmerge.documents import read_object
 from taskmerge.errors import BadOutput, UsageError
-from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import AdaptRequest
 from taskmerge.workflows.adapted import AdaptRunning, adapt_asked, place_of
@@ -85,6 +84,7 @@ def adapt_seeds(
     for one, own in plans:
         runs.append(_kept(one, own) if own.resume and is_adapted(_output(own)) else _run(one, own, run))
         done(runs[-1])
+    check_same_experts([run.report for run in runs], place)
     return Seeds(str(place), tuple(runs))
 
 
@@ -124,14 +124,22 @@ def _run(asked: AdaptRequest, running: AdaptRunning, run: Run) -> SeedRun:
 def _kept(asked: AdaptRequest, running: AdaptRunning) -> SeedRun:
     """A seed that an earlier command finished, if it was asked for the same."""
     folder = _output(running)
-    return SeedRun(asked.spec.seed, str(folder), finished_report(folder, asked.spec), fresh=False)
+    return SeedRun(asked.spec.seed, str(folder), finished_report(folder, asked), fresh=False)
 
 
-def finished_report(folder: Path, spec: AdaptSpec) -> dict[str, Any]:
+def finished_report(folder: Path, asked: AdaptRequest) -> dict[str, Any]:
     """The report of a finished folder, if it was asked for the same. Raises UsageError if not, BadFile without one."""
     file = folder / PLACES["report"]
     report = read_object(file, hint="--overwrite runs all again")
-    if report.get("recipe") != json.loads(json.dumps(spec.recipe())):
+    same = report.get("recipe") == json.loads(json.dumps(asked.spec.recipe()))
+    if not same or report.get("merging", {}) != asked.shaping():
         hint = "resume with the options that the first runs had, or run all again with --overwrite"
         raise UsageError("is the result of another recipe", where=str(folder), hint=hint)
     return report
+
+
+def check_same_experts(reports: Iterable[Mapping[str, Any]], place: Path) -> None:
+    """Raises UsageError where runs that an earlier command finished were of other experts than those that are there."""
+    if len({json.dumps(report["experts"], sort_keys=True) for report in reports}) > 1:
+        hint = "start again with --overwrite"
+        raise UsageError("the experts have changed since the first runs were finished", where=str(place), hint=hint)

@@ -21,7 +21,7 @@ from taskmerge.processes import group
 from taskmerge.specs.suite import Suite
 from taskmerge.workflows.adapt_report import AdaptReceipt
 from taskmerge.workflows.adapt_request import AdaptRequest, adapt_requested
-from taskmerge.workflows.adapt_seeds import finished_report
+from taskmerge.workflows.adapt_seeds import check_same_experts, finished_report
 from taskmerge.workflows.adapted import AdaptRunning, adapt_asked
 
 BUDGET = 200
@@ -161,7 +161,7 @@ def _receipts(asked: Mapping[str, AdaptRequest], place: Path, running: AdaptRunn
             receipts[name] = adapt_asked(request, own)
         except Mismatch as error:  # such as a method on matrices where there are none
             running.note(f"{name} is left out: {error.what}")
-    _check_experts(receipts, place)
+    check_same_experts([receipt.report for receipt in receipts.values()], place)
     return receipts
 
 
@@ -169,16 +169,9 @@ def _earlier(folder: Path, asked: AdaptRequest) -> AdaptReceipt | None:
     """A candidate that an earlier command finished; None if none did."""
     if not is_adapted(folder):
         return None
-    report = finished_report(folder, asked.spec)
+    report = finished_report(folder, asked)
     notes, warnings = tuple(report["notes"]), tuple(report["warnings"])
     return AdaptReceipt(str(folder), report, None, notes, warnings, report["timing"]["seconds"])
-
-
-def _check_experts(receipts: Mapping[str, AdaptReceipt], place: Path) -> None:
-    """Raises UsageError where candidates were tried on other experts than those that are there now."""
-    if len({json.dumps(receipt.report["experts"], sort_keys=True) for receipt in receipts.values()}) > 1:
-        hint = "start again with --overwrite"
-        raise UsageError("the experts have changed since the first candidate was tried", where=str(place), hint=hint)
 
 
 # --- the choice ------------------------------------------------------------------------------------------------
