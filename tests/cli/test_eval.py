@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from letter_cases import letter_config, save_letters
 from taskmerge.checkpoint.adapted import Manifest, write_manifest
 from taskmerge.evaluation.results import schema
+from taskmerge.models.outputs import Forward
 
 Change = Callable[[dict[str, Any]], None]
 LIMIT = ("--limit", "40", "--no-cache")
@@ -310,9 +311,27 @@ def test_a_baseline_is_compared_and_kept_to(suite: Path, here: Path) -> None:
     failed = [one for one in json.loads(outcome.out)["checks"] if not one["passed"]]
     assert "digits" in {one["task"] for one in failed}
     assert all(one["low"] <= one["difference"] <= one["high"] for one in failed)
-    outcome = run("eval", "now=digits.safetensors", "--baseline", "good.json", "--limit", "30", "--no-cache", "--json")
-    assert outcome.code == 4, "other items cannot be compared"
-    assert json.loads(outcome.out)["checks"] == [], "but what was found is not lost"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("now=digits.safetensors", "--limit", "30"), "the data differs from the baseline's: digits"),
+        (("now=digits.safetensors", "--limit", "60", "--tasks", "shapes"), "scores that this run lacks: now: "),
+        (("now=digits.safetensors", "--limit", "60", "--split", "adapt"), "the baseline's split is `test`"),
+        (("other=digits.safetensors", "then=base.safetensors", "--limit", "60"), "no checkpoint of this run"),
+    ],
+)
+def test_what_no_baseline_can_be_compared_with_is_told_before_the_work(
+    suite: Path, here: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    evaluated("now=digits.safetensors", "-o", "good.json", "--limit", "60", "--no-cache")
+
+    def encoded(*_: object) -> None:
+        raise AssertionError("something was encoded")
+
+    monkeypatch.setattr(Forward, "outputs", encoded)
+    refused(4, "eval", *words, "--baseline", "good.json", "--no-cache", "--json", says=(says,), folder=here)
 
 
 def test_thresholds_are_understood_before_anything_runs(suite: Path, here: Path) -> None:

@@ -25,7 +25,7 @@ from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.workflows.choose import rank
 
-KEYWORDS = frozenset(signature(evaluate).parameters) - {"checkpoints", "suite", "cache"}
+KEYWORDS = frozenset(signature(evaluate).parameters) - {"checkpoints", "suite", "cache", "baseline"}
 """What `evaluate` takes under the same name."""
 
 
@@ -43,7 +43,7 @@ def run(words: EvalWords) -> None:
     baseline = read_report(words.baseline) if words.baseline else None
     with Meter(words.quiet) as meter:
         told: list[str] = []
-        report = _report(suite, words, meter, told)
+        report = _report(suite, words, baseline, meter, told)
     report, failure = _checked(report, wanted, baseline, words.tolerance or 0.0)
     unwritten = _written(report, words, inputs)
     print(_rendered(report, form), end="")
@@ -55,7 +55,9 @@ def run(words: EvalWords) -> None:
         raise failure
 
 
-def _report(suite: Suite, words: EvalWords, meter: Meter, told: list[str]) -> Report:
+def _report(
+    suite: Suite, words: EvalWords, baseline: Report | None, meter: Meter, told: list[str]
+) -> Report:  # fmt: skip
     """The scores, or under --rank-by the order without labels and what labels say of it.
 
     `told` gets the notes that were shown when they were known.
@@ -66,7 +68,7 @@ def _report(suite: Suite, words: EvalWords, meter: Meter, told: list[str]) -> Re
         show.notices([note], (), words.quiet)
 
     keywords: dict[str, Any] = {name: value for name, value in given_options(words).items() if name in KEYWORDS}
-    keywords |= {"suite": suite, "cache": _cache(words), "progress": meter.update}
+    keywords |= {"suite": suite, "cache": _cache(words), "progress": meter.update, "baseline": baseline}
     if words.rank_by is None:
         return evaluate(words.checkpoints or [], **keywords)
     if words.adapt_split is not None:

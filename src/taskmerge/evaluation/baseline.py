@@ -1,6 +1,6 @@
 """A report against an earlier one: the difference of every score, with its paired interval. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from taskmerge.errors import Mismatch, UsageError, listed
@@ -12,6 +12,36 @@ from taskmerge.evaluation.thresholds import SLACK, Record
 
 SHOWN = 6
 """Scores that a message names."""
+Condition = tuple[str | None, int | None]
+"""A corruption and its severity; None twice for the pictures as they are."""
+
+
+def check_comparable(
+    baseline: Report, *, suite: str, split: str, names: Sequence[str], tasks: Collection[str],
+    conditions: Collection[Condition],
+) -> None:  # fmt: skip
+    """What can be said before anything is evaluated: that these checkpoints (`names`) will have the scores of the
+    baseline that they are compared with.
+
+    Raises Mismatch for another suite or split, where no checkpoint is the same, and for scores that will be lacking.
+    """
+    pairs = _matched(names, checkpoints_of(baseline))
+    _check_same("suite", suite, baseline.suite)
+    _check_same("split", split, baseline.split)
+    rows = [row for row in baseline.rows if row.encoder in pairs]
+    _check_lost(row for row in rows if row.task not in tasks or (row.corruption, row.severity) not in conditions)
+
+
+def check_data(baseline: Report, data: Iterable[Mapping[str, Any]]) -> None:
+    """Raises Mismatch where data sets, as reports describe them, hold other items than the baseline's."""
+    fingerprints = {_data_place(own): own["fingerprint"] for own in baseline.data}
+    changed = [
+        str(own["task"]) for own in data
+        if fingerprints.get(_data_place(own), own["fingerprint"]) != own["fingerprint"]
+    ]  # fmt: skip
+    if changed:
+        hint = "scores of other items cannot be compared: evaluate with the same data and --limit"
+        raise Mismatch(f"the data differs from the baseline's: {', '.join(changed)}", where="--baseline", hint=hint)
 
 
 def against_baseline(
@@ -28,21 +58,14 @@ def against_baseline(
     """
     if not tolerance >= 0:
         raise UsageError(f"{tolerance} is no tolerance", where="--tolerance", hint="such as 0.005")
-    pairs = _matched(report, baseline)
-    _check_same(report, baseline)
+    pairs = _matched(checkpoints_of(report), checkpoints_of(baseline))
+    _check_same("suite", report.suite, baseline.suite)
+    _check_same("split", report.split, baseline.split)
+    check_data(baseline, report.data)
     now = {(row.encoder, *_place(row)): row for row in report.rows}
-    then = [row for row in baseline.rows if row.encoder in pairs]
-    records, lost = [], []
-    for row in then:
-        twin = now.get((pairs[row.encoder], *_place(row)))
-        if twin is None:
-            lost.append(f"{row.encoder}: {row.task}{_corrupted(row)}")
-        else:
-            records.append(_baseline_record(twin, row, tolerance))
-    if lost:
-        hint = "evaluate the same tasks and corruptions as the baseline"
-        what = f"the baseline has scores that this run lacks: {listed(lost, SHOWN, plain=True)}"
-        raise Mismatch(what, where="--baseline", hint=hint)
+    twins = [(now.get((pairs[row.encoder], *_place(row))), row) for row in baseline.rows if row.encoder in pairs]
+    _check_lost(row for twin, row in twins if twin is None)
+    records = [_baseline_record(twin, row, tolerance) for twin, row in twins if twin is not None]
     return tuple(records), _unmatched(report, baseline, pairs)
 
 
@@ -63,9 +86,8 @@ def _baseline_record(row: Row, before: Row, tolerance: float) -> Record:
     }  # fmt: skip
 
 
-def _matched(report: Report, baseline: Report) -> dict[str, str]:
-    """Checkpoints of the baseline, and whom each is compared with."""
-    now, then = checkpoints_of(report), checkpoints_of(baseline)
+def _matched(now: Sequence[str], then: Sequence[str]) -> dict[str, str]:
+    """Checkpoints of the baseline (`then`), and whom each is compared with."""
     pairs = {name: name for name in then if name in now}
     (own, earlier) = ([name for name in names if not is_reference(name)] for names in (now, then))
     if len(own) == len(earlier) == 1:
@@ -76,20 +98,17 @@ def _matched(report: Report, baseline: Report) -> dict[str, str]:
     return pairs
 
 
-def _check_same(report: Report, baseline: Report) -> None:
-    for field in ("suite", "split"):
-        here, there = getattr(report, field), getattr(baseline, field)
-        if here != there:
-            raise Mismatch(f"the baseline's {field} is `{there}`, this run's is `{here}`", where="--baseline")
-    fingerprints = {_data_place(data): data["fingerprint"] for data in baseline.data}
-    changed = [
-        str(data["task"])
-        for data in report.data
-        if fingerprints.get(_data_place(data), data["fingerprint"]) != data["fingerprint"]
-    ]
-    if changed:
-        hint = "scores of other items cannot be compared: evaluate with the same data and --limit"
-        raise Mismatch(f"the data differs from the baseline's: {', '.join(changed)}", where="--baseline", hint=hint)
+def _check_same(field: str, here: str, there: str) -> None:
+    if here != there:
+        raise Mismatch(f"the baseline's {field} is `{there}`, this run's is `{here}`", where="--baseline")
+
+
+def _check_lost(rows: Iterable[Row]) -> None:
+    lost = [f"{row.encoder}: {row.task}{_corrupted(row)}" for row in rows]
+    if lost:
+        hint = "evaluate the same tasks and corruptions as the baseline"
+        what = f"the baseline has scores that this run lacks: {listed(lost, SHOWN, plain=True)}"
+        raise Mismatch(what, where="--baseline", hint=hint)
 
 
 def _unmatched(report: Report, baseline: Report, pairs: Mapping[str, str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.corruptions import corruptions
 from taskmerge.data.loading import LoadOptions
 from taskmerge.errors import UsageError, located
+from taskmerge.evaluation.baseline import check_comparable, check_data
 from taskmerge.evaluation.checkpoints import Arguments, Encoder, check_encoders, encoders
 from taskmerge.evaluation.collecting import Findings, described, left_out, report_of
 from taskmerge.evaluation.estimates import Rows as Contributions
@@ -60,6 +61,7 @@ def evaluate(
     map: str | Sequence[str] = (),
     progress: Progress | None = None,
     manifests: Mapping[Path, Manifest] | None = None,
+    baseline: Report | None = None,
 ) -> Report:
     """Scores checkpoints on a suite's tasks, each task by its own head.
 
@@ -70,11 +72,11 @@ def evaluate(
     `compare="experts"` counts what the expert gets right and a checkpoint wrong, and the other way round. `corrupt`
     adds every task with its pictures corrupted. `loss_correlation` compares label-free losses with the true one.
     `heads` is a folder of TASK.safetensors that replaces the suite's heads, `map` says how files name tensors
-    (`FROM* = TO*`). `manifests` are what folders of `adapt`
-    will say of themselves, where that is not written yet.
+    (`FROM* = TO*`). `manifests` are what folders of `adapt` will say of themselves, where that is not written yet.
+    `baseline` is an earlier report that this one is to be compared with: what cannot be is found out before the work.
 
     Raises a TaskmergeError: UsageError for wrong options or a wrong suite, BadFile for what cannot be read, Mismatch
-    for checkpoints or heads that do not fit, NotEnough for too little memory, BadNumber for NaN in features.
+    for checkpoints or heads that do not fit and for a baseline of something else, NotEnough for too little memory, BadNumber for NaN in features.
     """
     started = time.perf_counter()
     whole = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
@@ -92,6 +94,12 @@ def evaluate(
             with_experts=compare is not None or loss_correlation, allow_pickle=allow_pickle,
             manifests=manifests or {},
         )  # fmt: skip
+        if baseline is not None:
+            check_comparable(
+                baseline, suite=picked.name, split=split, names=[encoder.row for encoder in opened],
+                tasks=[task.name for task in picked.tasks],
+                conditions=[(None, None), *((corruption.name, corruption.severity) for corruption in corrupted)],
+            )  # fmt: skip
         place, backbone = device_for(device), build(picked.backbone, resolve=resolve, renamings=_names(map))
         given = Heads(picked, backbone, place, stack, Path(heads) if heads else None, allow_pickle, notes.append)
         forward = Forward(backbone, place, batch_size, given.base, progress or unwatched, notes.append)
@@ -100,7 +108,7 @@ def evaluate(
             given.load(opened)
         choice = Choice(split, loading, (None, *corrupted))
         asked = Evaluation(picked, opened, choice, seed, compare=compare is not None, loss_correlation=loss_correlation)
-        findings = _findings(asked, given, forward)
+        findings = _findings(asked, given, forward, baseline)
         given.check_unchanged(opened)
     return report_of(asked, findings, notes, _timing(forward, time.perf_counter() - started))
 
@@ -113,7 +121,7 @@ def device_for(name: str) -> torch.device:
 # --- from portions of data to judged outputs -------------------------------------------------------------------
 
 
-def _findings(asked: Evaluation, heads: Heads, forward: Forward) -> Findings:
+def _findings(asked: Evaluation, heads: Heads, forward: Forward, baseline: Report | None) -> Findings:
     """Reads the data in portions, and judges the encoders on each."""
     split, data_sets = asked.choice.split, len(asked.suite.tasks) * len(asked.choice.corrupt)
     findings: list[Finding] = []
@@ -123,6 +131,8 @@ def _findings(asked: Evaluation, heads: Heads, forward: Forward) -> Findings:
     for portion in _read(asked, forward):
         members = [member for group in portion for member in group]
         data += [described(member, split) for member in members]
+        if baseline is not None:
+            check_data(baseline, data)
         warnings += [left_out(member, split) for member in members if member.items.skipped]
         work = _work(asked.encoders, portion)
         samples += sum(_encodings(encoder, group) for encoder, groups in work for group in groups)
