@@ -83,6 +83,16 @@ def run(arguments: Sequence[str]) -> int:
             return _ended(error, stop, debug)
 
 
+def homes(arguments: Sequence[str]) -> list[str]:
+    """The words with `~/` as the user's home where a shell leaves it: in `--base=~/x`, `name=~/x` and quoted globs."""
+    return [_home(word) for word in arguments]
+
+
+def _home(word: str) -> str:
+    name, equals, path = word.rpartition("=") if not word.startswith("~/") else ("", "", word)
+    return f"{name}{equals}{os.path.expanduser(path)}" if path.startswith("~/") else word
+
+
 def _command(arguments: Sequence[str]) -> int:
     """Loads and carries out the command. Everything is imported here, where Ctrl-C is heard already."""
     _without_temporary_folder()
@@ -90,7 +100,7 @@ def _command(arguments: Sequence[str]) -> int:
     one_voice = import_module("taskmerge.cli.together").one_voice
     with one_voice(arguments):
         app = import_module("taskmerge.cli.program").app
-        outcome = app(args=list(arguments), prog_name="taskmerge", standalone_mode=False)
+        outcome = app(args=homes(arguments), prog_name="taskmerge", standalone_mode=False)
         sys.stdout.flush()
     if outcome == INTERRUPTED:  # Typer turns Ctrl-C into this status
         raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from taskmerge.merging.options import Arguments, grid
 from taskmerge.merging.replay import replayed, with_learned
 from taskmerge.specs.load import Recipe, load_recipe
 from taskmerge.specs.merge import MergeSpec
+from taskmerge.specs.paths import beside
 
 
 def from_recipe(path: Path, inputs: Arguments, keywords: Mapping[str, Any]) -> tuple[Arguments, dict[str, Any]]:
@@ -27,9 +28,9 @@ def from_recipe(path: Path, inputs: Arguments, keywords: Mapping[str, Any]) -> t
     if recipe.weights:
         completed["weights"] = dict(recipe.weights)
     if recipe.base:
-        completed["base"] = folder / recipe.base
+        completed["base"] = beside(folder, recipe.base)
     if recipe.output:
-        completed["output"] = folder / recipe.output
+        completed["output"] = beside(folder, recipe.output)
     return inputs or _experts(recipe, folder), {**completed, **keywords}
 
 
@@ -41,14 +42,14 @@ def _is_merged(path: Path) -> bool:
 def _experts(recipe: Recipe, folder: Path) -> Arguments:
     """The recipe's experts, relative to its folder."""
     if isinstance(recipe.experts, Mapping):
-        return {task: folder / path for task, path in recipe.experts.items()}
+        return {task: beside(folder, path) for task, path in recipe.experts.items()}
     return [_beside(folder, text) for text in recipe.experts]
 
 
 def _beside(folder: Path, text: str) -> str:
     """A path, a glob, or `name=path`, relative to a folder."""
     name, equals, path = text.partition("=")
-    return f"{name}={folder / path}" if equals and not (folder / text).exists() else str(folder / text)
+    return f"{name}={beside(folder, path)}" if equals and not (folder / text).exists() else str(beside(folder, text))
 
 
 def _options(recipe: Recipe, shape: Mapping[str, Any]) -> dict[str, Any]:

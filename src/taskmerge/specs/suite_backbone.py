@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import cast
 
+from taskmerge.specs.paths import beside
 from taskmerge.specs.sections import Section
 from taskmerge.specs.suite import BackboneSpec, Library, Location, Pooling, Preprocess, Tokenizer
 from taskmerge.specs.suite_sources import read_location
@@ -40,10 +41,10 @@ def _model(section: Section, library: Library, folder: Path) -> str | Location:
     value = section.values.get("model")
     if not isinstance(value, str) or library == "transformers":
         return read_location(section, "model", folder) or ""
-    is_file = value.endswith(".json") or os.path.exists(folder / value)
+    is_file = value.endswith(".json") or os.path.exists(beside(folder, value))
     if library == "torchvision" and is_file:
         section.bad("model", "torchvision's models are named, not described by a file", "such as `model: resnet50`")
-    return folder / value if is_file else section.text("model") or ""
+    return beside(folder, value) if is_file else section.text("model") or ""
 
 
 def _check_library(section: Section, library: Library) -> None:

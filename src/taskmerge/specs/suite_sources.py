@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from taskmerge.specs.class_names import ClassesBy
+from taskmerge.specs.paths import beside
 from taskmerge.specs.sections import Section
 from taskmerge.specs.suite import Form, HubPath, Location, Split
 
@@ -30,7 +31,7 @@ def read_location(section: Section, key: str, folder: Path) -> Location | None:
     value = section.values.get(key)
     if not isinstance(value, dict):
         said = section.text(key)
-        return None if said is None else folder / said
+        return None if said is None else beside(folder, said)
     inner = section.section(key, "a path, or `{hub: org/name, file: path/in/repo}`")
     if inner is None:
         return None
