@@ -48,6 +48,26 @@ def test_the_python_session_runs(here: Path) -> None:
     assert "merged.safetensors" in done.stdout
 
 
+@pytest.mark.slow
+def test_five_folders_of_language_models_become_one(here: Path) -> None:
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, dtype="bfloat16",
+    )  # fmt: skip
+    for name in ("base", "code", "maths", "chat", "medicine", "law"):
+        Qwen2ForCausalLM(config).bfloat16().save_pretrained(here / name)
+    (block,) = [block for block in blocks("bash") if "hf download" in block]
+    _, *commands = block.splitlines()
+    assert len(commands) == 2
+    for command in commands:
+        done = subprocess.run(command, shell=True, cwd=here, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    merged = AutoModelForCausalLM.from_pretrained(here / "merged")
+    assert all(value.isfinite().all() for value in merged.parameters())
+
+
 def test_every_linked_page_is_there() -> None:
     linked = re.findall(r"\]\(((?:docs|examples)/[^)#]+|[A-Z]+\.md)\)", README)
     assert linked

@@ -106,3 +106,25 @@ def test_outputs_are_known_as_file_shard_index_and_folder(here: Path) -> None:
     found = resolve(inputs, InputOptions(outputs=(here / "out.safetensors", here / "dir")))
     assert [one.task for one in found.experts] == ["a"]
     assert len(found.warnings) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("meta-llama/Llama-3.1-8B", "`hf download meta-llama/Llama-3.1-8B --local-dir Llama-3.1-8B`"),
+        ("hf://org/name.v2", "`hf download org/name.v2 --local-dir name.v2`"),
+        ("there/name", "check the path"),
+        ("org/name.safetensors", "check the path"),
+        ("../name", "check the path"),
+        ("a/b/c", "check the path"),
+        ("/org/name", "check the path"),
+    ],
+)
+def test_what_looks_like_a_hubs_name_is_met_with_the_command_that_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(BadFile, match="there is no such file") as caught:
+        resolve([text], InputOptions())
+    assert hint in (caught.value.hint or "")

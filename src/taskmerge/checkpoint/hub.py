@@ -20,7 +20,7 @@ WANTED_DATA = (
 )  # fmt: skip
 """What is fetched of a whole repository of data: files that a split can be read from."""
 
-EXTRA = "pip install 'taskmerge[hub]'"
+EXTRA = "install `huggingface_hub`, and `datasets` for data sets"
 _UNREACHABLE = ("is not in the cache, and the hub cannot be reached", "check the network and HF_ENDPOINT")
 
 

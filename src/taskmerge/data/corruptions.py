@@ -87,7 +87,7 @@ def _library_function(corruption: Corruption) -> Callable[[Picture, int], Pictur
         try:
             import imagecorruptions
         except ImportError:
-            hint = "pip install 'taskmerge[corruptions]'"
+            hint = "install `imagecorruptions-imaug`"
             raise UsageError("corruptions need the package `imagecorruptions`", where="--corrupt", hint=hint) from None
     name = SHORT.get(corruption.name, corruption.name)
     seeded = "seed" in inspect.signature(imagecorruptions.corruption_dict[name]).parameters

@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from taskmerge.experts.sources import CheckpointSource, Source
 from taskmerge.experts.wording import in_one_dialect
 from taskmerge.specs.renaming import Renaming, parse_renaming
 
+REPOSITORY = re.compile(r"(?:hf:/+)?([\w.-]+/[\w-][\w.-]*)(?<!\.safetensors)(?<!\.json)(?<!\.bin)(?<!\.pt)")
+"""What a hub's repository is called, and no file of weights."""
 MERGED = ("merge", "task")
 """What taskmerge writes merged checkpoints as: whole ones, and those of one task."""
 
@@ -167,12 +170,16 @@ def _existing(path: Path) -> Path:
         raise BadFile(f"cannot be opened: {reason}", where=str(path), hint="check path and permissions") from error
     else:
         return path
-    close = nearest(path.name, _beside(path))
-    raise BadFile(
-        "there is no such file",
-        where=str(path),
-        hint=f"did you mean `{path.with_name(close)}`?" if close else "check the path",
-    )
+    raise BadFile("there is no such file", where=str(path), hint=_elsewhere(path))
+
+
+def _elsewhere(path: Path) -> str:
+    """Where what is not there may be: a name nearby, or a hub's repository that the path looks like."""
+    if close := nearest(path.name, _beside(path)):
+        return f"did you mean `{path.with_name(close)}`?"
+    if (named := REPOSITORY.fullmatch(str(path))) and not path.parent.is_dir():
+        return f"`hf download {named[1]} --local-dir {path.name}` fetches it where it is on a hub; then name {path.name}"
+    return "check the path"
 
 
 def _beside(path: Path) -> list[str]:
