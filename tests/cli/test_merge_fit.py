@@ -284,7 +284,7 @@ def test_a_foreign_merged_output_is_refused_with_both_ways_out(experts: Files, h
     merge("other/boats.safetensors", "other/planes.safetensors", "-o", "foreign.safetensors")
     says = (
         "foreign.safetensors: it is the result of an earlier merge (boats, planes)",
-        "--skip-input 'foreign.safetensors'",
+        "--skip-input foreign.safetensors",
         "--allow-merged",
     )
     refused_merge(4, ALL, folder=here, says=says)

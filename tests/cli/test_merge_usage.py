@@ -99,7 +99,7 @@ ALL = "*.safetensors"
         (["-o", "cars.safetensors", "--overwrite"], ("cars.safetensors", "it is an input and the output", "-o")),
         (["-o", "base.safetensors", "--overwrite"], ("base.safetensors", "it is an input and the output")),
         (["-o", "cars.safetensors", "--overwrite", "--dry-run"], ("cars.safetensors", "it would be lost")),
-        (["-o", "cars.safetensors", "--overwrite", "--allow-merged"], ("--skip-input 'cars.safetensors'",)),
+        (["-o", "cars.safetensors", "--overwrite", "--allow-merged"], ("--skip-input cars.safetensors",)),
         (["-m"], ("-m", "requires an argument")),
         (["--coefficient", "inf"], ("--coefficient", "inf is out of range")),
         (["--coefficient", "1e400"], ("--coefficient", "out of range")),

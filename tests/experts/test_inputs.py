@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from taskmerge.errors import BadFile, UsageError
@@ -128,3 +130,18 @@ def test_what_looks_like_a_hubs_name_is_met_with_the_command_that_fetches_it(
     with pytest.raises(BadFile, match="there is no such file") as caught:
         resolve([text], InputOptions())
     assert hint in (caught.value.hint or "")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.text(st.sampled_from("ab[]!*?{}()= '-"), min_size=1, max_size=9), st.text("ab", max_size=3))
+def test_an_input_is_skipped_by_its_name_to_the_letter(
+    tmp_path_factory: pytest.TempPathFactory, stem: str, other: str
+) -> None:
+    """As our own hints give it, whatever signs a glob would take it for."""
+    folder = tmp_path_factory.mktemp("skipped")
+    path, rest = folder / f"m{stem}.safetensors", folder / f"other-{other}.safetensors"
+    for one in (path, rest):
+        save_file({"w": torch.zeros(1)}, one)
+    found = resolve({"one": path, "other": rest}, InputOptions(skip_input=(path.name,)))
+    assert [source.where for source in found.experts] == [str(rest)]
+    found.close()

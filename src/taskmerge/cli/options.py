@@ -25,7 +25,7 @@ Exclude = Annotated[list[str] | None, option("Not tensors whose names match (glo
 OnMissing = Annotated[str | None, option("Tensors that some input lacks: refuse, base or skip.")]
 StripPrefix = Annotated[str | None, option("Prefix to take off tensor names.")]
 Map = Annotated[list[str] | None, option("Read tensors under other names, 'FROM* = TO*' (repeatable).", "--map")]
-SkipInput = Annotated[list[str] | None, option("Leave out inputs that match (glob, repeatable).")]
+SkipInput = Annotated[list[str] | None, option("Leave out inputs of this name (or glob; repeatable).")]
 KeepBase = Annotated[bool, option("Take the base as an expert too.", "--keep-base")]
 AllowMerged = Annotated[bool, option("Take earlier results like experts.", "--allow-merged")]
 AllowPickle = Annotated[bool, option("Read .bin and .pt state dicts (weights only).", "--allow-pickle")]

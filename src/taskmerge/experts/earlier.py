@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.provenance import provenance_of
@@ -21,7 +22,7 @@ def is_own_output(path: Path, outputs: Sequence[Path], kinds: Collection[str], *
     if _kind_of(path, allow_pickle) not in kinds:
         raise UsageError(
             "it is an input and the output: it would be lost", where=str(path),
-            hint=f"choose another output with -o; if it is no expert, `--skip-input '{path.name}'` lets it be replaced",
+            hint=f"choose another output with -o; if it is no expert, `--skip-input {quote(path.name)}` lets it be replaced",
         )  # fmt: skip
     return True
 
@@ -63,7 +64,7 @@ def earlier_result(merged: Source, experts: Mapping[str, Source]) -> str:
         return f"left out {merged.where}: it is an earlier merge of {names}"
     raise Mismatch(
         f"it is the result of an earlier merge ({names}), not a fine-tuned expert", where=merged.where,
-        hint=f"`--skip-input '{Path(merged.where).name}'` leaves it out, `--allow-merged` merges it like any expert",
+        hint=f"`--skip-input {quote(Path(merged.where).name)}` leaves it out, `--allow-merged` merges it like any expert",
     )  # fmt: skip
 
 

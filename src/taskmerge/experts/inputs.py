@@ -159,6 +159,11 @@ def _task(name: str, where: str) -> str:
     return name
 
 
+def _named(path: Path, glob: str) -> bool:
+    """Whether a glob, or a name to the letter (it may hold brackets), is that of a path or of its last part."""
+    return any(name == glob or fnmatch.fnmatch(name, glob) for name in (str(path), path.name))
+
+
 def _existing(path: Path) -> Path:
     """The path if there is something; the nearest name in its folder is the hint."""
     try:
@@ -192,7 +197,7 @@ def _beside(path: Path) -> list[str]:
 
 def _left_out(path: Path, options: InputOptions, sorting: _Found) -> bool:
     """Whether an input is skipped: by --skip-input, or because this run will overwrite it."""
-    if any(fnmatch.fnmatch(str(path), glob) or fnmatch.fnmatch(path.name, glob) for glob in options.skip_input):
+    if any(_named(path, glob) for glob in options.skip_input):
         sorting.notes.append(f"left out {path} (--skip-input)")
         return True
     if is_own_output(path, options.outputs, options.earlier, allow_pickle=options.allow_pickle):
