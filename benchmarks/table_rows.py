@@ -96,9 +96,9 @@ PUBLISHED = (
     _adaptive("cart+adarank", "adarank", JOINT, origin="mean"),
     _adaptive("tint", "tint", SEQUENTIAL),
     _adaptive("symerge-head", "symerge", SEQUENTIAL),  # tint_plus is the same
-    _once(_adaptive("symerge-last", "symerge", SEQUENTIAL, layer="last")),
-    _once(_adaptive("surgery", "surgery", FEATURES, init="cart")),
-    _once(_adaptive("probsurgery", "probsurgery", FEATURES, init="cart")),
+    _adaptive("symerge-last", "symerge", SEQUENTIAL, layer="last"),
+    _adaptive("surgery", "surgery", FEATURES, init="cart"),
+    _adaptive("probsurgery", "probsurgery", FEATURES, init="cart"),
 )
 HEADS = (
     _heads("heads-average", "average"),
@@ -113,7 +113,7 @@ SELF_LABELLED = (
 )
 CHOSEN = (
     _adaptive("blocks", "blocks", None),
-    _once(_adaptive("blocks-late", "blocks", None, layer="late")),
+    _adaptive("blocks-late", "blocks", None, layer="late"),
     Row("auto", "auto", iterations=60, seeds=1),
     _once(_adaptive("symerge-stop", "symerge", SEQUENTIAL, stop="agreement", every=40, watch=40)),
 )
