@@ -1,6 +1,7 @@
 """An update of `taskmerge adapt` against a plain forward and backward pass, public codes' way, and the floor; in turns.
 
     python benchmarks/adapt.py [--method all] [--tasks 4] [--rounds 7] [--amp bf16] [--model ViT-B-32] [--threads 2]
+                               [--only plain,taskmerge]
 
 Random weights, random items, 16 a task and update (32 for SyMerge, as published). Every variant runs in a process of
 its own, all of them take turns, one iteration at a time: an iteration visits every task once, in one update (joint) or
@@ -147,9 +148,9 @@ def distance(found: Mapping[str, Tensor], ours: Mapping[str, Tensor], kind: str,
     return f"{kind} {max(float(one.max()) for one in apart):.0e} ({off} of {total:,})"
 
 
-def adapting(inputs: Inputs, rounds: int) -> None:
-    """The table of one method."""
-    chosen = variants(inputs.method)
+def adapting(inputs: Inputs, rounds: int, only: Sequence[str] | None) -> None:
+    """The table of one method: of all variants, or of plain, ours and some."""
+    chosen = [one for one in variants(inputs.method) if only is None or one.name in ("plain", "taskmerge", *only)]
     updating = [(one, mode) for one in chosen for mode in one.modes if mode in (JOINT, SEQUENTIAL)]
     tries = {(one.name, mode): tried(one, mode, inputs) for one, mode in updating}
     found = timed(chosen, inputs, rounds)
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--amp", choices=("bf16",))
     parser.add_argument("--model", default="ViT-B-32", help="a name that open_clip knows, or a configuration file")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", type=lambda text: text.split(","), help="variants, besides plain and taskmerge")
     said = parser.parse_args()
     methods = (*ADAPTING, "decomposition") if said.method == "all" else (said.method,)
     with tempfile.TemporaryDirectory() as folder:
@@ -198,7 +200,10 @@ def main() -> None:
                 f"\n{method}, {Path(said.model).stem}: {about}; medians of {said.rounds} iterations in turns",
                 flush=True,
             )
-            (decomposing if method == "decomposition" else adapting)(inputs, said.rounds)
+            if method == "decomposition":
+                decomposing(inputs, said.rounds)
+            else:
+                adapting(inputs, said.rounds, said.only)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class Taskmerge:
             for name, value in side.own.items():
                 groups["heads"][f"{side.name}/{name}"] = value
         setting = Setting(CPU, self.inputs.amp, self.crew.pool, self.crew.count, self.shared, SEED)
-        weights = Weights(self.module, self.composed, live_tensors(self.module), self.crew.pool)
+        weights = Weights(self.module, self.composed, live_tensors(self.module), self.crew.pool, self.crew.count)
         horizon = Horizon(iterations=1 << 20, batch_size=self.inputs.batch_size, updates=mode, seed=SEED)
         optimised = Optimised(groups, RATES[self.inputs.method])
         return Adaptation(self.sides, weights, on_weights, optimised, horizon, setting)
