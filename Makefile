@@ -43,6 +43,7 @@ docs: setup
 bench: setup
 	$(BIN)/python benchmarks/merge.py
 	$(BIN)/python benchmarks/spectral.py
+	OMP_WAIT_POLICY=passive $(BIN)/python benchmarks/adapt.py --rounds 3
 
 tables: setup
 	$(BIN)/python docs/generate.py
