@@ -116,11 +116,10 @@ def _asked(question: Mapping[str, Any], location: HubPath, kind: str) -> dict[st
         except BaseException:
             _end(key)
             raise
-        if answer is None or not answer.keys() & {"found", "splits", "causes"}:
-            _end(key)
-    if answer is None or not answer.keys() & {"found", "splits"}:
-        raise _explained(answer or {}, location, kind)
-    return answer
+        if answer is not None and answer.keys() & {"found", "splits"}:
+            return answer
+        _end(key)  # what it has learnt of a hub that something is wrong with goes with it
+    raise _explained(answer or {}, location, kind)
 
 
 def _started(key: tuple[object, ...], location: HubPath) -> _Client:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 TOLD_EVERY = 10.0
-"""Seconds between lines of progress."""
+"""Seconds between lines of progress, of which there are some before nobody waits any longer."""
 UNANNOUNCED = 1 << 30
 """Bytes of a file whose size the hub does not tell: it tells that of all but compressed texts."""
 PIECE = 1 << 20
@@ -135,13 +135,14 @@ class Watch:
                 self._give_up({"silent": self.patience, "said": self.said})
             if _memory() > limit:
                 self._give_up({"swollen": limit})
-            if now - told >= TOLD_EVERY and not self.mute and (self.loud or silent >= TOLD_EVERY):
+            every = min(TOLD_EVERY, self.patience / 4)
+            if now - told >= every and not self.mute and (self.loud or silent >= every):
                 told = now
-                self._tell(silent)
+                self._tell(silent, every)
 
-    def _tell(self, silent: float) -> None:
+    def _tell(self, silent: float, every: float) -> None:
         so_far = f"{max([*self.counts.values()]) / 1e6:,.1f} MB so far"
-        waits = f", nothing for {silent:.0f} s, gives up after {self.patience:.0f} s" if silent >= TOLD_EVERY else ""
+        waits = f", nothing for {silent:.0f} s, gives up after {self.patience:.0f} s" if silent >= every else ""
         print(f"fetching {self.where}: {so_far}{waits}", file=sys.stderr, flush=True)
 
     def _give_up(self, answer: dict[str, Any]) -> NoReturn:
@@ -225,7 +226,7 @@ def _prepare(guard: Guard, watch: Watch, question: dict[str, Any], scratch: str)
         disable_progress_bars()
     _count(tqdm.std.tqdm, watch)
     _bound(file_download, constants, watch)
-    _limit_sleep(watch, question["patience"], question["pace"])
+    _limit_sleep(watch, question["pace"])
     logging.getLogger(huggingface_hub.__name__).addHandler(_Last(watch))
     roots = [scratch, constants.HF_HOME, constants.HF_HUB_CACHE]
     roots += [value for name in ("HF_XET_CACHE", "HF_ASSETS_CACHE") if (value := getattr(constants, name, None))]
@@ -260,14 +261,14 @@ def _bound(file_download: Any, constants: Any, watch: Watch) -> None:
     file_download.http_get = bounded
 
 
-def _limit_sleep(watch: Watch, patience: float, pace: float) -> None:
-    """Waits between attempts as long as clients do, times `pace`; never longer than `patience`, whoever asks for it.
+def _limit_sleep(watch: Watch, pace: float) -> None:
+    """Waits between attempts as long as clients do, times `pace`; never beyond all patience, whoever asks for it.
 
     Whoever waits for another process, which fetches the same, waits as long as that takes.
     """
 
     def limited(seconds: float) -> None:
-        if seconds > patience:
+        if seconds > watch.patience:
             raise TooLong(f"it asks to wait {seconds:,.0f} s")
         if sys._getframe(1).f_globals.get("__name__", "").startswith("filelock"):
             watch.note()
@@ -295,9 +296,9 @@ def _answered(question: dict[str, Any], guard: Guard, watch: Watch) -> dict[str,
     from huggingface_hub.file_download import repo_folder_name
 
     own = repo_folder_name(repo_id=question["repository"], repo_type=question["kind"])
-    with _guarded(guard, None if question["do"] == "data set" else own):
+    with _guarded(guard, None if question["do"] == "data set" else own), _unlearned(Path(guard.hub, own, "trees")):
         started = time.time()
-        found = _load(question, guard) if question["do"] == "data set" else _fetch(question)
+        found = _load(question, guard, watch) if question["do"] == "data set" else _fetch(question)
         _check_blobs(Path(guard.hub, own, "blobs"), started, watch)
     if isinstance(found, str):
         place = os.path.realpath(found) if question["do"] == "folder" else os.path.realpath(os.path.dirname(found))
@@ -317,6 +318,18 @@ def _guarded(guard: Guard, own: str | None) -> Iterator[None]:
         guard.active = False
 
 
+@contextmanager
+def _unlearned(lists: Path) -> Iterator[None]:
+    """Lists of a repository's files that came while something went wrong are not kept: the next try asks anew."""
+    started = time.time()
+    try:
+        yield
+    except BaseException:
+        for path in [path for path in lists.glob("*") if path.is_file() and path.stat().st_mtime >= started - 2]:
+            path.unlink()
+        raise
+
+
 def _fetch(question: dict[str, Any]) -> str:
     """A file of a repository, or the folder of all of it that is wanted."""
     import huggingface_hub
@@ -327,7 +340,7 @@ def _fetch(question: dict[str, Any]) -> str:
     return str(huggingface_hub.snapshot_download(question["repository"], allow_patterns=question["wanted"], **where))
 
 
-def _load(question: dict[str, Any], guard: Guard) -> dict[str, list[str]]:
+def _load(question: dict[str, Any], guard: Guard, watch: Watch) -> dict[str, list[str]]:
     """Split -> the files of its table, of a data set that `datasets` has put into its cache."""
     guard.active = False  # what is imported is no answer of the hub's
     import datasets
@@ -337,6 +350,7 @@ def _load(question: dict[str, Any], guard: Guard) -> dict[str, list[str]]:
     guard.roots = tuple({*guard.roots, *(os.path.realpath(os.path.expanduser(place)) for place in places)})
     if not sys.stderr.isatty():
         datasets.utils.disable_progress_bars()
+    watch.note()
     guard.active = True
     found = datasets.load_dataset(
         question["repository"], question["configuration"], revision=question["revision"], trust_remote_code=False
