@@ -16,6 +16,8 @@ from taskmerge.documents import expandable, open_regular, too_expansive
 from taskmerge.errors import BadFile, listed
 
 PIECE = 1 << 20
+HOLDERS = ("state_dict", "model_state_dict", "model", "module")
+"""What trainers call the state dict in files that hold more: Lightning, loops by hand, torch's own tools, DeepSpeed."""
 VIEWS = 256 << 20
 """Bytes that tensors of a file may take when they are laid out, if its own size, twice, is less."""
 
@@ -125,9 +127,10 @@ def _reason(error: Exception) -> str:
 
 
 def _state_dict(file: Path, loaded: object) -> dict[str, Tensor]:
-    """The state dict in what was loaded: itself, or its entry `state_dict`; every entry must be a plain tensor."""
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    """The state dict in what was loaded: itself, or one of its entries `HOLDERS`; every entry must be a plain
+    tensor."""
+    if isinstance(loaded, dict):
+        loaded = next((loaded[key] for key in HOLDERS if isinstance(loaded.get(key), dict)), loaded)
     if not isinstance(loaded, dict):
         what = f"holds a {type(loaded).__name__}, not a state dict"
         raise BadFile(what, where=str(file), hint="save the model's state_dict()")
