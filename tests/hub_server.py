@@ -138,6 +138,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return found
 
         def _api(self, path: list[str], body: dict[str, list[str]]) -> None:
+            if len(path) < 3:
+                self._error(404, "Unknown")
+                return
             kind, organisation, name, *rest = path
             what, revision = rest[:2] if rest else ("revision", "main")
             found = self._found(f"{kind}/{organisation}/{name}", revision)

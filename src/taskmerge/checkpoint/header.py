@@ -17,8 +17,8 @@ from taskmerge.errors import BadFile
 LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000
 MAX_DEPTH = 128
-MAX_DIMENSIONS = 32
-"""Sides of a tensor: no weight has more than six, and libraries give up at 64."""
+MAX_DIMENSIONS = 16
+"""Sides of a tensor: no weight has more than six, and libraries give up at 32 or 64."""
 METADATA_KEY = "__metadata__"
 DEQUANTISED = "BF16"
 """What dequantised weights are written in: whoever made the codes started from it, or from what it holds."""
