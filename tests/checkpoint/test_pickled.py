@@ -140,7 +140,8 @@ def nested(layout: torch.layout) -> torch.Tensor:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: nested(torch.strided), pytest.param(lambda: nested(torch.jagged), marks=pytest.mark.slow), lambda: torch.eye(3).to_sparse(),
+        lambda: nested(torch.strided), pytest.param(lambda: nested(torch.jagged), marks=pytest.mark.slow),
+        lambda: torch.eye(3).to_sparse(),
         lambda: torch.empty(3, device="meta"), lambda: torch.ones(1).reshape([1] * 65),
         lambda: torch.ones(1).reshape([1] * 17).expand([1] * 16 + [9]), lambda: torch.nn.ParameterList([torch.ones(1)]),
         lambda: {"inner": torch.ones(1)}, lambda: [torch.ones(1)], lambda: torch.Size([2]), lambda: 10**400,

@@ -229,20 +229,21 @@ def _spec(name: str, entry: object, path: Path, data_start: int) -> TensorSpec:
     """One tensor's entry, checked on its own: fields, dtype, shape, and size against shape."""
     if not isinstance(entry, dict):
         raise _HeaderError("entry is not an object", name)
-    missing = [field for field in _FIELDS if field not in entry]
-    if missing:
-        raise _HeaderError(f"entry lacks {', '.join(missing)}", name)
-    code, shape, offsets = (entry[field] for field in _FIELDS)
+    try:
+        code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except KeyError:
+        missing = [field for field in _FIELDS if field not in entry]
+        raise _HeaderError(f"entry lacks {', '.join(missing)}", name) from None
     if isinstance(code, str) and code in UNSUPPORTED:
         raise _HeaderError(f"dtype {code} is not supported", name, hint=UNSUPPORTED[code])
     if not isinstance(code, str) or code not in DTYPES:
         raise _HeaderError(f"unknown dtype {_shown(code)}; known: {', '.join(DTYPES)}", name)
-    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+    if not isinstance(shape, list) or not _are_sizes(shape):
         raise _HeaderError(f"shape {_shown(shape)} is not a list of sizes", name)
     if len(shape) > MAX_DIMENSIONS:
         what = f"has {len(shape)} dimensions, more than the {MAX_DIMENSIONS} that a tensor may have here"
         raise _HeaderError(what, name)
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_sizes(offsets):
         raise _HeaderError(f"data_offsets {_shown(offsets)} are not two byte positions", name)
     begin, end = offsets
     nbytes = _checked_bytes(name, code, shape)
@@ -259,8 +260,8 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _DIM_MAX
+def _are_sizes(values: list[object]) -> bool:
+    return all(type(value) is int and 0 <= value <= _DIM_MAX for value in values)
 
 
 def _checked_bytes(name: str, code: str, shape: list[int]) -> int:

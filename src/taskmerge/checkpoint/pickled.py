@@ -151,7 +151,7 @@ def _check_entry(file: Path, name: object, value: object) -> None:
     if type(value) not in (Tensor, nn.Parameter):
         raise BadFile(f"is a {type(value).__name__}, not a plain tensor", where=where, hint=hint)
     if value.is_nested or value.layout != torch.strided or value.is_quantized or value.is_meta:
-        raise BadFile("is a nested, sparse, quantized or meta tensor", where=where, hint="store it densely")
+        raise BadFile("is a sparse, nested, quantized or meta tensor", where=where, hint="store it densely")
     if value.dim() > MAX_DIMENSIONS:
         raise BadFile(f"has {value.dim()} dimensions, more than {MAX_DIMENSIONS}", where=where, hint=hint)
     if value.dtype not in CODES:

@@ -125,8 +125,9 @@ def _refuse_lone_shard(file: Path) -> None:
 
 def _by_index(index: Path) -> WeightFiles:
     folder, version = index.parent, stamp(index)
-    weight_map = {name: folder / shard for name, shard in _weight_map(index).items()}
-    files = tuple(sorted(set(weight_map.values())))
+    named = _weight_map(index)
+    paths = {shard: folder / shard for shard in set(named.values())}
+    weight_map, files = {name: paths[shard] for name, shard in named.items()}, tuple(sorted(set(paths.values())))
     missing = [file.name for file in files if not os.path.isfile(file)]
     if missing:
         what = f"names {len(missing)} of {len(files)} shards that do not exist: {listed(missing, 5, plain=True)}"
@@ -155,8 +156,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise BadFile("has no `weight_map` from tensor to file", where=str(index), hint="download the index again")
-    for name, shard in weight_map.items():
-        if _escapes(shard):
+    odd = {shard for shard in set(weight_map.values()) if _escapes(shard)}
+    for name, shard in weight_map.items() if odd else ():
+        if shard in odd:
             what = f"shard {shard!r} is not a file inside the index's folder"
             raise BadFile(what, where=f"{index}: `{name}`", hint="don't use this index: get it from its publisher")
     return weight_map
