@@ -3,14 +3,34 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+HOLD = 20.0
+"""Seconds that a silent hub keeps a connection, if nobody ends it."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass(frozen=True)
+class Lie:
+    """What a hub answers in place of the truth: another status, other headers (None: left out), other content, pieces
+    of a body without an end that was announced (`stream`), another document of its interface, or nothing (`silent`)."""
+
+    status: int | None = None
+    headers: Mapping[str, str | None] = field(default_factory=dict)
+    content: bytes | None = None
+    stream: Callable[[], Iterable[bytes]] | None = None
+    document: Callable[[Any], Any] = lambda document: document
+    silent: bool = False
+
+
+Liar = Callable[[str, str], Lie | None]
+"""From what is asked (`GET`, path) to what is answered; None is the truth."""
 
 
 @dataclass
@@ -19,7 +39,7 @@ class Hub:
 
     Files of another revision than `main` are under `models/org/name@refs/pr/15`, with a commit of their own.
     `gated` refuses downloads of a repository; `cut` is a file whose connection breaks after half its bytes, every
-    time. `asked` is what clients asked for, in order.
+    time. `asked` is what clients asked for, in order. `liar` is what it does not tell the truth about.
     """
 
     url: str = ""
@@ -27,6 +47,8 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     cut: str | None = None
     asked: list[str] = field(default_factory=list)
+    liar: Liar = lambda command, path: None
+    closing: threading.Event = field(default_factory=threading.Event)
 
     def downloads(self) -> list[str]:
         """The paths of files that were sent."""
@@ -55,6 +77,7 @@ def serving() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -91,6 +114,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, body: dict[str, list[str]] | None = None) -> None:
             hub.asked.append(f"{self.command} {self.path}")
+            self.lie = hub.liar(self.command, self.path) or Lie()
+            if self.lie.silent:
+                hub.closing.wait(HOLD)
+                self.close_connection = True
+                return
             path = urlsplit(self.path).path.strip("/")
             if path.startswith("api/"):
                 self._api([unquote(part) for part in path.removeprefix("api/").split("/")], body or {})
@@ -110,6 +138,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return found
 
         def _api(self, path: list[str], body: dict[str, list[str]]) -> None:
+            if len(path) < 3:
+                self._error(404, "Unknown")
+                return
             kind, organisation, name, *rest = path
             what, revision = rest[:2] if rest else ("revision", "main")
             found = self._found(f"{kind}/{organisation}/{name}", revision)
@@ -144,38 +175,53 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self._send_file(path, files[path], commit)
 
         def _send_file(self, path: str, data: bytes, commit: str) -> None:
+            data = data if self.lie.content is None else self.lie.content
             start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
-            self.send_response(206 if "Range" in self.headers else 200)
-            self.send_header("Content-Length", str(len(data) - start))
-            self.send_header("ETag", f'"{_hash(data)}"')
-            self.send_header("X-Repo-Commit", commit)
-            self.send_header("Accept-Ranges", "bytes")
+            headers = {
+                "Content-Length": str(len(data) - start), "ETag": f'"{_hash(data)}"', "X-Repo-Commit": commit,
+                "Accept-Ranges": "bytes",
+            }  # fmt: skip
             if "Range" in self.headers:
-                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.end_headers()
-            if self.command == "GET":
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self._start(206 if "Range" in self.headers else 200, headers)
+            if self.lie.stream is not None and self.command == "GET":
+                self._stream(self.lie.stream())
+            elif self.command == "GET":
                 if hub.cut == path:
                     self.wfile.write(data[start : len(data) // 2])
                     self.close_connection = True
                 else:
                     self.wfile.write(data[start:])
 
+        def _start(self, status: int, headers: Mapping[str, str]) -> None:
+            """Status and headers, those of the lie in place of the true ones."""
+            self.send_response(self.lie.status or status)
+            for name, value in {**headers, **self.lie.headers}.items():
+                if value is not None:
+                    self.send_header(name, value)
+            self.end_headers()
+
+        def _stream(self, pieces: Iterable[bytes]) -> None:
+            """A body in chunks, until the client has enough."""
+            self.close_connection = True
+            with suppress(OSError):
+                for piece in pieces:
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                    if hub.closing.is_set():
+                        return
+                self.wfile.write(b"0\r\n\r\n")
+
         def _error(self, status: int, code: str) -> None:
             self._send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
 
         def _json(self, document: object, commit: str) -> None:
-            self._send(200, json.dumps(document).encode(), {"X-Repo-Commit": commit})
+            self._send(200, json.dumps(self.lie.document(document)).encode(), {"X-Repo-Commit": commit})
 
         def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {
-                "Content-Type": "application/json",
-                "Content-Length": str(len(body)),
-                **headers,
-            }.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
+            self._start(status, {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers})
+            if self.lie.stream is not None:
+                self._stream(self.lie.stream())
+            elif self.command != "HEAD":
                 self.wfile.write(body)
 
     return Handler

@@ -4,12 +4,15 @@ Whoever writes such a file may have written anything: what comes through here is
 print and compare without surprise. YAML comes through `specs.document`, which has the same limits.
 """
 
+import gc
 import gzip
 import json
 import math
 import os
 import stat
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -77,6 +80,26 @@ def read_object(path: Path, *, hint: str = AGAIN, largest: int = LARGEST, consta
     return document
 
 
+def object_at(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a regular file, NaN and Infinity in it; None where there is none that can be read.
+
+    For what is looked at in passing: a damaged file is the same to whoever asks as none.
+    """
+    try:
+        return read_object(path, constants=True)
+    except BadFile:
+        return None
+
+
+def object_in(content: str | bytes) -> dict[str, Any] | None:
+    """As `object_at`, of a text."""
+    try:
+        value = parse_json(content, constants=True)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def expandable(stored: int) -> int:
     """How many bytes a compressed file of `stored` bytes may expand to."""
     return max(EXPANDED, RATIO * stored)
@@ -109,10 +132,11 @@ def parse_json(content: str | bytes, *, constants: bool = False) -> Any:
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content.removeprefix("\ufeff")
-        value = json.loads(
-            text, object_pairs_hook=_once, parse_int=_integer, parse_float=_float,
-            parse_constant=float if constants else _no_constant,
-        )  # fmt: skip
+        with cycles_left():
+            value = json.loads(
+                text, object_pairs_hook=_once, parse_int=_integer, parse_float=_float,
+                parse_constant=float if constants else _no_constant,
+            )  # fmt: skip
     except UnicodeDecodeError as error:
         raise ValueError(f"no UTF-8 at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -147,6 +171,18 @@ def check_text(text: str) -> None:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"half a character at {error.start} of a text") from None
+
+
+@contextmanager
+def cycles_left() -> Iterator[None]:
+    """Inside, nobody looks for cycles among a million nodes again and again: it would be two thirds of the time."""
+    looks = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if looks:
+            gc.enable()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Digests taken ahead, in another process: the same as those taken while reading, or none."""
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -92,5 +91,5 @@ def test_it_imports_the_standard_library_alone() -> None:
 
 def test_lines_that_were_cut_are_left_out(tmp_path: Path) -> None:
     with ahead.Ahead([]) as running:
-        running._lines.write(json.dumps([[1, 2, 3, 4, 5], "a", "00"]).encode() + b"\n" + b'[[1, 2, 3, 4, 5], "b", "1')
-        assert running.take() == {(1, 2, 3, 4, 5): {"a": "00"}}
+        running._lines.write(b'[1, 2, 3, 4, 5]\n["a", "00"]\n[1, 2, 3, 4, 6]\n["a", "01"]\n["b", "1')
+        assert running.take() == {(1, 2, 3, 4, 5): {"a": "00"}, (1, 2, 3, 4, 6): {"a": "01"}}

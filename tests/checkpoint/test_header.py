@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float, itemsize
-from taskmerge.checkpoint.header import read_header
+from taskmerge.checkpoint.header import MAX_DIMENSIONS, read_header
 from taskmerge.errors import BadFile
 
 GOOD = {"a": entry("U8", [2], 0, 2), "b": entry("F32", [1], 2, 6)}
@@ -73,6 +73,19 @@ BAD_HEADERS: dict[str, tuple[object, bytes, str]] = {
     "text side": (changed(shape=["2"]), DATA, "`a`: shape"),
     "shape number": (changed(shape=2), DATA, "`a`: shape 2"),
     "huge side": (changed(shape=[2**70]), DATA, "`a`: shape"),
+    "dimensions": (changed(shape=[2] + [1] * MAX_DIMENSIONS), DATA, f"`a`: has {MAX_DIMENSIONS + 1} dimensions"),
+    "65 dimensions": (changed(shape=[1] * 64 + [2]), DATA, "`a`: has 65 dimensions"),
+    "too deep in a field": (b'{"a":{"x":' + b"[" * 500 + b"]" * 500 + b"}}", b"", "nested too deeply"),
+    "deep shape": (
+        b'{"a":{"dtype":"U8","shape":' + b"[" * 300 + b"]" * 300 + b',"data_offsets":[0,2]}}',
+        DATA,
+        "`a`: shape",
+    ),
+    "lone surrogate in a field": (
+        b'{"a":{"dtype":"\\ud800","shape":[2],"data_offsets":[0,2]}}',
+        DATA,
+        "lone surrogate",
+    ),
     "overflow": (changed(shape=[2**40, 2**40]), DATA, "is too large"),
     "overflow to nothing": (changed(shape=[2**40, 2**40, 0]), DATA, "is too large"),
     "overflow of bytes": (changed(dtype="F64", shape=[2**61]), DATA, "is too large"),
@@ -204,6 +217,7 @@ STRICTER = (
     " twice",  # the format forbids duplicate keys, the library lets them pass
     "entry is not an object",  # a list of the three fields passes there
     "is not supported",  # types below a byte
+    " dimensions, more than",  # the library takes any number
     "unknown dtype {",  # serde's other way to write an enum
 )
 

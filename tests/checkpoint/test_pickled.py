@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from taskmerge import documents
@@ -128,3 +130,39 @@ def test_torchs_advice_is_never_passed_on(tmp_path: Path) -> None:
             open_checkpoint(tmp_path / name, allow_pickle=True)
         assert not any(word in caught.value.message for word in ("weights_only", "default", "trust", "PyTorch"))
         assert name != "model.ckpt" or "name it .safetensors" in caught.value.message
+
+
+def nested(layout: torch.layout) -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore")  # nested tensors are a prototype
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nested(torch.strided), pytest.param(lambda: nested(torch.jagged), marks=pytest.mark.slow),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.empty(3, device="meta"), lambda: torch.ones(1).reshape([1] * 65),
+        lambda: torch.ones(1).reshape([1] * 17).expand([1] * 16 + [9]), lambda: torch.nn.ParameterList([torch.ones(1)]),
+        lambda: {"inner": torch.ones(1)}, lambda: [torch.ones(1)], lambda: torch.Size([2]), lambda: 10**400,
+        lambda: None,
+    ],
+)  # fmt: skip
+def test_what_is_no_plain_tensor_is_refused_by_name(tmp_path: Path, make: Callable[[], object]) -> None:
+    torch.save({"fine": torch.ones(2), "odd": make()}, tmp_path / "x.pt")
+    with pytest.raises(BadFile, match=r"x\.pt"):
+        open_checkpoint(tmp_path / "x.pt", allow_pickle=True)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=st.lists(st.integers(0, 3), max_size=3), seed=st.integers(0, 99), turns=st.sets(st.sampled_from("cni")))
+def test_conjugates_and_negatives_that_are_only_marked_as_such_are_read_as_values(
+    tmp_path: Path, shape: list[int], seed: int, turns: set[str]
+) -> None:
+    value = torch.randn(shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+    value = value.conj() if "c" in turns else value
+    value = value.mT if "n" in turns and value.dim() > 1 else value
+    value = value.imag if "i" in turns else value
+    torch.save({"w": value, "same": value}, tmp_path / "x.pt")
+    with open_checkpoint(tmp_path / "x.pt", allow_pickle=True) as checkpoint:
+        assert torch.equal(checkpoint.tensor("w"), value.resolve_conj().resolve_neg())

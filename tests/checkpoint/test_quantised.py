@@ -1,6 +1,7 @@
 """Quantised checkpoints are told from headers, by scheme; what only looks like one is not."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,40 @@ def test_plain_weights_under_a_configuration_that_says_quantised_are_read_with_a
     assert warning.startswith(f"{tmp_path}: config.json says quantised (bitsandbytes)")
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"quantization_config": 3}', "\udc80"])
-def test_a_damaged_configuration_says_nothing(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not JSON"), (b"[]", "is no JSON object"), (b"{", "is not JSON"), (b"\x80", "no UTF-8 at byte 0"),
+        (b'{"a": 1, "a": 2}', "the key `a` stands twice"), (b"[" * 100_000, "nested"), (b"\0", "is not JSON"),
+    ],
+)  # fmt: skip
+def test_a_damaged_configuration_is_said_and_nothing_more(tmp_path: Path, content: bytes, says: str) -> None:
     save(tmp_path / "model.safetensors", {"a.weight": torch.ones(4, 4).to(FP8)})
-    (tmp_path / "config.json").write_bytes(content.encode(errors="surrogateescape"))
+    (tmp_path / "config.json").write_bytes(content)
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with open_plain(path) as checkpoint:
+            (warning,) = checkpoint.warnings
+        assert warning.startswith(f"{path}: config.json ")
+        assert says in warning
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "loop", "folder"])
+def test_what_is_no_file_in_place_of_a_configuration_is_said_at_once(tmp_path: Path, kind: str) -> None:
+    save(tmp_path / "model.safetensors", {"a.weight": torch.ones(4, 4)})
+    config = tmp_path / "config.json"
+    make = {
+        "pipe": lambda: os.mkfifo(config), "device": lambda: config.symlink_to("/dev/zero"),
+        "loop": lambda: config.symlink_to(config), "folder": config.mkdir,
+    }  # fmt: skip
+    make[kind]()
+    with open_plain(tmp_path) as checkpoint:
+        (warning,) = checkpoint.warnings
+    assert "config.json" in warning
+
+
+def test_a_configuration_of_no_use_is_no_damaged_one(tmp_path: Path) -> None:
+    save(tmp_path / "model.safetensors", {"a.weight": torch.ones(4, 4).to(FP8)})
+    (tmp_path / "config.json").write_text('{"quantization_config": 3, "rope": [NaN, Infinity]}')
     with open_plain(tmp_path) as checkpoint:
         assert checkpoint.warnings == ()
 

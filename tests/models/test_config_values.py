@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from model_cases import CLIP, PREPROCESS, SMALL, clip_spec, local
+from safetensors.torch import save_file
 
 from taskmerge.errors import BadFile, NotEnough, TaskmergeError
 from taskmerge.models.backbones import build
-from taskmerge.models.config_values import MOST_LAYERS, check_fits, check_sizes, square, triple
+from taskmerge.models.config_values import MOST_LAYERS, check_fits, check_layers, check_sizes, square, triple
 from taskmerge.specs.suite import BackboneSpec
 
 WRONG = {
@@ -104,6 +106,23 @@ def test_layers_by_the_million_are_refused_whatever_they_are_called() -> None:
         for document in ({key: 10**7}, {"vision_config": {key: 10**7}}, {"towers": [{key: [2, 10**7]}]}):
             with pytest.raises(BadFile, match=f"`{key}` is a whole number from 1 to {MOST_LAYERS:,}"):
                 check_sizes(document, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("said", "there", "fine"), [(201, 12, False), (999, 201, False), (201, 201, True), (200, 1, True)]
+)
+def test_unusually_many_layers_are_those_of_the_weights_beside_them(
+    tmp_path: Path, said: int, there: int, fine: bool
+) -> None:
+    names = [f"encoder.layer.{number}.weight" for number in range(there)]
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    for document in ({"num_hidden_layers": said}, {"vision_cfg": {"layers": [2, said]}}):
+        if fine:
+            check_layers(document, tmp_path, "config.json")
+        else:
+            with pytest.raises(BadFile, match=f"says {said} layers, the weights beside it have {there}"):
+                check_layers(document, tmp_path, "config.json")
+        check_layers(document, tmp_path / "elsewhere", "config.json")
 
 
 def test_what_real_configurations_say_is_let_through() -> None:

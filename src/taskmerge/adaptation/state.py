@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from taskmerge.checkpoint.small_files import write_small
-from taskmerge.documents import open_regular
+from taskmerge.documents import open_regular, parse_json
 from taskmerge.errors import BadFile
 
 FILE = "state.safetensors"
@@ -132,7 +132,7 @@ def load_state(folder: Path) -> tuple[AdaptState, dict[str, object]]:
     os.close(open_kept(path))  # a pipe would be waited for
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})["taskmerge"])
+            record = parse_json((file.metadata() or {})["taskmerge"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
         values, means, squares, steps = (_of(tensors, prefix) for prefix in (VALUE, MEAN, SQUARE, STEPS))
         counts = {str(name): int(count) for name, count in record["counts"].items()}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from taskmerge.adaptation.state import open_kept
+from taskmerge.documents import parse_json
 from taskmerge.errors import BadFile
 
 
@@ -73,7 +74,7 @@ def read_trace(path: Path, updates: int) -> list[StepRecord]:
         with os.fdopen(open_kept(path), encoding="utf-8") as lines:
             if os.fstat(lines.fileno()).st_size > LARGEST:
                 raise ValueError(f"it is larger than {LARGEST >> 30} GiB")
-            records = [_record(json.loads(line)) for line, _ in zip(_lines(lines), range(updates + 1))]  # noqa: B905  the fewer
+            records = [_record(parse_json(line)) for line, _ in zip(_lines(lines), range(updates + 1))]  # noqa: B905  the fewer
         if [record.update for record in records] != list(range(len(records))):
             raise ValueError("its updates are not one after the other")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -52,10 +52,13 @@ class Ahead:
         if self._lines is None:
             return found
         self._lines.seek(0)
-        for line in self._lines:
-            if line.endswith(b"\n"):
-                version, name, digest = json.loads(line)
-                found.setdefault(tuple(version), {})[name] = digest
+        *whole, _ = self._lines.read().split(b"\n")  # the last line may be cut
+        known: dict[str, str] = {}
+        for entry in json.loads(b"[%s]" % b",".join(whole)):
+            if len(entry) == 2:
+                known[entry[0]] = entry[1]
+            else:
+                known = found.setdefault(tuple(entry), {})
         return found
 
     def __enter__(self) -> Self:
@@ -82,7 +85,8 @@ def files_among(words: Iterable[str]) -> list[Path]:
 
 
 def main(files: Sequence[str]) -> None:
-    """One line of JSON a tensor: the file's version, the tensor's name, its SHA-256; until the parent has gone."""
+    """A line of JSON for the version of every file, and below it one a tensor: its name and SHA-256; until the parent
+    has gone."""
     buffer, parent = bytearray(CHUNK), os.getppid()
     for path in files:
         with open(path, "rb") as file:
@@ -92,13 +96,18 @@ def main(files: Sequence[str]) -> None:
                 continue
             header = json.loads(file.read(length))
             places = {name: one["data_offsets"] for name, one in header.items() if name != "__metadata__"}
+            _say(version)
             for name, (start, end) in sorted(places.items(), key=lambda place: place[1]):
                 if os.getppid() != parent:
                     return
                 digest = _digest(file, 8 + length + start, end - start, memoryview(buffer))
                 if stamp(file.fileno()) == version:
-                    sys.stdout.write(json.dumps([version, name, digest]) + "\n")
-                    sys.stdout.flush()
+                    _say([name, digest])
+
+
+def _say(entry: object) -> None:
+    sys.stdout.write(json.dumps(entry) + "\n")
+    sys.stdout.flush()
 
 
 def _digest(file: BufferedReader, start: int, size: int, buffer: memoryview) -> str:

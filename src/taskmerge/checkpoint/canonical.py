@@ -4,12 +4,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from taskmerge.checkpoint.dtypes import LAYOUT_ORDER, itemsize
 from taskmerge.checkpoint.header import LENGTH_BYTES, MAX_HEADER, METADATA_KEY
 from taskmerge.errors import BadOutput
 
 ALIGNMENT = 8
+quoted = json.JSONEncoder(ensure_ascii=False).encode
+"""A text as JSON."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class OutputSpec:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of its data."""
         return math.prod(self.shape) * itemsize(self.dtype)
@@ -99,13 +102,14 @@ def index_bytes(files: Mapping[str, Sequence[OutputSpec]]) -> bytes:
 
 
 def _header_text(specs: Sequence[OutputSpec], metadata: Mapping[str, str]) -> bytes:
-    document: dict[str, object] = {METADATA_KEY: dict(sorted(metadata.items()))}
-    offset = 0
+    about = json.dumps(dict(sorted(metadata.items())), ensure_ascii=False, separators=(",", ":"))
+    entries, offset = [f'"{METADATA_KEY}":{about}'], 0
     for spec in specs:
-        offsets = [offset, offset + spec.nbytes]
-        document[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": offsets}
-        offset += spec.nbytes
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+        sides, end = ",".join(map(str, spec.shape)), offset + spec.nbytes
+        fields = f'"dtype":"{spec.dtype}","shape":[{sides}],"data_offsets":[{offset},{end}]'
+        entries.append(f"{quoted(spec.name)}:{{{fields}}}")
+        offset = end
+    return f"{{{','.join(entries)}}}".encode()
 
 
 def _round_up(count: int) -> int:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from taskmerge.documents import open_regular
+from taskmerge.errors import TaskmergeError
+from taskmerge.specs.document import parse_document
 
 CARD = "README.md"
 LARGEST = 1 << 16  # bytes of a card that are looked at: what is said of the model stands at its start
@@ -36,15 +38,12 @@ def read_card(folder: Path) -> Card:
 def _front(path: Path) -> dict[str, Any]:
     """The keys between the first two lines of dashes."""
     try:
-        if not path.is_file():
-            return {}
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             text = file.read(LARGEST).decode("utf-8", "replace")
         found = re.match(r"\ufeff?---\r?\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
-        front = yaml.safe_load(found[1]) if found else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return parse_document(found[1], str(path), "model card", "`license: apache-2.0`").values if found else {}
+    except (OSError, TaskmergeError):
         return {}
-    return front if isinstance(front, dict) else {}
 
 
 def _cached(folder: Path) -> str | None:

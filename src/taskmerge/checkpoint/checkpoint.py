@@ -17,7 +17,7 @@ from taskmerge.checkpoint.dtypes import DTYPES, bytes_of, itemsize
 from taskmerge.checkpoint.header import Header, Scaling, TensorSpec, read_header
 from taskmerge.checkpoint.identity import changed, check_unchanged, stamps_of, still_read
 from taskmerge.checkpoint.pickled import PickledSource
-from taskmerge.checkpoint.quantised import as_weights, config_warning, read_config
+from taskmerge.checkpoint.quantised import as_weights, config_warning, read_config, unread_config
 from taskmerge.checkpoint.weights import WeightFiles, find_weights, index_at
 from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile, Mismatch, listed
@@ -69,11 +69,13 @@ class Checkpoint:
         self.stored: Mapping[str, TensorSpec] = MappingProxyType(dict(sorted(specs.items())))
         self.metadata = metadata
         self.tied = tied
-        config = read_config(weights.folder or weights.files[0].parent)  # a lone file may be one of a folder's shards
+        beside = weights.folder or weights.files[0].parent  # a lone file may be one of a folder's shards
+        config = read_config(beside)
         read = as_weights(self.stored, config)
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(read.specs))
         self.quantised = read.quantised
-        odd = self.quantised.what if self.quantised else None if read.note else config_warning(config)
+        said = config_warning(config) if config is not None else unread_config(beside)
+        odd = self.quantised.what if self.quantised else None if read.note else said
         self.warnings = (*_warnings(weights), *([f"{path}: {odd}"] if odd else []))
         self.note = read.note
         self._source = source

@@ -4,14 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 
+from taskmerge.checkpoint.canonical import quoted
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.dtypes import bytes_of
 from taskmerge.checkpoint.provenance import provenance_of
 
 
 def tensor_line(name: str, dtype: str, shape: tuple[int, ...], sha256: str) -> str:
-    """One tensor's line: a JSON list of name, dtype code, shape, and the SHA-256 of its bytes in hex."""
-    return json.dumps([name, dtype, list(shape), sha256], ensure_ascii=False, separators=(",", ":"))
+    """One tensor's line: a JSON list of name, dtype code, shape, and the SHA-256 of its bytes in hex; compact."""
+    return f'[{quoted(name)},"{dtype}",[{",".join(map(str, shape))}],"{sha256}"]'
 
 
 def content_digest(lines: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from taskmerge.checkpoint.dtypes import DTYPES, UNSUPPORTED, itemsize
-from taskmerge.documents import open_regular
+from taskmerge.documents import cycles_left, open_regular
 from taskmerge.errors import BadFile
 
 LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000
 MAX_DEPTH = 128
+MAX_DIMENSIONS = 16
+"""Sides of a tensor: no weight has more than six, and libraries give up at 32 or 64."""
 METADATA_KEY = "__metadata__"
 DEQUANTISED = "BF16"
 """What dequantised weights are written in: whoever made the codes started from it, or from what it holds."""
@@ -103,9 +106,10 @@ def read_header(path: Path) -> Header:
     """
     raw, size = _header_bytes(path)
     try:
-        document = _parse(raw)
-        metadata = _metadata(document.pop(METADATA_KEY, None))
-        specs = [_spec(name, entry, path, LENGTH_BYTES + len(raw)) for name, entry in document.items()]
+        with cycles_left():
+            document = _parse(raw)
+            metadata = _metadata(document.pop(METADATA_KEY, None))
+            specs = [_spec(name, entry, path, LENGTH_BYTES + len(raw)) for name, entry in document.items()]
         _check_layout(specs, LENGTH_BYTES + len(raw), size)
     except _HeaderError as error:
         where = f"{path}: `{error.tensor}`" if error.tensor is not None else str(path)
@@ -158,11 +162,14 @@ def _header_length(path: Path, start: bytes, size: int) -> int:
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
-    """The header as JSON, with what Python's parser lets through but the format does not taken out."""
+    """The header as JSON, with what Python's parser lets through but the format does not taken out.
+
+    A large model has some 100,000 entries: what few headers hold is looked for only where it can be.
+    """
     try:
-        document = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer
-        )
+        text = raw.decode("utf-8")
+        integers = _integer if "-0" in text else int
+        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=integers)
     except UnicodeDecodeError as error:
         raise _HeaderError(f"header is not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
@@ -171,16 +178,21 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise _HeaderError(f"header is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise _HeaderError("header is not a JSON object")
-    _check_text(document, depth=1)
+    if "\\u" in text or not all(_is_plain(entry) for name, entry in document.items() if name != METADATA_KEY):
+        _check_text(document, depth=1)
     return document
 
 
+def _is_plain(entry: object) -> bool:
+    """Whether an entry has the fields of a tensor alone, which are looked at one by one."""
+    return isinstance(entry, dict) and len(entry) == len(_FIELDS)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise _HeaderError(f"header has the key `{key}` twice")
-        result[key] = value
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise _HeaderError(f"header has the key `{next(key for key, _ in pairs if counts[key] > 1)}` twice")
     return result
 
 
@@ -217,17 +229,21 @@ def _spec(name: str, entry: object, path: Path, data_start: int) -> TensorSpec:
     """One tensor's entry, checked on its own: fields, dtype, shape, and size against shape."""
     if not isinstance(entry, dict):
         raise _HeaderError("entry is not an object", name)
-    missing = [field for field in _FIELDS if field not in entry]
-    if missing:
-        raise _HeaderError(f"entry lacks {', '.join(missing)}", name)
-    code, shape, offsets = (entry[field] for field in _FIELDS)
+    try:
+        code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except KeyError:
+        missing = [field for field in _FIELDS if field not in entry]
+        raise _HeaderError(f"entry lacks {', '.join(missing)}", name) from None
     if isinstance(code, str) and code in UNSUPPORTED:
         raise _HeaderError(f"dtype {code} is not supported", name, hint=UNSUPPORTED[code])
     if not isinstance(code, str) or code not in DTYPES:
         raise _HeaderError(f"unknown dtype {_shown(code)}; known: {', '.join(DTYPES)}", name)
-    if not isinstance(shape, list) or not all(_is_size(side) for side in shape):
+    if not isinstance(shape, list) or not _are_sizes(shape):
         raise _HeaderError(f"shape {_shown(shape)} is not a list of sizes", name)
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
+    if len(shape) > MAX_DIMENSIONS:
+        what = f"has {len(shape)} dimensions, more than the {MAX_DIMENSIONS} that a tensor may have here"
+        raise _HeaderError(what, name)
+    if not isinstance(offsets, list) or len(offsets) != 2 or not _are_sizes(offsets):
         raise _HeaderError(f"data_offsets {_shown(offsets)} are not two byte positions", name)
     begin, end = offsets
     nbytes = _checked_bytes(name, code, shape)
@@ -237,12 +253,15 @@ def _spec(name: str, entry: object, path: Path, data_start: int) -> TensorSpec:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "[[[..."
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _DIM_MAX
+def _are_sizes(values: list[object]) -> bool:
+    return all(type(value) is int and 0 <= value <= _DIM_MAX for value in values)
 
 
 def _checked_bytes(name: str, code: str, shape: list[int]) -> int:

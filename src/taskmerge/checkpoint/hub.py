@@ -1,13 +1,20 @@
 """Places on a hub as paths on this machine: models and data sets, fetched once into the hub client's own cache."""
 
+import atexit
+import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from taskmerge.checkpoint import hub_client
 from taskmerge.errors import BadFile, TaskmergeError, UsageError
 from taskmerge.specs.suite import HubPath, Location
 
@@ -20,6 +27,10 @@ WANTED_DATA = (
 )  # fmt: skip
 """What is fetched of a whole repository of data: files that a split can be read from."""
 
+PATIENCE = 120.0
+"""Seconds in which something has to come, and the longest wait that a hub may ask for."""
+PACE = 1.0
+"""By which the clients' waits between attempts are multiplied."""
 EXTRA = "install `huggingface_hub`, and `datasets` for data sets"
 _UNREACHABLE = ("is not in the cache, and the hub cannot be reached", "check the network and HF_ENDPOINT")
 
@@ -28,8 +39,8 @@ def resolve(location: Location) -> Path:
     """The path of a file or folder: a path is itself; a file or repository of models is fetched into the cache.
 
     The client's own conventions hold: HF_ENDPOINT, HF_HOME, HF_TOKEN, HF_HUB_OFFLINE, and what is in the cache is not
-    fetched again. Errors: `BadFile` that names repository and file, whatever failed; `UsageError` without the
-    extra `hub`.
+    fetched again. Errors: `BadFile` that names repository and file, whatever failed or did not come within `PATIENCE`;
+    `UsageError` without the extra `hub`.
     """
     return location if isinstance(location, Path) else _fetched(location, "model", WANTED)
 
@@ -41,97 +52,144 @@ def resolve_data(location: HubPath) -> Path:
 
 def load_hub_dataset(location: HubPath, *, configuration: str | None) -> Any:
     """A data set of a hub, as `datasets.DatasetDict` with all its splits; errors as in `resolve`."""
-    library = _installed("datasets", location)
-    with _no_bars_in_logs(library), _one_message(location, "dataset"):
-        return library.load_dataset(
-            location.repository, configuration, revision=location.revision, trust_remote_code=False
-        )  # versions before 4 run, or ask whether to run, a script that a data set brings along
+    _check_installed("huggingface_hub", location)
+    _check_installed("datasets", location)
+    answer = _asked({"do": "data set", "configuration": configuration}, location, "dataset")
+    datasets = import_module("datasets")
+    return datasets.DatasetDict({
+        name: datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+        for name, files in answer["splits"].items() if files
+    })  # fmt: skip
 
 
 def _fetched(location: HubPath, kind: str, wanted: Sequence[str]) -> Path:
-    client = _installed("huggingface_hub", location)
-    with _no_bars_in_logs(client), _one_message(location, kind):
-        if location.file is not None:
-            found = client.hf_hub_download(
-                location.repository, location.file, revision=location.revision, repo_type=kind
-            )  # fmt: skip
-        else:
-            found = client.snapshot_download(
-                location.repository, revision=location.revision, repo_type=kind, allow_patterns=list(wanted)
-            )
-    return Path(found)
+    _check_installed("huggingface_hub", location)
+    do = "folder" if location.file is None else "file"
+    return Path(_asked({"do": do, "file": location.file, "wanted": list(wanted)}, location, kind)["found"])
 
 
-def _installed(package: str, location: HubPath) -> Any:
+def _check_installed(package: str, location: HubPath) -> None:
+    if find_spec(package) is None:
+        raise UsageError(f"reading from a hub needs the package `{package}`", where=str(location), hint=EXTRA)
+
+
+# --- the process that asks -------------------------------------------------------------------------------------
+
+
+class _Client:
+    """A process that asks the hub (`hub_client.py`), one question at a time; it ends with this process."""
+
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="taskmerge-hub-")
+        command = [sys.executable, "-P", hub_client.__file__, self._scratch.name]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, question: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The answer; None where the process has ended without one."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        said = self._process.stdout.readline()
+        return json.loads(said) if said.endswith("\n") else None
+
+    def end(self) -> None:
+        """Ends the process, whatever it is at."""
+        self._process.kill()
+        self._process.communicate()
+        self._scratch.cleanup()
+
+
+_asking = threading.Lock()
+_clients: dict[tuple[object, ...], _Client] = {}  # the one of this process and its environment, once there is one
+
+
+def _asked(question: Mapping[str, Any], location: HubPath, kind: str) -> dict[str, Any]:
+    """What the hub answers, or the error that says why it does not."""
+    about = {"where": str(location), "repository": location.repository, "revision": location.revision, "kind": kind}
+    key = (os.getpid(), *sorted(item for item in os.environ.items() if item[0].startswith(("HF_", "HUGGING", "XDG_"))))
+    with _asking:
+        client = _clients.get(key) or _started(key, location)
+        try:
+            answer = client.ask({**question, **about, "patience": PATIENCE, "pace": PACE})
+        except BaseException:
+            _end(key)
+            raise
+        if answer is not None and answer.keys() & {"found", "splits"}:
+            return answer
+        _end(key)  # what it has learnt of a hub that something is wrong with goes with it
+    raise _explained(answer or {}, location, kind)
+
+
+def _started(key: tuple[object, ...], location: HubPath) -> _Client:
+    """A client for this environment, in place of that for another one."""
+    _end_all()
     try:
-        return import_module(package)
-    except ImportError:
-        raise UsageError(f"reading from a hub needs the package `{package}`", where=str(location), hint=EXTRA) from None
+        _clients[key] = client = _Client()
+    except OSError as error:
+        what, hint = f"cannot be fetched: {error.strerror or error}", "set TMPDIR to a folder that can be written to"
+        raise BadFile(what, where=str(location), hint=hint) from error
+    return client
 
 
-@contextmanager
-def _no_bars_in_logs(library: Any) -> Iterator[None]:
-    """Without the library's progress bars where nobody watches them: standard error is no terminal."""
-    bars = import_module(f"{library.__name__}.utils")
-    if sys.stderr.isatty() or bars.are_progress_bars_disabled():
-        yield
-        return
-    bars.disable_progress_bars()
-    try:
-        yield
-    finally:
-        bars.enable_progress_bars()
+def _end(key: tuple[object, ...]) -> None:
+    client = _clients.pop(key, None)
+    if client is not None:
+        client.end()
 
 
-@contextmanager
-def _one_message(location: HubPath, kind: str) -> Iterator[None]:
-    """Whatever the client raises (its errors have no common base) as one `BadFile` or `UsageError`."""
-    try:
-        yield
-    except Exception as error:
-        raise _explained(error, location, kind) from error
+@atexit.register
+def _end_all() -> None:
+    for key in [key for key in _clients if key[0] == os.getpid()]:  # others are the parent's of a fork
+        _end(key)
 
 
-def _explained(error: Exception, location: HubPath, kind: str) -> TaskmergeError:
+# --- what went wrong -------------------------------------------------------------------------------------------
+
+
+def _explained(answer: Mapping[str, Any], location: HubPath, kind: str) -> TaskmergeError:
     """The first known cause says what to do, else the client's first line. By name: versions differ in classes."""
-    names = {one.__name__ for cause in _causes(error) for one in type(cause).__mro__}
-    if "OfflineModeIsEnabled" in str(error):  # `datasets` drops the cause and says its class
+    causes: list[tuple[list[str], str, str]] = answer.get("causes") or [([], "", "the process that asks has ended")]
+    names, text = {name for classes, _, _ in causes for name in classes}, causes[0][1]
+    if "OfflineModeIsEnabled" in text:  # `datasets` drops the cause and says its class
         names.add("OfflineModeIsEnabled")
     where, home = str(location), os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     page = f"{home}/{'datasets/' if kind == 'dataset' else ''}{location.repository}"
     if "HFValidationError" in names:
-        return UsageError(f"no name of a repository: {_first_line(error)}", where=where, hint="such as `hub: org/name`")
-    if kind == "dataset" and isinstance(error, ValueError) and "config" in str(error).lower():
+        return UsageError(f"no name of a repository: {causes[0][2]}", where=where, hint="such as `hub: org/name`")
+    if kind == "dataset" and "ValueError" in causes[0][0] and "config" in text.lower():
         hint = "choose one with `configuration: NAME`"
-        return UsageError(" ".join(str(error).split()), where=where, hint=hint)
+        return UsageError(" ".join(text.split()), where=where, hint=hint)
+    if answer.get("outside") and "PermissionError" in names:
+        what = f"an answer of the hub names a place outside the cache: {answer['outside']}"
+        return BadFile(what, where=where, hint=f"nothing was written there; is {home} the hub that you mean?")
+    if "silent" in answer:
+        what = f"nothing came for {answer['silent']:.0f} s{_last(answer)}"
+        return BadFile(what, where=where, hint="check the network and HF_ENDPOINT, and try again later")
+    if "swollen" in answer:
+        what = f"an answer of the hub takes more than {answer['swollen'] / 1e9:.0f} GB of memory"
+        return BadFile(what, where=where, hint=f"is {home} the hub that you mean?")
     for name, what, hint in (
+        ("TooLong", f"the hub is not to be had: {causes[0][2]}", "try again then"),
+        ("Longer", causes[0][2], f"try again; is {home} the hub that you mean?"),
         ("GatedRepoError", "the repository is gated", f"accept its conditions at {page}, then `hf auth login`"),
         ("RevisionNotFoundError", f"the repository has no revision `{location.revision}`", f"see {page}"),
         ("RepositoryNotFoundError", "no such repository, or a private one", f"see {page}; private: `hf auth login`"),
         ("OfflineModeIsEnabled", "is not in the cache, and HF_HUB_OFFLINE is set", "unset it once to fetch this"),
         ("RemoteEntryNotFoundError", "the repository has no such file", f"see {page}"),
         ("DataFilesNotFoundError", "the repository has no data files", f"see {page}"),
-        ("DatasetNotFoundError", _first_line(error), f"see {page}; private or gated: `hf auth login`"),
+        ("DatasetNotFoundError", causes[0][2], f"see {page}; private or gated: `hf auth login`"),
         ("ConnectError", *_UNREACHABLE),
         ("ConnectTimeout", *_UNREACHABLE),
         ("ConnectionError", *_UNREACHABLE),
     ):
         if name in names:
             return BadFile(what, where=where, hint=hint)
-    said = " / ".join(dict.fromkeys(_first_line(cause) for cause in list(_causes(error))[:2]))
+    said = " / ".join(dict.fromkeys(line for _, _, line in causes[:2]))
     return BadFile(f"cannot be fetched: {said}", where=where, hint="try again later, or fetch it by hand")
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, outermost first."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        seen.add(id(found))
-        yield found
-        found = found.__cause__ or found.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _last(answer: Mapping[str, Any]) -> str:
+    """What the client said last."""
+    return f"; the client's last words: {answer['said']}" if answer.get("said") else ""

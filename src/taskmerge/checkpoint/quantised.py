@@ -8,6 +8,7 @@ stored as plain 8-bit floats, without scales, are numbers like any other.
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,10 @@ from typing import Any
 
 from taskmerge.checkpoint.header import Scaling, TensorSpec
 from taskmerge.checkpoint.scales import FP8, MARKER, with_scales
-from taskmerge.errors import listed
+from taskmerge.documents import object_at, object_in, read_object
+from taskmerge.errors import BadFile, listed
 
+CONFIG = "config.json"
 NARROW = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
 """Integers that codes are packed into."""
 INTEGERS = NARROW | {"I64", "U64"}
@@ -181,11 +184,18 @@ def weights_like(name: str, spec: TensorSpec) -> bool:
 
 def read_config(folder: Path) -> Mapping[str, Any] | None:
     """The config.json of a folder; None where there is none that can be read."""
-    try:
-        document = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+    return object_at(folder / CONFIG)
+
+
+def unread_config(folder: Path) -> str | None:
+    """What is wrong with the config.json of a folder, as one clause; None where it can be read, or is not there."""
+    if not os.path.lexists(folder / CONFIG):
         return None
-    return document if isinstance(document, dict) else None
+    try:
+        read_object(folder / CONFIG, constants=True)
+    except BadFile as error:
+        return f"{CONFIG} {error.what}: what it says of the model, and of its quantisation, is not known"
+    return None
 
 
 def _pairs(layout: Layout, specs: Mapping[str, TensorSpec]) -> Iterator[tuple[str, str]]:
@@ -209,11 +219,8 @@ def _cast_alike(codes: TensorSpec, companion: TensorSpec) -> bool:
 
 def without_quantisation(raw: bytes) -> bytes | None:
     """A config.json without what it says of quantisation, which is not true of plain weights; None where nothing is."""
-    try:
-        config = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(config, dict) or _configured(config) is None:
+    config = object_in(raw)
+    if config is None or _configured(config) is None:
         return None
     for part in _parts(config):
         for key in CONFIG_KEYS:

@@ -1,12 +1,14 @@
 """The files of a model folder that travel with its weights, and whether the experts' tokenizers are the same."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+
+from taskmerge.documents import read_json
+from taskmerge.errors import BadFile
 
 CONFIG = "config.json"
 TEMPLATES = "additional_chat_templates"
@@ -105,10 +107,9 @@ def _names(folder: Path) -> list[str]:
 
 def _modules(folder: Path) -> set[str]:
     """The folders that modules.json names; what points elsewhere is none of them."""
-    path = folder / MODULES
     try:
-        listed = json.loads(path.read_bytes()) if path.is_file() else []
-    except (OSError, ValueError, RecursionError):
+        listed = read_json(folder / MODULES)
+    except BadFile:
         return set()
     named = [entry.get("path") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     return {name for name in named if isinstance(name, str) and len(PurePosixPath(name).parts) == 1 and name != ".."}

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from taskmerge.checkpoint.ahead import Stamp, stamp
+from taskmerge.checkpoint.training import candidates, state_in, state_of
 from taskmerge.documents import read_json
 from taskmerge.errors import BadFile, listed
 
@@ -61,6 +62,8 @@ def find_weights(path: Path) -> WeightFiles:
         return _in_folder(path)
     if path.name.endswith((SAFE_INDEX_ENDING, PICKLE_INDEX_ENDING)):
         return _by_index(path)
+    if (state := state_of(path)) is not None and os.path.lexists(path):
+        raise state.at(path)
     return WeightFiles((path,), pickled=path.name.endswith(PICKLE_ENDINGS))
 
 
@@ -89,9 +92,11 @@ def _stem(name: str) -> str:
 
 def _in_folder(folder: Path) -> WeightFiles:
     """The first of the usual files of a model folder; a pattern counts only if one file alone matches it."""
-    names = _visible(folder)
+    names = candidates(_visible(folder))
     for pattern in _PREFERRED:
         found = [folder / name for name in names if fnmatchcase(name, pattern)]
+        if found and state_of(found[0]) is not None:
+            break
         if len(found) > 1 and not pattern.endswith(".index.json"):
             shown = listed((file.name for file in found), 5, plain=True)
             what = f"holds {len(found)} weight files and no index that joins them: {shown}"
@@ -102,6 +107,8 @@ def _in_folder(folder: Path) -> WeightFiles:
             _refuse_lone_shard(found[0])
             pickled = found[0].name.endswith(PICKLE_ENDINGS)
             return WeightFiles((found[0],), pickled, folder, strays=_strays(folder, {found[0]}, pickled))
+    if (state := state_in(folder)) is not None:
+        raise state.at(folder)
     raise BadFile(
         f"folder without weights (looked for {', '.join(_PREFERRED)})",
         where=str(folder),
@@ -118,8 +125,9 @@ def _refuse_lone_shard(file: Path) -> None:
 
 def _by_index(index: Path) -> WeightFiles:
     folder, version = index.parent, stamp(index)
-    weight_map = {name: folder / shard for name, shard in _weight_map(index).items()}
-    files = tuple(sorted(set(weight_map.values())))
+    named = _weight_map(index)
+    paths = {shard: folder / shard for shard in set(named.values())}
+    weight_map, files = {name: paths[shard] for name, shard in named.items()}, tuple(sorted(set(paths.values())))
     missing = [file.name for file in files if not os.path.isfile(file)]
     if missing:
         what = f"names {len(missing)} of {len(files)} shards that do not exist: {listed(missing, 5, plain=True)}"
@@ -148,8 +156,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise BadFile("has no `weight_map` from tensor to file", where=str(index), hint="download the index again")
-    for name, shard in weight_map.items():
-        if _escapes(shard):
+    odd = {shard for shard in set(weight_map.values()) if _escapes(shard)}
+    for name, shard in weight_map.items() if odd else ():
+        if shard in odd:
             what = f"shard {shard!r} is not a file inside the index's folder"
             raise BadFile(what, where=f"{index}: `{name}`", hint="don't use this index: get it from its publisher")
     return weight_map

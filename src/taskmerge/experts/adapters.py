@@ -3,8 +3,9 @@
 import os
 import re
 import threading
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,7 @@ from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.quantised import read_config
 from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile
-from taskmerge.experts.classes import block_of
+from taskmerge.experts.classes import Block, block_of
 from taskmerge.experts.lora import Adapter, Pair
 from taskmerge.experts.lora_files import open_adapter
 from taskmerge.experts.low_rank import fill
@@ -50,8 +51,9 @@ class AdapterSource:
         self._file = CheckpointSource(task, self.adapter.checkpoint)
         self._pairs, self._saved = place(self.adapter, base, renamings)
         self._moved = False
+        shown = cache(lambda: orientations(base))
         self._transposed = {
-            name for name, pair in self._pairs.items() if _lies_transposed(name, pair, self.adapter, base)
+            name for name, pair in self._pairs.items() if _lies_transposed(name, pair, self.adapter, base, shown)
         }
         self._held = threading.local()
         self.specs: Mapping[str, TensorSpec] = {name: self._spec(name, spec) for name, spec in base.specs.items()}
@@ -60,10 +62,9 @@ class AdapterSource:
     def where(self) -> str:
         return str(self.adapter.place)
 
-    @property
-    def targets(self) -> Collection[str]:
-        """The base's tensors that it changes."""
-        return self._pairs.keys() | self._saved.keys()
+    def changes(self, name: str) -> bool:
+        """Whether it changes a tensor of the base."""
+        return name in self._pairs or name in self._saved
 
     @property
     def idle(self) -> bool:
@@ -197,7 +198,9 @@ def base_names(base: Source) -> set[str]:
 # --- orientation -----------------------------------------------------------------------------------------------
 
 
-def _lies_transposed(name: str, pair: Pair, adapter: Adapter, base: Source) -> bool:
+def _lies_transposed(
+    name: str, pair: Pair, adapter: Adapter, base: Source, shown: Callable[[], Mapping[Block | None, set[bool]]]
+) -> bool:
     """Whether the base holds a target as [in, out]: tables, and GPT-2's Conv1D.
 
     The shape tells, unless it is square. The configuration has one flag for all targets, which peft sets by the last
@@ -208,22 +211,23 @@ def _lies_transposed(name: str, pair: Pair, adapter: Adapter, base: Source) -> b
         return True
     if len(shape) != 2 or shape[0] != shape[1]:
         return False
-    return lies_transposed(name, base, adapter.fan_in_fan_out)
+    return lies_transposed(name, shown(), adapter.fan_in_fan_out)
 
 
-def lies_transposed(name: str, base: Source, otherwise: bool = False) -> bool:
-    """Whether a weight lies as [in, out], by its own bias and those of the block's other weights; else `otherwise`."""
-    seen = _orientations(name, base)
-    return seen.pop() if len(seen) == 1 else otherwise
+def lies_transposed(name: str, shown: Mapping[Block | None, set[bool]], otherwise: bool = False) -> bool:
+    """Whether a weight lies as [in, out], by its own bias and those of the block's other weights (`orientations`); else
+    `otherwise`."""
+    seen = shown.get(block_of(name), set())
+    return next(iter(seen)) if len(seen) == 1 else otherwise
 
 
-def _orientations(name: str, base: Source) -> set[bool]:
-    """Which of the two orientations the block's other weights show: a bias is as long as its weight's output side."""
-    block, seen = block_of(name), set()
-    for other, spec in base.specs.items():
-        bias = base.specs.get(f"{other.removesuffix('.weight')}.bias")
-        if bias is None or block_of(other) != block or len(spec.shape) != 2 or spec.shape[0] == spec.shape[1]:
+def orientations(base: Source) -> dict[Block | None, set[bool]]:
+    """Which of the two orientations the weights of each block show: a bias is as long as its weight's output side."""
+    shown: dict[Block | None, set[bool]] = {}
+    for name, spec in base.specs.items():
+        bias = base.specs.get(f"{name.removesuffix('.weight')}.bias")
+        if bias is None or len(spec.shape) != 2 or spec.shape[0] == spec.shape[1]:
             continue
         if bias.shape in ((spec.shape[0],), (spec.shape[1],)):
-            seen.add(bias.shape[0] == spec.shape[1])
-    return seen
+            shown.setdefault(block_of(name), set()).add(bias.shape[0] == spec.shape[1])
+    return shown

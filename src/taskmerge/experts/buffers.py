@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from glob import escape
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,5 +54,6 @@ def common_buffer(
 
 
 def _largest(values: Sequence[Tensor], code: str) -> Tensor:
-    """The largest of some counts, as bytes."""
-    return torch.stack([value.view(DTYPES[code]) for value in values]).amax(0).view(torch.uint8)
+    """The largest of some counts, as bytes; torch puts few unsigned integers into an order, numpy all."""
+    counts = [value.view(DTYPES[code]).numpy() for value in values]
+    return torch.from_numpy(np.maximum.reduce(counts)).view(torch.uint8)

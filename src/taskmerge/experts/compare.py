@@ -185,6 +185,8 @@ def _module(name: str, encoders: Container[str]) -> str:
 
 def _beside_heads(names: Sequence[str], heads: Sequence[str]) -> list[str]:
     """A note on what is merged although it lies in one outermost module with a head, outside the encoder's blocks."""
+    if not heads:
+        return []
     around = {_ancestors(name)[0] for name in heads if len(_ancestors(name)) > 1}
     encoders = {_ancestors(name)[0] for name in names if block_of(name) is not None}
     beside = [name for name in names if _inside(name, around - encoders)]

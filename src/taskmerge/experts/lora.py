@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.identity import stamps_of
+from taskmerge.documents import read_object
 from taskmerge.errors import BadFile, listed
 from taskmerge.experts.lora_names import CONFIG, WEIGHTS
 from taskmerge.experts.sources import Tally
@@ -34,7 +36,10 @@ KNOWN = frozenset({
 UNTOUCHED = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 """Initialisations that leave the base's weights as they are; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them."""
 
+SWITCHES = ("use_rslora", "fan_in_fan_out")
 PATTERNS = (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+EFFORT = 1e7
+"""Steps that patterns of a configuration may take on all modules together: seconds. Real ones take a thousandth."""
 FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<side>[AB])(\.[^.]+)?\.weight$")
 TABLE = re.compile(r"^(?P<module>.+)\.lora_embedding_(?P<side>[AB])(\.[^.]+)?$")
 SAVED = re.compile(r"^(?P<module>.+)\.base_layer\.(?P<parameter>weight|bias)$")
@@ -127,8 +132,12 @@ def peft_adapter(place: Path, folder: Path, weights: Sequence[Path], allow_pickl
     if nested:
         reason = f"it adapts torch's own attention, whose output projection peft counts twice: {listed(nested)}"
         raise BadFile(reason, where=str(weights[0]), hint=FOLD)
+    where, modules = str(folder / CONFIG), [module for module, _ in sides]
+    rank, alpha = (_numbers(config, pattern, plain, modules, where) for pattern, plain in PATTERNS)
+    root = bool(config.get("use_rslora"))
     pairs = tuple(
-        _pair(module, table, factors["A"], factors["B"], config) for (module, table), factors in sorted(sides.items())
+        _pair(module, table, factors["A"], factors["B"], rank, alpha, root=root)
+        for (module, table), factors in sorted(sides.items())
     )
     told = (config.get("base_model_name_or_path"), config.get("task_type"))
     trained_on, task_type = (value if isinstance(value, str) and value else None for value in told)
@@ -148,17 +157,10 @@ def check_whole(specs: Iterable[TensorSpec]) -> None:
 
 def _configuration(file: Path) -> dict[str, Any]:
     """adapter_config.json; every entry that would change the weights in a way unknown here is refused by name."""
-    try:
-        config = json.loads(file.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         hint = "download it too: it holds the scaling"
-        raise BadFile(f"there is no {CONFIG}", where=str(file.parent), hint=hint) from None
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror}", where=str(file), hint="check the disk") from error
-    except (ValueError, RecursionError) as error:
-        raise BadFile(f"is not JSON: {error}", where=str(file), hint="download it again") from None
-    if not isinstance(config, dict):
-        raise BadFile("is no JSON object", where=str(file), hint="download it again")
+        raise BadFile(f"there is no {CONFIG}", where=str(file.parent), hint=hint)
+    config = read_object(file, hint="download it again", constants=True)
     if config.get("peft_type") != "LORA":
         reason = f"is an adapter of type {config.get('peft_type')}, only LORA is supported"
         raise BadFile(reason, where=str(file), hint=FOLD)
@@ -167,6 +169,9 @@ def _configuration(file: Path) -> dict[str, Any]:
         active.append(f"init_lora_weights={config['init_lora_weights']} (it changes the base's weights)")
     if active:
         raise BadFile(f"is not plain LoRA: {', '.join(active)}", where=str(file), hint=FOLD)
+    for key in SWITCHES:
+        if not isinstance(config.get(key), bool | None):
+            raise BadFile(f"`{key}` is {config[key]!r}, not true or false", where=str(file), hint=f"mend {CONFIG}")
     return config
 
 
@@ -195,17 +200,18 @@ def _sorted(
     return sides, saved, unknown
 
 
-def _pair(module: str, table: bool, a: TensorSpec, b: TensorSpec, config: Mapping[str, Any]) -> Pair:
-    """Two factors with peft's scaling: alpha / r, or alpha / √r, where patterns may give a module its own of both."""
-    where = str(a.file)
-    rank, alpha = (_number(config, pattern, plain, module, where) for pattern, plain in PATTERNS)
+def _pair(
+    module: str, table: bool, a: TensorSpec, b: TensorSpec, rank: "Numbers", alpha: "Numbers", *, root: bool
+) -> Pair:
+    """Two factors with peft's scaling: alpha / r, or (`root`) alpha / √r."""
     check_product(module, a, b)
-    if rank != a.shape[0]:
+    own = rank.of(module)
+    if own != a.shape[0]:
         raise BadFile(
-            f"`{module}` has rank {a.shape[0]}, {CONFIG} says {rank:g}", where=where,
+            f"`{module}` has rank {a.shape[0]}, {CONFIG} says {own:g}", where=str(a.file),
             hint="configuration and weights are not from one adapter: download both again",
         )  # fmt: skip
-    return Pair(module, a, b, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), table)
+    return Pair(module, a, b, alpha.of(module) / (math.sqrt(own) if root else own), table)
 
 
 def check_product(module: str, a: TensorSpec, b: TensorSpec) -> None:
@@ -215,15 +221,49 @@ def check_product(module: str, a: TensorSpec, b: TensorSpec) -> None:
         raise BadFile(f"{reason} (grouped convolutions are not supported)", where=str(a.file), hint=FOLD)
 
 
-def _number(config: Mapping[str, Any], pattern: str, plain: str, module: str, where: str) -> float:
-    """A module's own number: of the first pattern that matches its name or a dotted end of it, else the common one."""
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """One number of a configuration: of all modules, or of those that a pattern matches (or a dotted end of whose name
+    it matches), of which the first counts."""
+
+    key: str
+    common: object
+    patterns: Sequence[tuple[re.Pattern[str], object]]
+    where: str
+
+    def of(self, module: str) -> float:
+        """A module's own number. Raises `BadFile` for what is none."""
+        value = next((own for pattern, own in self.patterns if pattern.match(module)), self.common)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            what = f"`{self.key}` of `{module}` is {value!r}, not a number"
+            raise BadFile(what, where=self.where, hint=f"mend {CONFIG}")
+        return float(value)
+
+
+def _numbers(config: Mapping[str, Any], pattern: str, plain: str, modules: Sequence[str], where: str) -> Numbers:
+    """A number and the patterns of modules with numbers of their own, as a configuration has them. Raises `BadFile` for
+    what is no map from patterns to numbers, and for patterns that would take for ever."""
     given = config.get(pattern) or {}
+    hint = f"mend {CONFIG}"
+    if not isinstance(given, dict):
+        raise BadFile(f"its `{pattern}` is no map from patterns to numbers", where=where, hint=hint)
+    if len(modules) * sum(_effort(key, max(map(len, modules))) for key in given) > EFFORT:
+        what = f"its `{pattern}` would take for ever: {listed(given, 3)}"
+        raise BadFile(what, where=where, hint=f"{hint}: names of modules, with `.*` where they differ")
     try:
-        own = next((key for key in given if re.match(rf"(.*\.)?({key})$", module)), module)
-        value = given.get(own, config.get(plain, 8))
-    except (re.error, AttributeError, TypeError):
-        reason = f"its `{pattern}` is no map from patterns to numbers"
-        raise BadFile(reason, where=where, hint=f"mend {CONFIG}") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadFile(f"`{plain}` of `{module}` is {value!r}, not a number", where=where, hint=f"mend {CONFIG}")
-    return float(value)
+        compiled = [(re.compile(rf"(.*\.)?({key})$"), value) for key, value in given.items()]
+    except (re.error, OverflowError, RecursionError):
+        raise BadFile(f"its `{pattern}` is no map from patterns to numbers", where=where, hint=hint) from None
+    return Numbers(plain, config.get(plain, 8), compiled, where)
+
+
+def _effort(pattern: str, longest: int) -> float:
+    """About how many steps a pattern takes at worst to match a name of so many characters; no end of them where what
+    repeats is a group."""
+    signs = re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", pattern)
+    if re.search(r"\)[*+{]", signs) or len(pattern) > 1_000:
+        return math.inf
+    groups, repeats, choices = signs.count("("), len(re.findall(r"[*+{]", signs)), signs.count("?")
+    if groups + repeats + choices > 30:
+        return math.inf
+    return (signs.count("|") + 1.0) ** groups * min(longest, 1e6) ** repeats * 2.0**choices

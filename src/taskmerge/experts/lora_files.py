@@ -1,7 +1,7 @@
 """Opens adapters: peft's folders, and files of other tools, which keep what scales B A in the file itself (`.alpha`) or
 scale by one."""
 
-import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,7 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.weights import SAFE_ENDING
+from taskmerge.documents import parse_json
 from taskmerge.errors import BadFile, Mismatch, listed
 from taskmerge.experts.lora import WRAPPER, Adapter, Pair, check_product, check_whole, peft_adapter
 from taskmerge.experts.lora_names import CONFIG, WEIGHTS, adapter_files, alpha_of, factor
@@ -66,7 +67,7 @@ def lone_adapter(path: Path, checkpoint: Checkpoint) -> Adapter:
     for module, factors in sorted(sides.items()):
         check_product(module, factors["A"], factors["B"])
         rank = factors["A"].shape[0]
-        alpha = float(checkpoint.tensor(alphas[module]).double()) if module in alphas else _alpha(module, said, rank)
+        alpha = _stored_alpha(checkpoint, alphas[module]) if module in alphas else _alpha(module, said, rank)
         pairs.append(Pair(module, factors["A"], factors["B"], alpha / rank, table=False))
     return Adapter(path, checkpoint, tuple(pairs), {}, False, {}, None, None)
 
@@ -90,8 +91,8 @@ def _configured(checkpoint: Checkpoint) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        said = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        said = parse_json(text)
+    except ValueError as error:
         raise BadFile(f"its `{METADATA}` is not JSON: {error}", where=str(checkpoint.path), hint=PLAIN) from None
     said = said if isinstance(said, dict) else {}
     odd = [key for key, value in said.items() if value and key.endswith(("alpha_pattern", "use_rslora", "use_dora"))]
@@ -99,6 +100,14 @@ def _configured(checkpoint: Checkpoint) -> dict[str, Any]:
         what = f"is a LoRA adapter with settings that are not known here: {listed(odd)} in `{METADATA}`"
         raise Mismatch(what, where=str(checkpoint.path), hint=PLAIN)
     return said
+
+
+def _stored_alpha(checkpoint: Checkpoint, name: str) -> float:
+    """A module's alpha, as a tensor of one number."""
+    alpha = float(checkpoint.tensor(name).double())
+    if not math.isfinite(alpha):
+        raise BadFile(f"the scaling is {alpha}, no number", where=f"{checkpoint.path}: `{name}`", hint=PLAIN)
+    return alpha
 
 
 def _alpha(module: str, said: Mapping[str, Any], rank: int) -> float:

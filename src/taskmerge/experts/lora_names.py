@@ -1,13 +1,14 @@
 """What tools call LoRA factors in files of their own: kohya, diffusers, ComfyUI and peft, by names alone."""
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from taskmerge.checkpoint.header import LENGTH_BYTES, MAX_HEADER
+from taskmerge.checkpoint.header import LENGTH_BYTES, MAX_HEADER, read_header
+from taskmerge.documents import open_regular
+from taskmerge.errors import BadFile
 
 Side = Literal["A", "B"]
 CONFIG = "adapter_config.json"
@@ -124,13 +125,11 @@ def _visible(folder: Path) -> list[str]:
 def _holds_factors(path: Path) -> bool:
     """Whether a safetensors file holds nothing but factors, by its header; False where that cannot be read."""
     try:
-        if not os.path.isfile(path):  # a pipe would wait
-            return False
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             size = int.from_bytes(file.read(LENGTH_BYTES), "little")
             raw = file.read(min(size, MAX_HEADER))
         if b"lora" not in raw and b".hada_" not in raw and b".lokr_" not in raw:
             return False
-        return only_factors([name for name in json.loads(raw) if name != "__metadata__"])
-    except (OSError, ValueError, TypeError, RecursionError):
+        return only_factors(read_header(path).specs)
+    except (OSError, BadFile):
         return False

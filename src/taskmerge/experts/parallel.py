@@ -3,7 +3,8 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from taskmerge.numerics.lapack import settle_thread
 from taskmerge.stops import held
@@ -18,6 +19,8 @@ class Sized(Protocol):
 
 TICK = 0.05
 """Seconds after which a Ctrl-C is heard at the latest, but for what the workers are at."""
+SMALL, SHARES = 4 << 20, 8
+"""Bytes of jobs that are handed to a worker at once, and how many times at least each worker gets some."""
 J = TypeVar("J", bound=Sized)
 R = TypeVar("R")
 
@@ -33,29 +36,55 @@ def parallel(
 
     Where one fails, or the caller is interrupted, `stop` is set for the others to see.
     """
-    waiting = dict(enumerate(jobs))
-    flying: dict[Future[R], tuple[int, int]] = {}
-    ready: dict[int, Future[R]] = {}
+    waiting = dict(enumerate(_batches(jobs, len(jobs) // (SHARES * workers))))
+    flying: dict[Future[list[R]], tuple[int, int]] = {}
+    ready: dict[int, Future[list[R]]] = {}
     due = 0
     with held() as hold, ThreadPoolExecutor(workers, "merge", settle_thread) as pool:
         try:
             while waiting or flying:
                 while len(flying) < workers:
                     room = in_flight - sum(memory for _, memory in flying.values())
-                    index = next((i for i, job in waiting.items() if not flying or job.memory <= room), None)
+                    index = next((i for i, batch in waiting.items() if not flying or batch.memory <= room), None)
                     if index is None:
                         break
-                    job = waiting.pop(index)
-                    flying[pool.submit(work, job)] = (index, job.memory)
+                    batch = waiting.pop(index)
+                    flying[pool.submit(_worked, work, batch)] = (index, batch.memory)
                 finished, _ = wait(flying, TICK, FIRST_COMPLETED)
                 hold.hear()
                 for future in sorted(finished, key=lambda future: flying[future][0]):
                     ready[flying.pop(future)[0]] = future
                 while due in ready:
-                    yield ready.pop(due).result()
+                    yield from ready.pop(due).result()
                     due += 1
         except GeneratorExit:
             raise
         except BaseException:
             stop.set()
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch(Generic[J]):
+    """Jobs for one worker, one after the other; `memory` is what the largest holds."""
+
+    jobs: Sequence[J]
+    memory: int
+
+
+def _batches(jobs: Sequence[J], most: int) -> Iterator[_Batch[J]]:
+    """The jobs in their order, small ones up to `most` at a time: to hand one over takes longer than a norm's merge."""
+    batch: list[J] = []
+    together = 0
+    for job in jobs:
+        if batch and (together + job.memory > SMALL or len(batch) >= most):
+            yield _Batch(batch, max(one.memory for one in batch))
+            batch, together = [], 0
+        batch.append(job)
+        together += job.memory
+    if batch:
+        yield _Batch(batch, max(one.memory for one in batch))
+
+
+def _worked(work: Callable[[J], R], batch: _Batch[J]) -> list[R]:
+    return [work(job) for job in batch.jobs]

@@ -65,7 +65,8 @@ def place(adapter: Adapter, base: Source, renamings: Sequence[Renaming] = ()) ->
         raise _homeless(adapter, base, lost, names, found)
     pairs = {name: pair for pair in adapter.pairs if (name := found[pair.module]) is not None}
     if len(pairs) < len(adapter.pairs):
-        twice = [pair.module for pair in adapter.pairs if pair not in pairs.values()]
+        kept = set(map(id, pairs.values()))
+        twice = [pair.module for pair in adapter.pairs if id(pair) not in kept]
         what = f"several of its pairs change one tensor of {base.where}: {listed(twice)}"
         raise Mismatch(what, where=str(adapter.place), hint=FOLD)
     return Places(pairs, _saved(adapter, base, rename))

@@ -50,21 +50,21 @@ class Tally:
         return name in self._digests
 
     def same_as(self, other: "Tally", source: "Source", base: "Source") -> bool:
-        """Whether all that was read of a source and of the base is the same, under the file's own names."""
-        common = frozenset(other._running)
-        digest, count = self.finish(source.stored, common)
-        return count > 0 and (digest, count) == other.finish(base.stored, common)
+        """Whether all that was read of the base was read of a source too, the same under the file's own names."""
+        names = other._running
+        return bool(names) and all(
+            name in self._running and self._line(name, source.stored) == other._line(name, base.stored)
+            for name in names
+        )
 
     def finish(self, specs: Mapping[str, TensorSpec], names: Container[str] | None = None) -> tuple[str, int]:
         """The digest over all tensors read (or those of them that `names` holds), and how many there were."""
-        lines = [
-            tensor_line(
-                name, specs[name].dtype, specs[name].shape, running.hexdigest() if running else self._digests[name]
-            )
-            for name, running in self._running.items()
-            if names is None or name in names
-        ]
+        lines = [self._line(name, specs) for name in self._running if names is None or name in names]
         return content_digest(lines), len(lines)
+
+    def _line(self, name: str, specs: Mapping[str, TensorSpec]) -> str:
+        running, spec = self._running[name], specs[name]
+        return tensor_line(name, spec.dtype, spec.shape, running.hexdigest() if running else self._digests[name])
 
 
 class Spread:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.provenance import metadata, reserve
 from taskmerge.checkpoint.writer import commit, stage
 from taskmerge.errors import Mismatch, UsageError, listed
-from taskmerge.experts.adapters import AdapterSource, base_names, lies_transposed
+from taskmerge.experts.adapters import AdapterSource, base_names, lies_transposed, orientations
+from taskmerge.experts.classes import Block
 from taskmerge.experts.lora_names import CONFIG, WEIGHTS
 from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit, unit_of
@@ -82,6 +84,16 @@ class Factored:
         total = math.fsum(energy for energy, _ in self.energies.values())
         return math.fsum(energy for name, (energy, _) in self.energies.items() if name not in self.pairs) / total
 
+    def turned(self, name: str) -> bool:
+        """Whether a weight lies as [in, out], as GPT-2's: an adapter among the experts knows, else its neighbours
+        tell."""
+        adapters = [one for one in self.experts if isinstance(one, AdapterSource) and one.changes(name)]
+        return adapters[0].transposed(name) if adapters else lies_transposed(name, self._shown)
+
+    @cached_property
+    def _shown(self) -> Mapping[Block | None, set[bool]]:
+        return orientations(self.base)
+
     def write(self, name: str, data: Tensor, start_element: int = 0) -> None:
         """Elements of a merged tensor; once all are there, it is factored."""
         spec = self.base.specs[name]
@@ -119,7 +131,7 @@ class Factored:
     def _pair(self, unit: Unit, delta: Tensor) -> Pair:
         table = unit.kind == "embedding"
         matrix = delta.view(unit.matrix)
-        turned = table or _transposed(unit.name, self.base, self.experts)
+        turned = table or self.turned(unit.name)
         (found,) = TaskMatrices((matrix.mT if turned else matrix)[None].contiguous()).top(self.rank)
         strong = int((found.s > NOISE * found.s[:1].sum()).sum())
         root = found.s[:strong].sqrt()
@@ -188,12 +200,6 @@ def _holdable(unit: Unit) -> bool:
     return unit.kind in ("linear", "projection", "embedding") and len(unit.shape) == 2 and unit.name.endswith(".weight")
 
 
-def _transposed(name: str, base: Source, experts: Sequence[Source]) -> bool:
-    """Whether a weight lies as [in, out], as GPT-2's: an adapter among the experts knows, else its neighbours tell."""
-    adapters = [expert for expert in experts if isinstance(expert, AdapterSource) and name in expert.targets]
-    return adapters[0].transposed(name) if adapters else lies_transposed(name, base)
-
-
 # --- what is written -------------------------------------------------------------------------------------------
 
 
@@ -235,7 +241,7 @@ def _config(found: Factored, prepared: Prepared) -> dict[str, Any]:
     kinds = {adapter.task_type for adapter in adapters}
     named = sorted(base_names(found.base))
     base = bases.pop() if len(bases) == 1 else None
-    turned = any(_transposed(name, found.base, found.experts) for name, pair in found.pairs.items() if not pair.table)
+    turned = any(found.turned(name) for name, pair in found.pairs.items() if not pair.table)
     return {
         "peft_type": "LORA", "r": usual, "lora_alpha": usual, "rank_pattern": own, "alpha_pattern": own,
         "target_modules": sorted(ranks), "fan_in_fan_out": turned, "bias": "none", "lora_dropout": 0.0,

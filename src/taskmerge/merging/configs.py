@@ -56,7 +56,7 @@ def holders_of(key: Key, said: Mapping[str, Mapping[Key, Any]]) -> list[tuple[An
         if value is None and not (key in values and key[-1] == "rope_scaling"):
             continue
         value = _scaling(value) if key[-1] == "rope_scaling" else value
-        same = next((who for other, who in holders if other == value), None)
+        same = next((who for other, who in holders if other == value or repr(other) == repr(value)), None)  # NaN
         if same is None:
             holders.append((value, [name]))
         else:

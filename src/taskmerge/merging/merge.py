@@ -71,13 +71,15 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     with ExitStack() as stack:
         stack.callback(inputs.close)
         kept, same = _stage_heads(prepared, running, stack)
-        sinks = [stack.enter_context(_stage(prepared, point, running, rows)) for point in points]
+        before = _record(prepared, points[0], rows, ())
+        sinks = [stack.enter_context(_stage(prepared, point, running, before)) for point in points]
         advance = progress_of(plan, running)
         execute(Run(spec, plan, rows, points, sinks, advance, earlier_points(spec, points[0])))
         inputs.check_unchanged()
         check_unchanged(prepared.travels.versions)
         odd = [*twins(rows), *idle(rows)]
-        records = [_record(prepared, point, rows, odd) for point in points]
+        record = _record(prepared, points[0], rows, odd)
+        records = [{**record, "recipe": spec.recipe(point.point)} for point in points]
         for sink, about in (*kept, *zip(sinks, map(metadata, records), strict=True)):
             sink.seal(about)
         commit([*(head for head, _ in kept), *sinks], overwrite=running.overwrite)
@@ -94,10 +96,12 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     )  # fmt: skip
 
 
-def _stage(prepared: Prepared, point: BoundPoint, running: RunOptions, rows: Rows) -> AbstractContextManager[Sink]:
-    """The staged output of one grid point, with room for its provenance."""
+def _stage(
+    prepared: Prepared, point: BoundPoint, running: RunOptions, record: Mapping[str, object]
+) -> AbstractContextManager[Sink]:
+    """The staged output of one grid point, with room for its provenance: what is known of that of any point."""
     path = next(path for path, other in zip(prepared.paths, prepared.points, strict=True) if other is point)
-    room = reserve(_record(prepared, point, rows, ()), len(prepared.inputs.experts) + 1)
+    room = reserve({**record, "recipe": prepared.spec.recipe(point.point)}, len(prepared.inputs.experts) + 1)
     return stage(path, prepared.plan.outputs(), reserve=room, **layout_options(prepared, point, path, running))
 
 

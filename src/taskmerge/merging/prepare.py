@@ -16,6 +16,7 @@ from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float
 from taskmerge.checkpoint.header import DEQUANTISED, TensorSpec
 from taskmerge.checkpoint.sidecars import CONFIG
 from taskmerge.checkpoint.writer import lay_out
+from taskmerge.documents import cycles_left
 from taskmerge.errors import Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.buffers import is_counter
 from taskmerge.experts.compare import BASE, Agreed, agree, dtypes_of, globs_of, keeper_of, specs_of
@@ -69,6 +70,7 @@ class Prepared:
         )
 
 
+@cycles_left()  # of the million objects that a large plan is made of, all stay
 def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: RunOptions) -> Prepared:
     """Opens headers, compares them, plans, and checks memory, disk and output paths. Reads and writes no weights."""
     check_asked(spec)

@@ -1,6 +1,7 @@
 """What goes into an output folder beside the weights, and whose: what all experts share is theirs, else one decides."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from taskmerge.checkpoint.ahead import Stamp
 from taskmerge.checkpoint.identity import stamps_of
 from taskmerge.checkpoint.quantised import without_quantisation
 from taskmerge.checkpoint.sidecars import CONFIG, Contents, contents, digests_of, is_tokenizer, tokenizer_differences
+from taskmerge.documents import object_at, object_in, read_object, read_regular
 from taskmerge.errors import BadFile, Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.inputs import Inputs
 from taskmerge.experts.sources import Source
@@ -60,14 +62,22 @@ def check_configs(inputs: Inputs, spec: MergeSpec) -> list[str]:
         if name not in (None, BASE, *tasks):
             raise unknown_name("input", str(name), [*tasks, BASE], where=flag)
     places = _places(inputs)
-    configs = {name: config for name, folder in places.items() if (config := _object(folder / CONFIG)) is not None}
-    lines = clashes(configs)
+    configs = {name: _config(folder / CONFIG, needed=spec.config_from is None) for name, folder in places.items()}
+    lines = clashes({name: config for name, config in configs.items() if config is not None})
     if lines and spec.config_from is None:
         raise Mismatch(
             f"{CONFIG} of the inputs differs in what changes the meaning of weights\n" + "\n".join(lines),
             hint="merge fine-tunings of one model; where one of these is wrong, `--config-from NAME` takes another's",
         )  # fmt: skip
     return [f"{CONFIG} is {spec.config_from}'s (--config-from), though inputs differ: {line}" for line in lines]
+
+
+def _config(file: Path, *, needed: bool) -> dict[str, Any] | None:
+    """A folder's config.json; None where there is none. `BadFile` for one that is `needed` and cannot be read."""
+    if not needed or not os.path.lexists(file):
+        return object_at(file)
+    hint = "download it again; `--config-from NAME` takes another input's, the file of the weights as input takes none"
+    return read_object(file, hint=hint, constants=True)
 
 
 def _said(spec: MergeSpec) -> dict[str, str | None]:
@@ -110,9 +120,9 @@ def travel(inputs: Inputs, spec: MergeSpec, *, code: bool, written: str) -> Trav
 
 def describes_base(base: Source, travels: Travelling) -> bool:
     """Whether the configuration that travels is one of the base's kind of model: it needs all that the base has."""
-    own = None if base.folder is None else _object(base.folder / CONFIG)
+    own = None if base.folder is None else object_at(base.folder / CONFIG)
     given = travels.files[CONFIG]
-    written = _parsed(given if isinstance(given, bytes) else given.read_bytes())
+    written = object_in(given) if isinstance(given, bytes) else object_at(given)
     if own is None or written is None:
         return False
     return all(own.get(key) == written.get(key) for key in ("model_type", "architectures"))
@@ -204,7 +214,7 @@ def _one_file(file: str, folders: Folders, result: Travelling) -> None:
 def _combined(file: str, folders: Folders, result: Travelling) -> bool:
     """A configuration key by key: what the experts share over what its owner says; False where one is no object."""
     paths = {name: found.travels[file] for name, found in folders.holders().items() if file in found.travels}
-    configs = {name: _object(path) for name, path in paths.items()}
+    configs = {name: object_at(path) for name, path in paths.items()}
     read = {name: config for name, config in configs.items() if config is not None}
     if len(read) < len(configs):
         return False
@@ -232,23 +242,6 @@ def _other(said: Mapping[Any, Any], key: tuple[str, ...], value: object) -> bool
     return key not in said or said[key] != value
 
 
-def _object(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where there is none that can be read."""
-    try:
-        return _parsed(path.read_bytes()) if path.is_file() else None
-    except OSError:
-        return None
-
-
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    """The object that JSON holds; None where it holds none."""
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
-
-
 def _written(document: Mapping[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -261,11 +254,11 @@ def _plain(result: Travelling, written: str) -> None:
     given = result.files.get(CONFIG)
     if given is None:
         return
-    raw = given if isinstance(given, bytes) else given.read_bytes()
+    raw = given if isinstance(given, bytes) else read_regular(given)
     if (plain := without_quantisation(raw)) is not None:
         result.files[CONFIG] = raw = plain
         result.notes.append(f"{CONFIG} is written without what it says of quantisation")
-    config = _parsed(raw)
+    config = object_in(raw)
     if config is not None and (typed := with_dtype(config, written)) != config:
         result.files[CONFIG] = _written(typed)
         before = config.get("dtype", config.get("torch_dtype"))

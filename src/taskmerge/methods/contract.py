@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from taskmerge.methods.checks import check_declaration
-from taskmerge.methods.kernel import Factor, Kernel, Shared, Statistic, takes
+from taskmerge.methods.kernel import Factor, Kernel, Shared, Statistic, first_parameter, takes
 from taskmerge.methods.options import Options, Setting, Value, declared_settings
 from taskmerge.types import Space
 
@@ -102,7 +102,7 @@ class Method:
     @property
     def on_matrices(self) -> bool:
         """Whether its kernel is handed matrices. Under options that read none, `elsewhere` takes every tensor."""
-        return next(iter(inspect.signature(self.kernel).parameters), "") == "matrices"
+        return first_parameter(self.kernel) == "matrices"
 
     def granularity(self, options: Options) -> Reads:
         """What the kernel reads at a time under these options."""

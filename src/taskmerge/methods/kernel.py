@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Protocol, TypedDict
 
 from torch import Tensor
@@ -115,10 +116,21 @@ class Factor(Protocol):
 
 def takes(function: Callable[..., Any], name: str) -> bool:
     """Whether a function has a parameter of this name."""
-    return name in inspect.signature(function).parameters
+    return name in _parameters(function)
+
+
+def first_parameter(function: Callable[..., Any]) -> str:
+    """The name of a function's first parameter; "" where it has none."""
+    return next(iter(_parameters(function)), "")
 
 
 def accepted(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `values` that a function has parameters for."""
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(function)
     return {name: value for name, value in values.items() if name in parameters}
+
+
+@lru_cache
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a function's parameters: asked for once a tensor, and slow to find out."""
+    return tuple(inspect.signature(function).parameters)

@@ -4,6 +4,7 @@ A library that is told of ten million layers sets out to make them, and divides 
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.errors import BadFile, NotEnough
 from taskmerge.numerics.memory import machine_memory
 
@@ -27,7 +29,9 @@ SIZES = frozenset({
     "context_length", "n_positions", "n_ctx",
 })  # fmt: skip
 """Numbers, or lists of them, that mean nothing below 1."""
-MOST_LAYERS = 1_000
+MOST_LAYERS, USUAL_LAYERS = 1_000, 200
+"""What no model has, and what hardly any has: more are believed where the weights beside them have as many."""
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 LONG = frozenset({"vocab_size", "context_length", "n_positions", "n_ctx"})
 LARGEST_SIZE, LARGEST_LENGTH = 1 << 18, 1 << 24
 """Of one dimension, and of those that are long: the largest context has ten million tokens."""
@@ -43,6 +47,20 @@ def check_sizes(document: Mapping[str, Any], where: str) -> None:
         if not sizes or not all(type(size) is int and 1 <= size <= largest for size in sizes):
             what = f"`{key}` is a whole number from 1 to {largest:,}, or a list of them, not {str(value)[:80]}"
             raise BadFile(what, where=where, hint=HINT)
+
+
+def check_layers(document: Mapping[str, Any], folder: Path, where: str) -> None:
+    """Raises `BadFile` for a configuration with more layers than the weights in its folder, if these are many."""
+    said = [size for key, value in entries(document) if key in LAYERS for size in _flat(value) if type(size) is int]
+    if max(said, default=0) <= USUAL_LAYERS:
+        return
+    try:
+        with open_checkpoint(folder) as checkpoint:
+            numbers = [int(number) for name in checkpoint.specs for number in NUMBER.findall(name)]
+    except BadFile:
+        return
+    if max(said) > (there := max(numbers, default=-1) + 1):
+        raise BadFile(f"says {max(said):,} layers, the weights beside it have {there:,}", where=where, hint=HINT)
 
 
 def check_fits(make: Callable[[], nn.Module], where: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from taskmerge.documents import check_unpacked, read_object
 from taskmerge.errors import BadFile, Mismatch, UsageError, unknown_name
-from taskmerge.models.config_values import HINT, check_fits, check_sizes, triple, unbuildable
+from taskmerge.models.config_values import HINT, check_fits, check_layers, check_sizes, triple, unbuildable
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
 from taskmerge.models.pictures import PicturePrepare, Triple, normalised
@@ -132,6 +132,7 @@ def _model(spec: BackboneSpec, resolve: Callable[[Location], Path]) -> Model:
         hint = "a configuration of open_clip has embed_dim, vision_cfg and text_cfg"
         raise BadFile(f"lacks {', '.join(missing)}", where=str(path), hint=hint)
     check_sizes(config, str(path))
+    check_layers(config, path.parent, str(path))
     preprocess = document.get("preprocess_cfg") or {}
     for key in ("mean", "std"):
         if key in preprocess:

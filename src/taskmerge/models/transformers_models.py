@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from taskmerge.documents import read_object
 from taskmerge.errors import BadFile, Mismatch, UsageError, listed
-from taskmerge.models.config_values import check_fits, check_sizes, square, triple, unbuildable
+from taskmerge.models.config_values import check_fits, check_layers, check_sizes, square, triple, unbuildable
 from taskmerge.models.contract import Backbone
 from taskmerge.models.naming import Naming
 from taskmerge.models.own_code import check_kernels, code_of, needs_code, use_own_implementations
@@ -102,7 +102,9 @@ def _config(path: Path) -> Any:
     code = code_of(file, "AutoConfig")
     if code is not None and str(read_object(file, constants=True).get("model_type")) not in transformers.CONFIG_MAPPING:
         raise needs_code(file, code)
-    check_sizes(read_object(file, hint="check `backbone: model`", constants=True), str(file))
+    document = read_object(file, hint="check `backbone: model`", constants=True)
+    check_sizes(document, str(file))
+    check_layers(document, file.parent, str(file))
     try:
         config = transformers.AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the library's parsers and checks of configurations raise

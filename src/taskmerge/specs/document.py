@@ -1,6 +1,5 @@
 """Strict YAML: one mapping with the place of every key, no repeated key, and values as they were written."""
 
-import gc
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from taskmerge.documents import DEEPEST, DIGITS, LARGEST_NUMBER, check_text, read_regular
+from taskmerge.documents import DEEPEST, DIGITS, LARGEST_NUMBER, check_text, cycles_left, read_regular
 from taskmerge.errors import UsageError
 
 Places = Mapping[str, str]
@@ -43,11 +42,16 @@ def read_document(path: Path, what: str, hint: str, verbatim: Collection[str] = 
     file that cannot be read, UsageError with file:line:column for what is no YAML, a repeated key, an unquoted
     boolean as a key, and values beyond all range, depth or number.
     """
-    with _cycles_left():
-        node = _composed(_text_of(path, what), str(path), hint)
+    return parse_document(_text_of(path, what), str(path), what, hint, verbatim)
+
+
+def parse_document(text: str, where: str, what: str, hint: str, verbatim: Collection[str] = ()) -> Document:
+    """The one mapping that a text holds; as `read_document` of a file."""
+    with cycles_left():
+        node = _composed(text, where, hint)
         if not isinstance(node, yaml.MappingNode):
-            raise UsageError(f"a {what} is a mapping of keys to values", where=str(path), hint=hint)
-        reader = _Reader(str(path), {}, {}, frozenset(verbatim))
+            raise UsageError(f"a {what} is a mapping of keys to values", where=where, hint=hint)
+        reader = _Reader(where, {}, {}, frozenset(verbatim))
         return Document(reader.mapping(node, ""), reader.places, reader.spelled)
 
 
@@ -59,18 +63,6 @@ def read_value(text: str, where: str) -> Any:
     if not isinstance(node, yaml.ScalarNode):
         raise UsageError("this is no single value", where=where, hint="write one plain value")
     return _Reader(where, {}, {}, frozenset()).plain(node)
-
-
-@contextmanager
-def _cycles_left() -> Iterator[None]:
-    """Inside, nobody looks for cycles among a million nodes again and again: it would be two thirds of the time."""
-    looks = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if looks:
-            gc.enable()
 
 
 def _text_of(path: Path, what: str) -> str:

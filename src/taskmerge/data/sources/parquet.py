@@ -2,7 +2,6 @@
 
 import bisect
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from taskmerge.data.sources.columns import lists, values_of
 from taskmerge.data.sources.contract import Indices, ItemSource, existing, no_such_column, state_of
 from taskmerge.data.sources.decode import decode_row
 from taskmerge.data.sources.limits import readable
-from taskmerge.documents import open_regular
+from taskmerge.documents import open_regular, parse_json
 from taskmerge.errors import BadFile, UsageError
 from taskmerge.specs.suite import Split
 
@@ -101,9 +100,9 @@ def _class_names(file: Path, column: str) -> tuple[str, ...] | None:
     import pyarrow.parquet as pq
 
     try:
-        said = json.loads((pq.read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
+        said = parse_json((pq.read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
         names = said["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
