@@ -1,5 +1,6 @@
 """Small models for the tests of task vectors and of verification, and naive float64 arithmetic on them."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,13 @@ def record_of(path: Path | str) -> dict[str, Any]:
     """The provenance that a file carries."""
     with safe_open(path, "pt") as file:
         return dict(json.loads(file.metadata()["taskmerge"]))
+
+
+def resealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record under a seal of its own: the SHA-256 of all other entries as canonical JSON."""
+    rest = {key: value for key, value in record.items() if key != "seal"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return {**rest, "seal": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"}
 
 
 def truncated(matrix: Tensor, k: int) -> Tensor:

@@ -16,7 +16,8 @@ from typing import Any
 
 from taskmerge.checkpoint.header import Scaling, TensorSpec
 from taskmerge.checkpoint.scales import FP8, MARKER, with_scales
-from taskmerge.errors import listed
+from taskmerge.documents import read_regular
+from taskmerge.errors import BadFile, listed
 
 NARROW = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
 """Integers that codes are packed into."""
@@ -182,8 +183,8 @@ def weights_like(name: str, spec: TensorSpec) -> bool:
 def read_config(folder: Path) -> Mapping[str, Any] | None:
     """The config.json of a folder; None where there is none that can be read."""
     try:
-        document = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        document = json.loads(read_regular(folder / "config.json"))
+    except (BadFile, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

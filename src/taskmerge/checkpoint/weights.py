@@ -149,13 +149,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise BadFile("has no `weight_map` from tensor to file", where=str(index), hint="download the index again")
     for name, shard in weight_map.items():
-        if _escapes(shard):
+        if escapes(shard):
             what = f"shard {shard!r} is not a file inside the index's folder"
             raise BadFile(what, where=f"{index}: `{name}`", hint="don't use this index: get it from its publisher")
     return weight_map
 
 
-def _escapes(shard: str) -> bool:
+def escapes(shard: str) -> bool:
+    """Whether a name is none of a file inside a folder."""
     # Lexical on purpose: the cache of the hub keeps shards as links out of the folder.
     path = PurePosixPath(shard)
     return path.is_absolute() or not path.parts or ".." in path.parts or "\\" in shard or "\0" in shard

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.identity import stamps_of
+from taskmerge.documents import read_regular
 from taskmerge.errors import BadFile, listed
 from taskmerge.experts.lora_names import CONFIG, WEIGHTS
 from taskmerge.experts.sources import Tally
@@ -149,12 +151,10 @@ def check_whole(specs: Iterable[TensorSpec]) -> None:
 def _configuration(file: Path) -> dict[str, Any]:
     """adapter_config.json; every entry that would change the weights in a way unknown here is refused by name."""
     try:
-        config = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        hint = "download it too: it holds the scaling"
-        raise BadFile(f"there is no {CONFIG}", where=str(file.parent), hint=hint) from None
-    except OSError as error:
-        raise BadFile(f"cannot be read: {error.strerror}", where=str(file), hint="check the disk") from error
+        if not os.path.lexists(file):
+            hint = "download it too: it holds the scaling"
+            raise BadFile(f"there is no {CONFIG}", where=str(file.parent), hint=hint)
+        config = json.loads(read_regular(file))
     except (ValueError, RecursionError) as error:
         raise BadFile(f"is not JSON: {error}", where=str(file), hint="download it again") from None
     if not isinstance(config, dict):

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.checkpoint.canonical import OutputSpec
+from taskmerge.checkpoint.companions import described
 from taskmerge.checkpoint.dialects import plain
 from taskmerge.checkpoint.dtypes import is_float
-from taskmerge.checkpoint.provenance import metadata, reserve
+from taskmerge.checkpoint.provenance import metadata, reserve, sealed
 from taskmerge.checkpoint.writer import commit, stage
 from taskmerge.errors import Mismatch, UsageError, listed
 from taskmerge.experts.adapters import AdapterSource, base_names, lies_transposed
@@ -203,15 +204,15 @@ def _written(
     """The files of the adapter, and their size: both or none."""
     tensors = {name: value for tensor, pair in sorted(found.pairs.items()) for name, value in _named(tensor, pair)}
     specs = [OutputSpec(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
-    config = json.dumps(_config(found, prepared), indent=2, sort_keys=True) + "\n"
+    sidecars = {CONFIG: (json.dumps(_config(found, prepared), indent=2, sort_keys=True) + "\n").encode()}
+    record = {**record, "files": described(sidecars)}
     overwrite = request.running.overwrite
     with stage(
-        folder, specs, overwrite=overwrite, folder=True, stem=STEM, sidecars={CONFIG: config.encode()},
-        reserve=reserve(record, 1),
+        folder, specs, overwrite=overwrite, folder=True, stem=STEM, sidecars=sidecars, reserve=reserve(record, 1),
     ) as sink:  # fmt: skip
         for name, value in tensors.items():
             sink.write(name, value.contiguous())
-        sink.seal(metadata(record))
+        sink.seal(metadata(sealed(record)))
         commit([sink], overwrite=overwrite)
         files = tuple(map(str, sink.files))
     return files, sum(Path(file).stat().st_size for file in files)

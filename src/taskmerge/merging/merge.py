@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.ahead import Ahead
+from taskmerge.checkpoint.cards import CARD
+from taskmerge.checkpoint.companions import described
 from taskmerge.checkpoint.identity import check_unchanged
-from taskmerge.checkpoint.provenance import metadata, reserve
+from taskmerge.checkpoint.provenance import metadata, reserve, sealed
 from taskmerge.checkpoint.writer import Sink, commit, stage
 from taskmerge.experts.rows import Rows
 from taskmerge.merging.as_adapter import merge_as_adapter
@@ -71,47 +73,66 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     with ExitStack() as stack:
         stack.callback(inputs.close)
         kept, same = _stage_heads(prepared, running, stack)
-        sinks = [stack.enter_context(_stage(prepared, point, running, rows)) for point in points]
+        beside = _described(prepared, running)
+        blank = {id(point): _record(prepared, point, rows, (), beside) for point in points}
+        sinks = [stack.enter_context(_stage(prepared, point, running, blank[id(point)])) for point in points]
         advance = progress_of(plan, running)
         execute(Run(spec, plan, rows, points, sinks, advance, earlier_points(spec, points[0])))
         inputs.check_unchanged()
         check_unchanged(prepared.travels.versions)
         odd = [*twins(rows), *idle(rows)]
-        records = [_record(prepared, point, rows, odd) for point in points]
-        for sink, about in (*kept, *zip(sinks, map(metadata, records), strict=True)):
-            sink.seal(about)
+        records = [_record(prepared, point, rows, odd, beside) for point in points]
+        about = [metadata(sealed(record)) for record in records]
+        for sink, said in (*kept, *zip(sinks, about, strict=True)):
+            sink.seal(said)
         commit([*(head for head, _ in kept), *sinks], overwrite=running.overwrite)
         heads = [*same, *(file for head, _ in kept for file in head.files)]
         written = [_written(sink, heads, record) for sink, record in zip(sinks, records, strict=True)]
     done = {id(point): both for point, both in zip(points, zip(written, records, strict=True), strict=True)}
-    outputs, sealed = zip(*(done[id(point)] for point in prepared.points), strict=True)
+    outputs, provenances = zip(*(done[id(point)] for point in prepared.points), strict=True)
     told = dict.fromkeys(note for point in points for note in point.notes)
     return MergeReceipt(
-        outputs, sealed[0], (*plan.notes, *inputs.notes, *told),
+        outputs, provenances[0], (*plan.notes, *inputs.notes, *told),
         (*inputs.warnings, *odd),
         plan.costs.bytes_read, plan.costs.bytes_written, plan.costs.memory, peak_memory(),
         time.perf_counter() - started,
     )  # fmt: skip
 
 
-def _stage(prepared: Prepared, point: BoundPoint, running: RunOptions, rows: Rows) -> AbstractContextManager[Sink]:
+def _described(prepared: Prepared, running: RunOptions) -> dict[int, dict[str, object]]:
+    """What goes beside the weights of every grid point, as its record has it; what all share is read once."""
+    common = described(prepared.travels.files)
+    beside: dict[int, dict[str, object]] = {}
+    for point, path in zip(prepared.points, prepared.paths, strict=True):
+        files = layout_options(prepared, point, path, running)["sidecars"]
+        beside[id(point)] = {**common, **described({CARD: files[CARD]})} if files else {}
+    return beside
+
+
+def _stage(
+    prepared: Prepared, point: BoundPoint, running: RunOptions, blank: Mapping[str, object]
+) -> AbstractContextManager[Sink]:
     """The staged output of one grid point, with room for its provenance."""
     path = next(path for path, other in zip(prepared.paths, prepared.points, strict=True) if other is point)
-    room = reserve(_record(prepared, point, rows, ()), len(prepared.inputs.experts) + 1)
+    room = reserve(blank, len(prepared.inputs.experts) + 1)
     return stage(path, prepared.plan.outputs(), reserve=room, **layout_options(prepared, point, path, running))
 
 
-def _written(sink: Sink, heads: Sequence[Path], sealed: Mapping[str, Any]) -> OutputRecord:
+def _written(sink: Sink, heads: Sequence[Path], record: Mapping[str, Any]) -> OutputRecord:
     """What was written at one grid point; `heads` are the files of all heads, of which its own lie beside it."""
     own = heads_folder(sink.path, sink.path.is_dir())
     files = (*sink.files, *(file for file in heads if file.parent == own))
     size = sum(file.stat().st_size for file in files)
-    return OutputRecord(str(sink.path), tuple(map(str, files)), size, dict(sealed["recipe"]["options"]))
+    return OutputRecord(str(sink.path), tuple(map(str, files)), size, dict(record["recipe"]["options"]))
 
 
-def _record(prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str]) -> dict[str, object]:
+def _record(
+    prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str],
+    beside: Mapping[int, Mapping[str, object]],
+) -> dict[str, object]:  # fmt: skip
     """The provenance of one grid point; its warnings are those that the tensors themselves give rise to."""
-    return provenance(__version__, prepared.spec.recipe(point.point), prepared.plan, rows, warnings)
+    recipe = prepared.spec.recipe(point.point)
+    return provenance(__version__, recipe, prepared.plan, rows, warnings, beside[id(point)])
 
 
 def _stage_heads(

@@ -13,7 +13,7 @@ from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import bytes_of, is_float, itemsize
-from taskmerge.checkpoint.provenance import metadata, provenance_of
+from taskmerge.checkpoint.provenance import metadata, provenance_of, sealed
 from taskmerge.checkpoint.publish import publish_folder
 from taskmerge.checkpoint.sidecars import travelling
 from taskmerge.checkpoint.staging import staging_folder
@@ -107,7 +107,7 @@ def put_block(model: Path, block: Path, task: str, output: Path, *, overwrite: b
         record = {**(provenance_of(shared) or {}), "kind": "task", "task": task, "block": digest_of(own)}
         holders = {name: own if name in own.specs else shared for name in shared.specs}
         specs = [OutputSpec(name, one.specs[name].dtype, one.specs[name].shape) for name, one in holders.items()]
-        about = metadata(record)
+        about = metadata(sealed(record))
         with stage(output, specs, overwrite=overwrite, reserve=len(json.dumps(about))) as sink:
             for name, holder in holders.items():
                 _copy(holder, name, sink)
