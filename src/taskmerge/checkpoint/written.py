@@ -9,7 +9,7 @@ from taskmerge.checkpoint.canonical import OutputSpec, header_bytes, index_bytes
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.companions import Change, companion_changes, strangers
 from taskmerge.checkpoint.header import LENGTH_BYTES, Header, raw_header, read_header
-from taskmerge.checkpoint.provenance import KEY
+from taskmerge.checkpoint.provenance import KEY, canonical
 from taskmerge.checkpoint.weights import MAX_INDEX
 from taskmerge.documents import parse_json, read_regular
 from taskmerge.errors import BadOutput
@@ -49,8 +49,7 @@ def look_at(checkpoint: Checkpoint, record: Mapping[str, Any], heads: str | None
     changes += [*index, *companion_changes(home, recorded)]
     files = (*names, *([checkpoint.index.name] if checkpoint.index else []), *recorded)
     added, others = strangers(home, {*files, *([heads] if heads else [])}) if recorded else ([], [])
-    canonical = plain and all(map(_is_canonical, headers))
-    return Written((*changes, *added), canonical, tuple(others), files)
+    return Written((*changes, *added), plain and all(map(_is_canonical, headers)), tuple(others), files)
 
 
 def _index(checkpoint: Checkpoint, names: list[str], headers: list[Header]) -> tuple[list[Change], bool]:
@@ -67,8 +66,10 @@ def _index(checkpoint: Checkpoint, names: list[str], headers: list[Header]) -> t
 
 
 def _is_canonical(header: Header) -> bool:
-    """Whether a file's header is, byte for byte, the one that is written for these tensors and this metadata."""
-    raw = raw_header(header.path)
+    """Whether a file's header is, byte for byte, the one that is written for these tensors and this record."""
+    raw, said = raw_header(header.path), header.metadata.get(KEY, "{}")
+    if canonical(parse_json(said)) != said:
+        return False
     plan = replace(plan_file(_outputs(header), 0), header_size=len(raw) - LENGTH_BYTES)
     try:
         return header_bytes(plan, header.metadata) == raw

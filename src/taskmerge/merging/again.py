@@ -109,7 +109,7 @@ def _terms(plan: Plan) -> dict[str, int]:
     """By tensor that is merged, not copied, how many terms its longest sums have: over tasks, and along a matrix."""
     tasks = len(plan.tasks)
     return {
-        output.name: max(tasks, *(job.unit.matrix if job.reads == "matrix" else ()))
+        output.name: max((tasks, *(job.unit.matrix if job.reads == "matrix" else ())))
         for job in plan.jobs
         if job.action == "merge"
         for output in job.outputs
