@@ -90,8 +90,9 @@ def same(got: Path | str, wanted: Path | str) -> bool:
 
 
 def changed_record(path: Path, **record: Any) -> None:
-    """The same file with another provenance."""
+    """The same file with another provenance, sealed again where it was."""
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
-    metadata["taskmerge"] = json.dumps({**json.loads(metadata["taskmerge"]), **record})
+    said = {**json.loads(metadata["taskmerge"]), **record}
+    metadata["taskmerge"] = json.dumps(resealed(said) if "seal" in said else said)
     save_file(load(path), path, metadata)

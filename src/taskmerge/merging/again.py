@@ -9,7 +9,7 @@ import torch
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.companions import Change
-from taskmerge.checkpoint.provenance import metadata, sealed
+from taskmerge.checkpoint.provenance import SEAL, metadata, sealed
 from taskmerge.checkpoint.written import home_of
 from taskmerge.errors import listed
 from taskmerge.merging.differences import differing, each
@@ -51,7 +51,7 @@ def compared(checkpoint: Checkpoint, found: Verification, again: Again) -> Verif
     """Merges again, and adds to a verification what is not the same: tensors, the record, heads."""
     plan, receipt = again.merged("again.safetensors")
     record: dict[str, Any] = dict(found.provenance or {})
-    fresh: dict[str, Any] = dict(receipt.provenance)
+    fresh: dict[str, Any] = {key: value for key, value in receipt.provenance.items() if key != SEAL}
     elsewhere = _elsewhere(record.get("arithmetic"), fresh["arithmetic"])
     with open_checkpoint(Path(receipt.paths[0])) as right:
         changed = differing(checkpoint, right, again.keywords.get("threads"))
@@ -66,7 +66,7 @@ def compared(checkpoint: Checkpoint, found: Verification, again: Again) -> Verif
         found, replayed=True, same_file=found.same_file and same and not changes, changed=(*found.changed, *changes),
         files=(*found.files, *sorted(f"{HEADS}/{file.name}" for file in (again.folder / HEADS).glob("*"))),
         numbers=sum(spec.numel for spec in checkpoint.stored.values()), entries=rounded.entries,
-        last_bits=rounded.bits, elsewhere=elsewhere, notes=(*found.notes, *_notes(record, fresh, elsewhere, rounded)),
+        last_bits=rounded.bits, elsewhere=elsewhere, notes=(*_notes(record, fresh, elsewhere, rounded), *found.notes),
     )  # fmt: skip
 
 

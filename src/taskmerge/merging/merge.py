@@ -81,10 +81,9 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
         inputs.check_unchanged()
         check_unchanged(prepared.travels.versions)
         odd = [*twins(rows), *idle(rows)]
-        records = [_record(prepared, point, rows, odd, beside) for point in points]
-        about = [metadata(sealed(record)) for record in records]
-        for sink, said in (*kept, *zip(sinks, about, strict=True)):
-            sink.seal(said)
+        records = [sealed(_record(prepared, point, rows, odd, beside)) for point in points]
+        for sink, about in (*kept, *zip(sinks, map(metadata, records), strict=True)):
+            sink.seal(about)
         commit([*(head for head, _ in kept), *sinks], overwrite=running.overwrite)
         heads = [*same, *(file for head, _ in kept for file in head.files)]
         written = [_written(sink, heads, record) for sink, record in zip(sinks, records, strict=True)]

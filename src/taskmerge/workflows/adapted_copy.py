@@ -104,10 +104,10 @@ def put_block(model: Path, block: Path, task: str, output: Path, *, overwrite: b
     """
     with open_checkpoint(model) as shared, open_checkpoint(block) as own:
         _check_block(shared, own)
-        record = {**(provenance_of(shared) or {}), "kind": "task", "task": task, "block": digest_of(own)}
+        record = sealed({**(provenance_of(shared) or {}), "kind": "task", "task": task, "block": digest_of(own)})
         holders = {name: own if name in own.specs else shared for name in shared.specs}
         specs = [OutputSpec(name, one.specs[name].dtype, one.specs[name].shape) for name, one in holders.items()]
-        about = metadata(sealed(record))
+        about = metadata(record)
         with stage(output, specs, overwrite=overwrite, reserve=len(json.dumps(about))) as sink:
             for name, holder in holders.items():
                 _copy(holder, name, sink)
