@@ -209,7 +209,7 @@ def test_one_tasks_folder_has_its_head(folder: Path, tmp_path: Path, task: str) 
     assert held.keys() == {"README.md", "model.safetensors", f"heads/{task}.safetensors"}
     assert same(tmp_path / "own" / "model.safetensors", tmp_path / "file.safetensors")
     inside, alone = (record_of(tmp_path / name) for name in ("own/model.safetensors", "file.safetensors"))
-    assert list(inside.pop("files")) == ["README.md"]  # what the folder has beside it
+    assert inside.pop("files") == {"README.md": {}}  # what the folder has beside it
     assert resealed(inside) == alone
     assert held[f"heads/{task}.safetensors"] == (folder / "heads" / f"{task}.safetensors").read_bytes()
     assert receipt.paths == (str(tmp_path / "own"),)

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskmerge.checkpoint.cards import CARD, is_sealed
 from taskmerge.checkpoint.sidecars import TEMPLATES, belongs
 from taskmerge.checkpoint.weights import escapes
 from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile
+
+OTHER = "holds other bytes than were written"
+LARGEST_CARD = 1 << 24
+"""Bytes: a card lists the experts and the recipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +27,11 @@ class Change:
 
 
 def described(files: Mapping[str, bytes | Path]) -> dict[str, object]:
-    """The files as a record has them: bytes and digest, by name. Reads those that are given as paths."""
-    return {name: _described(content) for name, content in sorted(files.items())}
+    """The files as a record has them: bytes and digest, by name. Reads those that are given as paths.
+
+    The card, which names inputs as they are called where they were merged, holds its digest itself.
+    """
+    return {name: {} if name == CARD else _described(content) for name, content in sorted(files.items())}
 
 
 def _described(content: bytes | Path) -> dict[str, object]:
@@ -46,14 +54,16 @@ def _change(path: Path, entry: Mapping[str, Any]) -> str | None:
     try:
         with open(open_regular(path), "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size != entry["bytes"]:
+            if "digest" not in entry:
+                return None if size <= LARGEST_CARD and is_sealed(file.read()) else OTHER
+            if size != entry.get("bytes", size):
                 return f"has {size:,} bytes, {entry['bytes']:,} were written"
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except BadFile as error:
         return error.what
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    return None if f"sha256:{digest}" == entry["digest"] else "holds other bytes than were written"
+    return None if f"sha256:{digest}" == entry["digest"] else OTHER
 
 
 def strangers(home: Path, written: Collection[str]) -> tuple[list[Change], list[str]]:

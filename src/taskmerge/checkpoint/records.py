@@ -20,7 +20,7 @@ _INPUT = {"name": NAME, "digest?": DIGEST, "tensors?": int, "partial?": bool}
 _BASE = {**_INPUT, "digest": DIGEST, "tensors": int}
 _DIGESTS = {EACH: DIGEST}
 _ARITHMETIC = {EACH: str}
-_FILES = {EACH: {"bytes": int, "digest": DIGEST}}
+_FILES = {EACH: {"bytes?": int, "digest?": DIGEST}}
 _COUNTS = {EACH: int}
 _RECIPE = {
     "method?": NAME, "then?": str, "options?": dict, "weights?": {EACH: float}, "grid?": dict, "learned?": DIGEST,

@@ -7,7 +7,7 @@ from typing import Any
 
 from taskmerge.checkpoint.canonical import OutputSpec, header_bytes, index_bytes, plan_file
 from taskmerge.checkpoint.checkpoint import Checkpoint
-from taskmerge.checkpoint.companions import Change, companion_changes, strangers
+from taskmerge.checkpoint.companions import OTHER, Change, companion_changes, strangers
 from taskmerge.checkpoint.header import LENGTH_BYTES, Header, raw_header, read_header
 from taskmerge.checkpoint.provenance import KEY, canonical
 from taskmerge.checkpoint.weights import MAX_INDEX
@@ -62,7 +62,7 @@ def _index(checkpoint: Checkpoint, names: list[str], headers: list[Header]) -> t
     if raw == right:
         return [], True
     same = parse_json(raw) == parse_json(right)
-    return ([] if same else [Change(checkpoint.index.name, "holds other bytes than were written")]), False
+    return ([] if same else [Change(checkpoint.index.name, OTHER)]), False
 
 
 def _is_canonical(header: Header) -> bool:

@@ -19,6 +19,7 @@ from taskmerge.merging.heads import heads_folder, stage_heads
 from taskmerge.merging.kernels import BoundPoint, earlier_points, largest_first
 from taskmerge.merging.look import idle, rows_of, twins
 from taskmerge.merging.options import Arguments, RunOptions
+from taskmerge.merging.outputs import is_folder
 from taskmerge.merging.prepare import Prepared, heads_folders, layout_options, prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
 from taskmerge.merging.request import Request, requested
@@ -73,9 +74,8 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     with ExitStack() as stack:
         stack.callback(inputs.close)
         kept, same = _stage_heads(prepared, running, stack)
-        beside = _described(prepared, running)
-        blank = {id(point): _record(prepared, point, rows, (), beside) for point in points}
-        sinks = [stack.enter_context(_stage(prepared, point, running, blank[id(point)])) for point in points]
+        beside = described({**prepared.travels.files, CARD: b""}) if any(map(is_folder, prepared.paths)) else {}
+        sinks = [stack.enter_context(_stage(prepared, point, running, rows, beside)) for point in points]
         advance = progress_of(plan, running)
         execute(Run(spec, plan, rows, points, sinks, advance, earlier_points(spec, points[0])))
         inputs.check_unchanged()
@@ -98,22 +98,12 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     )  # fmt: skip
 
 
-def _described(prepared: Prepared, running: RunOptions) -> dict[int, dict[str, object]]:
-    """What goes beside the weights of every grid point, as its record has it; what all share is read once."""
-    common = described(prepared.travels.files)
-    beside: dict[int, dict[str, object]] = {}
-    for point, path in zip(prepared.points, prepared.paths, strict=True):
-        files = layout_options(prepared, point, path, running)["sidecars"]
-        beside[id(point)] = {**common, **described({CARD: files[CARD]})} if files else {}
-    return beside
-
-
 def _stage(
-    prepared: Prepared, point: BoundPoint, running: RunOptions, blank: Mapping[str, object]
+    prepared: Prepared, point: BoundPoint, running: RunOptions, rows: Rows, beside: Mapping[str, object]
 ) -> AbstractContextManager[Sink]:
     """The staged output of one grid point, with room for its provenance."""
     path = next(path for path, other in zip(prepared.paths, prepared.points, strict=True) if other is point)
-    room = reserve(blank, len(prepared.inputs.experts) + 1)
+    room = reserve(_record(prepared, point, rows, (), beside), len(prepared.inputs.experts) + 1)
     return stage(path, prepared.plan.outputs(), reserve=room, **layout_options(prepared, point, path, running))
 
 
@@ -126,12 +116,11 @@ def _written(sink: Sink, heads: Sequence[Path], record: Mapping[str, Any]) -> Ou
 
 
 def _record(
-    prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str],
-    beside: Mapping[int, Mapping[str, object]],
+    prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str], beside: Mapping[str, object]
 ) -> dict[str, object]:  # fmt: skip
     """The provenance of one grid point; its warnings are those that the tensors themselves give rise to."""
     recipe = prepared.spec.recipe(point.point)
-    return provenance(__version__, recipe, prepared.plan, rows, warnings, beside[id(point)])
+    return provenance(__version__, recipe, prepared.plan, rows, warnings, beside)
 
 
 def _stage_heads(
