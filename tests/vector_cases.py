@@ -1,5 +1,6 @@
 """Small models for the tests of task vectors and of verification, and naive float64 arithmetic on them."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,13 @@ def record_of(path: Path | str) -> dict[str, Any]:
         return dict(json.loads(file.metadata()["taskmerge"]))
 
 
+def resealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record under a seal of its own: the SHA-256 of all other entries as canonical JSON."""
+    rest = {key: value for key, value in record.items() if key != "seal"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return {**rest, "seal": f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"}
+
+
 def truncated(matrix: Tensor, k: int) -> Tensor:
     """SVD_k in float64."""
     u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -82,8 +90,9 @@ def same(got: Path | str, wanted: Path | str) -> bool:
 
 
 def changed_record(path: Path, **record: Any) -> None:
-    """The same file with another provenance."""
+    """The same file with another provenance, sealed again where it was."""
     with safe_open(path, "pt") as file:
         metadata = dict(file.metadata())
-    metadata["taskmerge"] = json.dumps({**json.loads(metadata["taskmerge"]), **record})
+    said = {**json.loads(metadata["taskmerge"]), **record}
+    metadata["taskmerge"] = json.dumps(resealed(said) if "seal" in said else said)
     save_file(load(path), path, metadata)

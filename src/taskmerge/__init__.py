@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.experts.contents import inspect as inspect
     from taskmerge.merging.merge import merge as merge
     from taskmerge.merging.record import MergeReceipt as MergeReceipt
-    from taskmerge.merging.verify import Verification as Verification
+    from taskmerge.merging.verification import Verification as Verification
     from taskmerge.merging.verify import verify as verify
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
@@ -38,7 +38,7 @@ _HOMES = {
     "Report": "taskmerge.evaluation.scores",
     "TaskmergeError": "taskmerge.errors",
     "VectorsReceipt": "taskmerge.task_vectors.vectors",
-    "Verification": "taskmerge.merging.verify",
+    "Verification": "taskmerge.merging.verification",
     "adapt": "taskmerge.workflows.adapted",
     "choose": "taskmerge.workflows.chosen_merge",
     "diff": "taskmerge.checkpoint.difference",

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from process_cases import Outcome, ended, interrupt, start_torchrun, torchrun
-
 from taskmerge.adaptation.state import load_state
 
 pytestmark = pytest.mark.slow

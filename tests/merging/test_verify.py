@@ -17,7 +17,7 @@ from taskmerge.errors import BadFile, BadNumber, Mismatch, NotEnough, UsageError
 from taskmerge.merging.replay import replayed
 from taskmerge.methods.registry import methods
 from taskmerge.numerics.rank import Rank
-from vector_cases import COUNTER, TASKS, experts, load, record_of, write_models
+from vector_cases import COUNTER, TASKS, experts, load, record_of, resealed, write_models
 
 CODES = {"nan": 7, "missing": 3, "changed": 3}
 
@@ -36,12 +36,12 @@ def merged(models: dict[str, Path], out: Path, **options: Any) -> Path:
 
 
 def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], None], **record: Any) -> Path:
-    """The same file with other tensors, or another provenance."""
+    """The same file with other tensors, or another provenance, sealed as if taskmerge had written it."""
     with open_checkpoint(path) as checkpoint:
         metadata = dict(checkpoint.metadata)
     tensors = load(path)
     change(tensors)
-    metadata["taskmerge"] = json.dumps({**json.loads(metadata["taskmerge"]), **record})
+    metadata["taskmerge"] = json.dumps(resealed({**json.loads(metadata["taskmerge"]), **record}))
     save_file(tensors, path, metadata)
     return path
 
@@ -225,7 +225,7 @@ def test_shards_and_folders(models: dict[str, Path], tmp_path: Path) -> None:
     for path in (shards, folder, tmp_path / "folder", sharded_folder, tmp_path / "sf"):
         found = taskmerge.verify(path, [tmp_path / "models"])
         assert found.replayed
-        assert found.same_file == (path in (folder, tmp_path / "folder"))
+        assert found.same_file
         assert found.digest == taskmerge.verify(shards, replay=False).digest
     victim = next(one for one in sorted((tmp_path / "sf").glob("*-of-*")) if "proj" in load(one))
     changed(victim, lambda held: held.update(proj=held["proj"] + 1))
@@ -340,9 +340,10 @@ def test_verify_on_the_command_line(
 ) -> None:
     path = merged(models, tmp_path / "m.safetensors")
     assert run(["verify", str(path), str(tmp_path / "models")]) == 0
-    assert "verified (the whole file came out again, byte for byte)" in capsys.readouterr().out
+    assert "same bytes, verified (the whole file came out again, byte for byte)" in capsys.readouterr().out
     assert run(["verify", str(path), str(tmp_path / "models"), "--json", "-q"]) == 0
     said = json.loads(capsys.readouterr().out)
+    assert said["verdict"] == "same bytes"
     assert said["replayed"]
     assert said["experts"] == {task: str(models[task]) for task in TASKS}
     assert run(["verify", str(path), "--no-replay"]) == 0

@@ -19,7 +19,7 @@ from taskmerge.checkpoint.learned import write_learned
 from taskmerge.cli.app import run
 from taskmerge.errors import BadFile, BadOutput, Mismatch, TaskmergeError, UsageError
 from taskmerge.numerics.rank import Rank
-from vector_cases import changed_record, record_of
+from vector_cases import changed_record, record_of, resealed, same
 
 PARTS = ("coefficients.safetensors", "folder.json", "masks.safetensors", "report.json", "trace.jsonl")
 WAYS: list[tuple[str, dict[str, Any]]] = [
@@ -207,7 +207,10 @@ def test_one_tasks_folder_has_its_head(folder: Path, tmp_path: Path, task: str) 
     receipt = taskmerge.rebuild(folder, task=task, output=tmp_path / "own")
     held = files_of(tmp_path / "own")
     assert held.keys() == {"README.md", "model.safetensors", f"heads/{task}.safetensors"}
-    assert held["model.safetensors"] == (tmp_path / "file.safetensors").read_bytes()
+    assert same(tmp_path / "own" / "model.safetensors", tmp_path / "file.safetensors")
+    inside, alone = (record_of(tmp_path / name) for name in ("own/model.safetensors", "file.safetensors"))
+    assert inside.pop("files") == {"README.md": {}}  # what the folder has beside it
+    assert resealed(inside) == alone
     assert held[f"heads/{task}.safetensors"] == (folder / "heads" / f"{task}.safetensors").read_bytes()
     assert receipt.paths == (str(tmp_path / "own"),)
 

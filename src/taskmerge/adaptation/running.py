@@ -85,7 +85,7 @@ class Running:
         self.adaptation.settle()
 
     def _updates(self, trace: IO[str], asked: Callable[[], bool]) -> bool:
-        """All updates that are left, or those until somebody asked one of the processes to stop: whether that was so."""
+        """All updates that are left, or those until somebody asked a process to stop: whether that was so."""
         saved = time.monotonic()
         for record in self.adaptation.updates():
             self._tell(trace, self._looked(record))

@@ -1,5 +1,7 @@
-"""What the model card of a folder says of itself: its licence, the models that it comes from; and its name on a hub."""
+"""What the model card of a folder says of itself: its licence, the models that it comes from; and its name on a hub.
+The cards of merges say in their last line what they hold, for `verify`."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,18 @@ def read_card(folder: Path) -> Card:
     models = [given] if isinstance(given, str) else given if isinstance(given, list) else []
     ids = tuple(one for one in models if isinstance(one, str) and ID.fullmatch(one))
     return Card(licence if "license" in licence else {}, ids, _cached(folder))
+
+
+def sealed_card(text: str) -> bytes:
+    """A card, and in its last line the digest of all lines above."""
+    above = text.encode()
+    return above + f"<!-- taskmerge: sha256:{hashlib.sha256(above).hexdigest()} of all lines above -->\n".encode()
+
+
+def is_sealed(card: bytes) -> bool:
+    """Whether a card is, byte for byte, one that `sealed_card` made."""
+    above = card[: card.rfind(b"\n", 0, -1) + 1]
+    return sealed_card(above.decode("utf-8", "replace")) == card
 
 
 def _front(path: Path) -> dict[str, Any]:

@@ -117,6 +117,12 @@ def read_header(path: Path) -> Header:
     return Header(path, MappingProxyType({s.name: s for s in sorted(specs, key=lambda s: s.name)}), metadata)
 
 
+def raw_header(path: Path) -> bytes:
+    """Length and header of a safetensors file, byte for byte. Raises what `read_header` raises."""
+    raw, _ = _header_bytes(path)
+    return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
+
+
 def read_exactly(descriptor: int, count: int, offset: int) -> bytes:
     """Up to `count` bytes from `offset`; fewer only at the end of the file."""
     parts: list[bytes] = []

@@ -1,5 +1,6 @@
 """What a file that taskmerge wrote says of itself: the entry `taskmerge` of its metadata, in canonical JSON."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 
@@ -11,6 +12,8 @@ from taskmerge.errors import BadFile
 KEY = "taskmerge"
 BLANK = "sha256:" + "0" * 64
 """A digest that is not known yet, where room for one is set aside."""
+SEAL = "seal"
+"""The entry that holds the digest of all others: of a record that was damaged it is known that it was."""
 
 
 def canonical(record: Mapping[str, object]) -> str:
@@ -22,6 +25,19 @@ def canonical(record: Mapping[str, object]) -> str:
 def metadata(record: Mapping[str, object]) -> dict[str, str]:
     """The metadata of an output file."""
     return {"format": "pt", KEY: canonical(record)}
+
+
+def sealed(record: Mapping[str, object]) -> dict[str, object]:
+    """The record with the digest of itself, for what `verify` is to trust."""
+    return {**record, SEAL: f"sha256:{hashlib.sha256(canonical(record).encode()).hexdigest()}"}
+
+
+def is_damaged(checkpoint: Checkpoint) -> bool:
+    """Whether a file's record is not what its seal was put under; one without a seal is not known to be."""
+    record = _read(checkpoint)
+    if record is None or SEAL not in record:
+        return False
+    return sealed({key: value for key, value in record.items() if key != SEAL}) != record
 
 
 def reserve(record: Mapping[str, object], inputs: int) -> int:
@@ -42,7 +58,13 @@ def _escaped(text: str) -> str:
 
 
 def provenance_of(checkpoint: Checkpoint) -> dict[str, object] | None:
-    """The provenance that taskmerge wrote into a file's metadata."""
+    """The provenance that taskmerge wrote into a file's metadata, without its seal."""
+    record = _read(checkpoint)
+    return None if record is None else {key: value for key, value in record.items() if key != SEAL}
+
+
+def _read(checkpoint: Checkpoint) -> dict[str, object] | None:
+    """The record as it stands in the metadata."""
     text = checkpoint.metadata.get(KEY)
     if text is None:
         return None

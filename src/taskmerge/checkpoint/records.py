@@ -19,6 +19,8 @@ DTYPE = frozenset(DTYPES)
 _INPUT = {"name": NAME, "digest?": DIGEST, "tensors?": int, "partial?": bool}
 _BASE = {**_INPUT, "digest": DIGEST, "tensors": int}
 _DIGESTS = {EACH: DIGEST}
+_ARITHMETIC = {EACH: str}
+_FILES = {EACH: {"bytes?": int, "digest?": DIGEST}}
 _COUNTS = {EACH: int}
 _RECIPE = {
     "method?": NAME, "then?": str, "options?": dict, "weights?": {EACH: float}, "grid?": dict, "learned?": DIGEST,
@@ -26,18 +28,19 @@ _RECIPE = {
 }  # fmt: skip
 _MERGE = {
     "recipe": _RECIPE, "tasks": [_INPUT], "base?": _BASE, "tensors?": _COUNTS, "treated?": _COUNTS, "warnings?": [str],
-    "version?": str, "device?": str,
+    "version?": str, "device?": str, "arithmetic?": _ARITHMETIC, "files?": _FILES,
 }  # fmt: skip
 _VECTOR = {
     "task": NAME, "origin": frozenset({"base", "centre"}), "origin_digest?": DIGEST, "experts": _DIGESTS,
     "tensors?": [NAME], "dtype?": DTYPE, "dtypes?": {EACH: DTYPE}, "version?": str, "device?": str,
+    "arithmetic?": _ARITHMETIC,
 }  # fmt: skip
 SHAPES: Mapping[str, Any] = {
     "merge": _MERGE,
     "task": {**_MERGE, "task": NAME, "block?": DIGEST},
     "vector": _VECTOR,
     "factors": {**_VECTOR, "ranks": _COUNTS, "rank?": str, "understood?": str, "also?": [str]},
-    "centre": {"experts": _DIGESTS, "version?": str, "device?": str},
+    "centre": {"experts": _DIGESTS, "version?": str, "device?": str, "arithmetic?": _ARITHMETIC},
     "coefficients": {"tasks": [_INPUT]},
     "masks": {"tasks": [_INPUT], "components": _COUNTS},
     "head": {"task?": NAME, "activation?": str},
@@ -45,6 +48,7 @@ SHAPES: Mapping[str, Any] = {
 """By `kind`; of any other kind is only known what all share."""
 SHARED: Mapping[str, Any] = {
     "kind?": NAME, "recipe?": _RECIPE, "tasks?": [_INPUT], "base?": _BASE, "experts?": _DIGESTS, "ranks?": _COUNTS,
+    "seal?": DIGEST,
 }  # fmt: skip
 
 

@@ -88,6 +88,12 @@ def travelling(folder: Path) -> dict[str, Path]:
     return dict(contents(folder).travels)
 
 
+def belongs(name: str) -> bool:
+    """Whether a file of this name beside weights is one of the model's, by which loaders go: of its tokenizer, or a
+    configuration."""
+    return is_tokenizer(name) or _like(name, _CONFIG)
+
+
 def is_tokenizer(name: str) -> bool:
     """Whether a file belongs to a tokenizer."""
     return _like(name, _TOKENIZER)

@@ -156,7 +156,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise BadFile("has no `weight_map` from tensor to file", where=str(index), hint="download the index again")
-    odd = {shard for shard in set(weight_map.values()) if _escapes(shard)}
+    odd = {shard for shard in set(weight_map.values()) if escapes(shard)}
     for name, shard in weight_map.items() if odd else ():
         if shard in odd:
             what = f"shard {shard!r} is not a file inside the index's folder"
@@ -164,7 +164,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _escapes(shard: str) -> bool:
+def escapes(shard: str) -> bool:
+    """Whether a name is none of a file inside a folder."""
     # Lexical on purpose: the cache of the hub keeps shards as links out of the folder.
     path = PurePosixPath(shard)
     return path.is_absolute() or not path.parts or ".." in path.parts or "\\" in shard or "\0" in shard

@@ -1,4 +1,4 @@
-"""What stops a run while something is learnt: the update under way is finished and saved first, unless it comes twice."""
+"""What stops a run while it learns: the update under way is finished and saved first, unless the stop comes twice."""
 
 import os
 import signal

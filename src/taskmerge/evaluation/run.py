@@ -76,7 +76,8 @@ def evaluate(
     `baseline` is an earlier report that this one is to be compared with: what cannot be is found out before the work.
 
     Raises a TaskmergeError: UsageError for wrong options or a wrong suite, BadFile for what cannot be read, Mismatch
-    for checkpoints or heads that do not fit and for a baseline of something else, NotEnough for too little memory, BadNumber for NaN in features.
+    for checkpoints or heads that do not fit and for a baseline of something else, NotEnough for too little memory,
+    BadNumber for NaN in features.
     """
     started = time.perf_counter()
     whole = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])

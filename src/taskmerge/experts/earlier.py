@@ -22,9 +22,14 @@ def is_own_output(path: Path, outputs: Sequence[Path], kinds: Collection[str], *
     if _kind_of(path, allow_pickle) not in kinds:
         raise UsageError(
             "it is an input and the output: it would be lost", where=str(path),
-            hint=f"choose another output with -o; if it is no expert, `--skip-input {quote(path.name)}` lets it be replaced",
+            hint=f"choose another output with -o; if it is no expert, `{_skip(path)}` lets it be replaced",
         )  # fmt: skip
     return True
+
+
+def _skip(path: Path) -> str:
+    """The option that leaves an input out, as a shell takes it."""
+    return f"--skip-input {quote(path.name)}"
 
 
 def _kind_of(path: Path, allow_pickle: bool) -> object:
@@ -64,7 +69,7 @@ def earlier_result(merged: Source, experts: Mapping[str, Source]) -> str:
         return f"left out {merged.where}: it is an earlier merge of {names}"
     raise Mismatch(
         f"it is the result of an earlier merge ({names}), not a fine-tuned expert", where=merged.where,
-        hint=f"`--skip-input {quote(Path(merged.where).name)}` leaves it out, `--allow-merged` merges it like any expert",
+        hint=f"`{_skip(Path(merged.where))}` leaves it out, `--allow-merged` merges it like any expert",
     )  # fmt: skip
 
 

@@ -183,7 +183,7 @@ def _elsewhere(path: Path) -> str:
     if close := nearest(path.name, _beside(path)):
         return f"did you mean `{path.with_name(close)}`?"
     if (named := REPOSITORY.fullmatch(str(path))) and not path.parent.is_dir():
-        return f"`hf download {named[1]} --local-dir {path.name}` fetches it where it is on a hub; then name {path.name}"
+        return f"if it is on a hub, `hf download {named[1]} --local-dir {path.name}` fetches it; then name {path.name}"
     return "check the path"
 
 

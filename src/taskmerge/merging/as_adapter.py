@@ -17,9 +17,10 @@ from torch import Tensor
 
 from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.checkpoint.canonical import OutputSpec
+from taskmerge.checkpoint.companions import described
 from taskmerge.checkpoint.dialects import plain
 from taskmerge.checkpoint.dtypes import is_float
-from taskmerge.checkpoint.provenance import metadata, reserve
+from taskmerge.checkpoint.provenance import metadata, reserve, sealed
 from taskmerge.checkpoint.writer import commit, stage
 from taskmerge.errors import Mismatch, UsageError, listed
 from taskmerge.experts.adapters import AdapterSource, base_names, lies_transposed, orientations
@@ -166,8 +167,10 @@ def merge_as_adapter(request: Request, ahead: Ahead | None = None) -> MergeRecei
         warnings = idle(rows)
         recipe = request.spec.recipe(prepared.points[0].point)
         record = provenance(__version__, recipe, plan, rows, warnings)
-        record |= {"kind": "adapter", "rank": found.rank, "lost_energy": found.lost}
-        files, size = _written(folder, found, prepared, record, request)
+        sidecars = {CONFIG: (json.dumps(_config(found, prepared), indent=2, sort_keys=True) + "\n").encode()}
+        record |= {"kind": "adapter", "rank": found.rank, "lost_energy": found.lost, "files": described(sidecars)}
+        record = sealed(record)
+        files, size = _written(folder, found, sidecars, record, request)
     notes, more = _told(found)
     output = OutputRecord(str(folder), files, size, dict(recipe["options"]))  # type: ignore[call-overload]  # a mapping
     return MergeReceipt(
@@ -204,16 +207,14 @@ def _holdable(unit: Unit) -> bool:
 
 
 def _written(
-    folder: Path, found: Factored, prepared: Prepared, record: Mapping[str, object], request: Request
+    folder: Path, found: Factored, sidecars: Mapping[str, bytes], record: Mapping[str, object], request: Request
 ) -> tuple[tuple[str, ...], int]:
     """The files of the adapter, and their size: both or none."""
     tensors = {name: value for tensor, pair in sorted(found.pairs.items()) for name, value in _named(tensor, pair)}
     specs = [OutputSpec(name, "F32", tuple(value.shape)) for name, value in tensors.items()]
-    config = json.dumps(_config(found, prepared), indent=2, sort_keys=True) + "\n"
     overwrite = request.running.overwrite
     with stage(
-        folder, specs, overwrite=overwrite, folder=True, stem=STEM, sidecars={CONFIG: config.encode()},
-        reserve=reserve(record, 1),
+        folder, specs, overwrite=overwrite, folder=True, stem=STEM, sidecars=sidecars, reserve=reserve(record, 1),
     ) as sink:  # fmt: skip
         for name, value in tensors.items():
             sink.write(name, value.contiguous())

@@ -1,13 +1,16 @@
 """Task heads that are not merged: every task's own tensors, byte for byte, in `heads/` beside the output."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from taskmerge.checkpoint.canonical import OutputSpec
-from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.companions import Change
+from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import DTYPES, bytes_of, is_float
-from taskmerge.checkpoint.provenance import metadata
+from taskmerge.checkpoint.provenance import KEY, is_damaged, metadata, provenance_of, sealed
 from taskmerge.checkpoint.writer import Sink, stage
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError
 from taskmerge.experts.sources import Source, finite
@@ -61,7 +64,7 @@ def stage_heads(
         sink = stack.enter_context(stage(path, specs, overwrite=overwrite, beside=beside, shared=True))
         for spec in specs:
             _copy(expert, spec.name, sink)
-        staged.append((sink, metadata({"kind": "head", "task": expert.task, "version": version})))
+        staged.append((sink, metadata(sealed({"kind": "head", "task": expert.task, "version": version}))))
     return staged, same
 
 
@@ -78,6 +81,34 @@ def holds(path: Path, expert: Source, specs: Sequence[OutputSpec]) -> bool:
             return all(bytes_of(there.tensor(name)) == bytes_of(expert.raw(name, None)) for name in names)
     except TaskmergeError:
         return False
+
+
+def head_changes(right: Path, folder: Path) -> list[Change]:
+    """The heads in a folder that are not those of another, which a merge has just written; what else lies there is not
+    looked at."""
+    changes = ((file.name, _change(file, folder / file.name)) for file in sorted(right.glob("*")))
+    return [Change(f"{FOLDER}/{name}", what) for name, what in changes if what]
+
+
+def _change(right: Path, path: Path) -> str | None:
+    """What is wrong with a head; one without a record, which a merge has found there, may be right."""
+    if not os.path.lexists(path):
+        return "is not there"
+    try:
+        with open_checkpoint(right) as fresh, open_checkpoint(path) as there:
+            if is_damaged(there) or not _told_alike(fresh, there):
+                return "its record was changed"
+            return "holds other tensors than its expert" if digest_of(fresh) != digest_of(there) else None
+    except TaskmergeError as error:
+        return error.what
+
+
+def _told_alike(fresh: Checkpoint, there: Checkpoint) -> bool:
+    """Whether two heads say the same of themselves, but for the version that wrote them."""
+    if {key: said for key, said in there.metadata.items() if key != KEY} not in ({}, {"format": "pt"}):
+        return False
+    record = provenance_of(there)
+    return record is None or {**record, "version": ""} == {**(provenance_of(fresh) or {}), "version": ""}
 
 
 def _copy(expert: Source, name: str, sink: Sink) -> None:

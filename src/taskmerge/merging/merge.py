@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.ahead import Ahead
+from taskmerge.checkpoint.cards import CARD
+from taskmerge.checkpoint.companions import described
 from taskmerge.checkpoint.identity import check_unchanged
-from taskmerge.checkpoint.provenance import metadata, reserve
+from taskmerge.checkpoint.provenance import metadata, reserve, sealed
 from taskmerge.checkpoint.writer import Sink, commit, stage
 from taskmerge.experts.rows import Rows
 from taskmerge.merging.as_adapter import merge_as_adapter
@@ -17,6 +19,7 @@ from taskmerge.merging.heads import heads_folder, stage_heads
 from taskmerge.merging.kernels import BoundPoint, earlier_points, largest_first
 from taskmerge.merging.look import idle, rows_of, twins
 from taskmerge.merging.options import Arguments, RunOptions
+from taskmerge.merging.outputs import is_folder
 from taskmerge.merging.prepare import Prepared, heads_folders, layout_options, prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
 from taskmerge.merging.request import Request, requested
@@ -71,25 +74,26 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
     with ExitStack() as stack:
         stack.callback(inputs.close)
         kept, same = _stage_heads(prepared, running, stack)
-        before = _record(prepared, points[0], rows, ())
+        beside = described({**prepared.travels.files, CARD: b""}) if any(map(is_folder, prepared.paths)) else {}
+        before = _record(prepared, points[0], rows, (), beside)
         sinks = [stack.enter_context(_stage(prepared, point, running, before)) for point in points]
         advance = progress_of(plan, running)
         execute(Run(spec, plan, rows, points, sinks, advance, earlier_points(spec, points[0])))
         inputs.check_unchanged()
         check_unchanged(prepared.travels.versions)
         odd = [*twins(rows), *idle(rows)]
-        record = _record(prepared, points[0], rows, odd)
-        records = [{**record, "recipe": spec.recipe(point.point)} for point in points]
+        record = _record(prepared, points[0], rows, odd, beside)
+        records = [sealed({**record, "recipe": spec.recipe(point.point)}) for point in points]
         for sink, about in (*kept, *zip(sinks, map(metadata, records), strict=True)):
             sink.seal(about)
         commit([*(head for head, _ in kept), *sinks], overwrite=running.overwrite)
         heads = [*same, *(file for head, _ in kept for file in head.files)]
         written = [_written(sink, heads, record) for sink, record in zip(sinks, records, strict=True)]
     done = {id(point): both for point, both in zip(points, zip(written, records, strict=True), strict=True)}
-    outputs, sealed = zip(*(done[id(point)] for point in prepared.points), strict=True)
+    outputs, provenances = zip(*(done[id(point)] for point in prepared.points), strict=True)
     told = dict.fromkeys(note for point in points for note in point.notes)
     return MergeReceipt(
-        outputs, sealed[0], (*plan.notes, *inputs.notes, *told),
+        outputs, provenances[0], (*plan.notes, *inputs.notes, *told),
         (*inputs.warnings, *odd),
         plan.costs.bytes_read, plan.costs.bytes_written, plan.costs.memory, peak_memory(),
         time.perf_counter() - started,
@@ -105,17 +109,20 @@ def _stage(
     return stage(path, prepared.plan.outputs(), reserve=room, **layout_options(prepared, point, path, running))
 
 
-def _written(sink: Sink, heads: Sequence[Path], sealed: Mapping[str, Any]) -> OutputRecord:
+def _written(sink: Sink, heads: Sequence[Path], record: Mapping[str, Any]) -> OutputRecord:
     """What was written at one grid point; `heads` are the files of all heads, of which its own lie beside it."""
     own = heads_folder(sink.path, sink.path.is_dir())
     files = (*sink.files, *(file for file in heads if file.parent == own))
     size = sum(file.stat().st_size for file in files)
-    return OutputRecord(str(sink.path), tuple(map(str, files)), size, dict(sealed["recipe"]["options"]))
+    return OutputRecord(str(sink.path), tuple(map(str, files)), size, dict(record["recipe"]["options"]))
 
 
-def _record(prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str]) -> dict[str, object]:
+def _record(
+    prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str], beside: Mapping[str, object]
+) -> dict[str, object]:  # fmt: skip
     """The provenance of one grid point; its warnings are those that the tensors themselves give rise to."""
-    return provenance(__version__, prepared.spec.recipe(point.point), prepared.plan, rows, warnings)
+    recipe = prepared.spec.recipe(point.point)
+    return provenance(__version__, recipe, prepared.plan, rows, warnings, beside)
 
 
 def _stage_heads(

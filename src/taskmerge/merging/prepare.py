@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from taskmerge.checkpoint.canonical import OutputSpec
-from taskmerge.checkpoint.cards import CARD
+from taskmerge.checkpoint.cards import CARD, sealed_card
 from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float
 from taskmerge.checkpoint.header import DEQUANTISED, TensorSpec
 from taskmerge.checkpoint.sidecars import CONFIG
@@ -147,7 +147,7 @@ def layout_options(prepared: Prepared, point: BoundPoint, path: Path, running: R
     folder = is_folder(path)
     files = dict(prepared.travels.files) if folder else {}
     if folder:
-        files[CARD] = card(prepared.inputs, prepared.spec.recipe(point.point), files).encode()
+        files[CARD] = sealed_card(card(prepared.inputs, prepared.spec.recipe(point.point), files))
     return {
         "overwrite": running.overwrite, "shard_size": running.shard_size, "sidecars": files,
         "folder": folder,

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from taskmerge.experts.rows import Rows
-from taskmerge.experts.sources import Source, Tally
+from taskmerge.experts.sources import CheckpointSource, Source, Tally
 from taskmerge.merging.plan import Plan
+from taskmerge.numerics.arithmetic import arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,17 @@ class MergeReceipt:
 
 
 def provenance(
-    version: str, recipe: Mapping[str, object], plan: Plan, rows: Rows, warnings: Sequence[str]
+    version: str,
+    recipe: Mapping[str, object],
+    plan: Plan,
+    rows: Rows,
+    warnings: Sequence[str],
+    files: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """The provenance of one output (design.md §1): no clock time, path, user name or thread count."""
+    """The provenance of one output (design.md §1): no clock time, path, user name or thread count.
+
+    `files` is what goes beside the weights, as `companions.described` says it.
+    """
     classes: dict[str, int] = {}
     for kind, count, _, _ in plan.classes():
         classes[kind] = classes.get(kind, 0) + count
@@ -56,12 +65,24 @@ def provenance(
         "tensors": classes,
         "treated": {f"{kind}/{how}": count for kind, count, _, how in plan.classes()},
         "device": rows.device.type,
+        "arithmetic": _arithmetic(plan, rows),
         "warnings": list(warnings),
     }
+    if files:
+        record["files"] = dict(files)
     base = _entry(rows.base, rows.tallies) if rows.base is not None else {}
     if base.get("tensors"):  # a base that lies there unread leaves no trace
         record["base"] = base
     return record
+
+
+def _arithmetic(plan: Plan, rows: Rows) -> dict[str, str]:
+    """What the bytes depend on beside inputs and recipe; where neither the method nor an input (factors, adapters)
+    multiplies matrices, not on how that is done."""
+    reads = {job.reads for job in plan.jobs}
+    sources = [*rows.experts, *([rows.base] if rows.base is not None else [])]
+    plain = all(type(source) is CheckpointSource for source in sources)
+    return arithmetic(rows.device, products=not plain or bool(reads - {"elements"}), factors="matrix" in reads)
 
 
 def _entry(source: Source, tallies: Mapping[int, Tally]) -> dict[str, object]:

@@ -13,7 +13,7 @@ from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.learned import learned_of
 from taskmerge.checkpoint.provenance import provenance_of
-from taskmerge.errors import BadFile, TaskmergeError, UsageError, listed
+from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError, listed
 from taskmerge.experts.compare import BASE as KEPT_BASE
 from taskmerge.experts.factors import dense_names
 from taskmerge.experts.inputs import named
@@ -27,7 +27,8 @@ from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.renaming import parse_renaming
 
 BASE = "\0base"  # among the tasks that are looked for; no task is called so
-FOLDERS = ("*.safetensors", "*.bin", "*.pt", "*.index.json")
+ENDINGS = (".safetensors", ".bin", ".pt", ".index.json")
+"""Of files that may hold experts, in the order in which they are looked at."""
 
 
 def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tuple[dict[str, Path], dict[str, Any]]:
@@ -100,10 +101,10 @@ def _candidates(path: Path, inputs: Arguments, *, adapted: bool) -> list[Path]:
     home, beside = _home(path).absolute(), path.absolute().parent
     near = [*_listed(home), home, home.parent] if adapted else [beside]
     places = [given for _, given in named(inputs)] + near + [Path.cwd()]
-    unique: dict[Path, Path] = {}
+    unique: dict[str, Path] = {}
     for file in (file for place in places for file in ([place] if not place.is_dir() else _in_folder(place))):
-        unique.setdefault(file.resolve(), file)
-    unique.pop(path.resolve(), None)
+        unique.setdefault(os.path.realpath(file), file)  # unlike Path.resolve, an answer for links in a loop
+    unique.pop(os.path.realpath(path), None)
     return list(unique.values())
 
 
@@ -118,9 +119,25 @@ def _listed(folder: Path) -> list[Path]:
 
 def _in_folder(folder: Path) -> list[Path]:
     """A model folder itself, the weight files in it, and the model folders directly below it."""
-    files = [file for pattern in FOLDERS for file in sorted(folder.glob(pattern)) if not file.name.startswith(".")]
-    below = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
-    return [folder, *files, *(place for place in below if any(any(place.glob(pattern)) for pattern in FOLDERS))]
+    below = [folder / name for name in _visible(folder) if os.path.isdir(folder / name)]
+    holders = [place for place in below if any(map(_holds_weights, _visible(place)))]
+    return [folder, *(folder / name for name in sorted(filter(_holds_weights, _visible(folder)), key=_kind)), *holders]
+
+
+def _visible(folder: Path) -> list[str]:
+    """The names in a folder, sorted, without hidden ones; none where nobody may look."""
+    with suppress(OSError):
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    return []
+
+
+def _holds_weights(name: str) -> bool:
+    return name.endswith(ENDINGS)
+
+
+def _kind(name: str) -> int:
+    """Where files of its kind come in the search."""
+    return next(place for place, ending in enumerate(ENDINGS) if name.endswith(ending))
 
 
 Names = list[str]
@@ -202,5 +219,11 @@ class _Search:
         return {name: source.stored_names(name) for name in source.specs}
 
     def _like(self, checkpoint: Checkpoint) -> CheckpointSource:
-        """A whole checkpoint in the merged file's words."""
-        return read_like(checkpoint, self.merged, self.prefix, [parse_renaming(text) for text in self.map])
+        """A whole checkpoint in the merged file's words. Raises `Mismatch` for one that has a tensor in another shape:
+        it was not merged, and may be of any size."""
+        source = read_like(checkpoint, self.merged, self.prefix, [parse_renaming(text) for text in self.map])
+        for name, spec in self.merged.specs.items():
+            own = source.specs.get(name)
+            if own is not None and own.shape != spec.shape and is_float(spec.dtype) and name not in self.kept:
+                raise Mismatch(f"has `{name}` in another shape", where=str(checkpoint.path))
+        return source

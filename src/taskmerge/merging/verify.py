@@ -1,50 +1,33 @@
-"""`verify`: whether a merged checkpoint is sound, finite, and what its embedded recipe makes of its experts."""
+"""`verify`: whether a merged checkpoint is sound, finite, and, with all that was written beside it, what its embedded
+recipe makes of its experts."""
 
-import filecmp
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from taskmerge.checkpoint.adapted import is_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from taskmerge.checkpoint.companions import Change
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.disk import temporary_folder
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
-from taskmerge.checkpoint.provenance import provenance_of
-from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError, listed
+from taskmerge.checkpoint.provenance import is_damaged, provenance_of
+from taskmerge.checkpoint.written import home_of, look_at
+from taskmerge.errors import BadNumber, NotEnough, TaskmergeError, UsageError, listed
 from taskmerge.experts.buffers import is_variance
-from taskmerge.merging.merge import merge
+from taskmerge.merging.again import Again, compared
+from taskmerge.merging.differences import Look, each
+from taskmerge.merging.heads import FOLDER as HEADS
 from taskmerge.merging.replay import replayed
-from taskmerge.numerics.device import cores
+from taskmerge.merging.verification import Changed, Verification
 
 SHOWN = 5
 DIFFERENCES = ("vector", "factors")
 """Kinds of files that hold differences of numbers, which may have any sign."""
 UNREPLAYABLE = "`--no-replay` checks the file alone"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What `verify` found out about a file that passed. `replayed`: the recipe gave every tensor again, byte for byte;
-    `same_file`: and the whole file too (a file that was cut into shards or written again by others is not)."""
-
-    path: str
-    digest: str
-    tensors: int
-    bytes: int
-    provenance: Mapping[str, Any] | None
-    replayed: bool
-    same_file: bool
-    experts: Mapping[str, str]
-    base: str | None
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """The verification as plain values, for --json."""
-        return asdict(self)
 
 
 def verify(
@@ -57,41 +40,43 @@ def verify(
     max_memory: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Checks the header and every number of a checkpoint, finds its experts by digest, and merges them anew.
+    """Checks a checkpoint, its record, and what was written beside it; finds its experts by digest, merges them anew.
 
     Experts are looked for among `experts` (files, folders, globs), beside `path` and in the working directory. The
-    new merge goes to a temporary folder. Raises `BadNumber` for NaN or infinity, `BadFile` for a damaged file, an
-    expert that is not found, and tensors that do not come out again, `UsageError` for a file without a recipe.
+    new merge goes to a temporary folder. Where another torch or another type of CPU merged it, last bits may differ as
+    far as rounding explains. Raises `Changed` (a `BadFile`) for files that are not what was written, `BadNumber` for
+    NaN or infinity, `BadFile` for a damaged file and an expert that is not found, `UsageError` where there is no
+    recipe.
     """
     path = Path(path)
     with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
         record = provenance_of(checkpoint)
-        _check_numbers(checkpoint, model=(record or {}).get("kind") not in DIFFERENCES)
+        _check_numbers(checkpoint, model=(record or {}).get("kind") not in DIFFERENCES, threads=threads)
         size = sum(spec.nbytes for spec in checkpoint.stored.values())
-        plain = Verification(
-            str(path), digest_of(checkpoint), len(checkpoint.specs), size, record, False, False, {}, None, ()
-        )
-        if not replay:
-            return plain
-        inputs, keywords = _replayable(path, record, experts, allow_pickle)
-        keywords |= {"threads": threads, "max_memory": max_memory, "progress": progress}
-        with temporary_folder() as folder:
-            again = folder / "again.safetensors"
-            merge(inputs, output=again, **keywords)
-            same_file, notes = _compare(checkpoint, again)
-    base = keywords.get("base")
-    return Verification(
-        plain.path, plain.digest, plain.tensors, plain.bytes, record, True, same_file,
-        {task: str(place) for task, place in inputs.items()}, None if base is None else str(base), notes,
-    )  # fmt: skip
+        found = Verification(str(path), digest_of(checkpoint), len(checkpoint.specs), size, record)
+        if record is not None:
+            found = _looked_at(checkpoint, record, found)
+        if replay:
+            running = {"threads": threads, "max_memory": max_memory, "progress": progress}
+            try:
+                inputs, keywords = _replayable(path, record, experts, allow_pickle)
+                found = _replay(checkpoint, found, inputs, {**keywords, **running})
+            except TaskmergeError as error:
+                if not found.changed:
+                    raise
+                raise Changed(found) from error
+        checkpoint.check_unchanged()
+    if found.changed:
+        raise Changed(found)
+    return found
 
 
-def _check_numbers(checkpoint: Checkpoint, *, model: bool) -> None:
+def _check_numbers(checkpoint: Checkpoint, *, model: bool, threads: int | None) -> None:
     """Refuses a checkpoint with NaN or infinity, and a model with variances below zero, naming the tensors."""
-    with ThreadPoolExecutor(cores()) as pool:
-        faults = list(pool.map(lambda name: _fault(checkpoint, name, model and is_variance(name)), checkpoint.stored))
+    names = list(checkpoint.stored)
+    faults = each(names, lambda look: _fault(checkpoint, look, model and is_variance(look.name)), threads)
     for fault in ("NaN or infinity", "variances below zero"):
-        bad = [name for name, found in zip(checkpoint.stored, faults, strict=True) if found == fault]
+        bad = [name for name, found in zip(names, faults, strict=True) if found == fault]
         if bad:
             raise BadNumber(
                 f"holds {fault} in {listed(bad, SHOWN)}", where=str(checkpoint.path),
@@ -99,19 +84,35 @@ def _check_numbers(checkpoint: Checkpoint, *, model: bool) -> None:
             )  # fmt: skip
 
 
-def _fault(checkpoint: Checkpoint, name: str, variance: bool) -> str | None:
+def _fault(checkpoint: Checkpoint, look: Look, variance: bool) -> str | None:
     """What numbers of a tensor cannot be, if there are such."""
-    spec = checkpoint.stored[name]
+    spec = checkpoint.stored[look.name]
     dtype = DTYPES[spec.dtype]
     if not is_float(spec.dtype) and not dtype.is_complex:
         return None
     below = False
-    for piece in (piece.view(dtype) for piece in checkpoint.pieces(name)):
+    for piece in (piece.view(dtype) for piece in look.through(checkpoint.pieces(look.name))):
         values = piece.float() if piece.element_size() == 1 else piece
         if not bool(torch.isfinite(values).all()):
             return "NaN or infinity"
         below = below or (variance and bool((values < 0).any()))
     return "variances below zero" if below else None
+
+
+def _looked_at(checkpoint: Checkpoint, record: Mapping[str, Any], found: Verification) -> Verification:
+    """What is known of record, headers, index and the files beside them without the experts. Raises `Changed` for a
+    record that was damaged: nothing that it says can be carried out."""
+    if is_damaged(checkpoint):
+        raise Changed(replace(found, changed=(Change(checkpoint.files[0].name, "its record was changed"),)))
+    recipe = record.get("recipe")
+    keeps = isinstance(recipe, dict) and recipe.get("heads") == "keep"
+    seen = look_at(checkpoint, record, HEADS if keeps else None)
+    notes = [] if seen.canonical else ["written again by another program: compared tensor by tensor"]
+    if seen.others:
+        notes.append(f"not written by the merge, and not opened: {listed(seen.others, plain=True)}")
+    if is_adapted(home_of(checkpoint)):
+        notes.append("the model of an adapted folder: what was learnt is compared, heads and other parts are not")
+    return replace(found, files=seen.files, changed=seen.changes, same_file=seen.canonical, notes=tuple(notes))
 
 
 def _replayable(
@@ -128,32 +129,12 @@ def _replayable(
     return inputs, {**keywords, "device": device}
 
 
-def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]]:
-    """Whether the whole file came out again, and notes; `BadFile` where a tensor or the record differs."""
-    if len(checkpoint.files) == 1 and filecmp.cmp(checkpoint.files[0], again, shallow=False):
-        return True, ()
-    with open_checkpoint(again) as replay:
-        where = str(checkpoint.path)
-        names = sorted({*checkpoint.stored, *replay.stored})
-        differing = [name for name in names if _digest(checkpoint, name) != _digest(replay, name)]
-        if differing:
-            raise BadFile(
-                f"{len(differing)} of {len(names)} tensors are not what the recipe gives: {listed(differing, SHOWN)}",
-                where=where, hint="the file was changed after the merge, or its recipe was: merge again",
-            )  # fmt: skip
-        record, fresh = (dict(provenance_of(file) or {}) for file in (checkpoint, replay))
-    old, new = record.pop("version", None), fresh.pop("version", None)
-    if record != fresh:
-        keys = [key for key in sorted({*record, *fresh}) if record.get(key) != fresh.get(key)]
-        raise BadFile(
-            f"its tensors are what the recipe gives, but its provenance was changed: {listed(keys, SHOWN)}",
-            where=where, hint="merge again to have a true record",
-        )  # fmt: skip
-    if old != new:
-        return False, (f"merged by taskmerge {old}, replayed by {new}: the same tensors, another header",)
-    layout = "in shards" if len(checkpoint.files) > 1 else "written again by another program"
-    return False, (f"the file is {layout}: compared tensor by tensor",)
-
-
-def _digest(checkpoint: Checkpoint, name: str) -> str:
-    return digest_of(checkpoint, [name]) if name in checkpoint.stored else ""
+def _replay(
+    checkpoint: Checkpoint, found: Verification, inputs: Mapping[str, Path], keywords: Mapping[str, Any]
+) -> Verification:
+    """The verification with what comes of merging again."""
+    base = keywords.get("base")
+    places = {task: str(place) for task, place in inputs.items()}
+    found = replace(found, experts=places, base=None if base is None else str(base))
+    with temporary_folder() as folder:
+        return compared(checkpoint, found, Again(inputs, keywords, folder))

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.checkpoint.provenance import BLANK, metadata, reserve
+from taskmerge.checkpoint.provenance import BLANK, metadata, reserve, sealed
 from taskmerge.checkpoint.writer import Sink, commit, stage
 from taskmerge.errors import Mismatch
 from taskmerge.experts.factors import PARTS
@@ -19,6 +19,7 @@ from taskmerge.experts.rows import Rows
 from taskmerge.experts.sources import Source, Tally
 from taskmerge.merging.options import RunOptions
 from taskmerge.merging.plan import Plan, TensorJob
+from taskmerge.numerics.arithmetic import arithmetic
 from taskmerge.numerics.rank import Rank
 from taskmerge.specs.merge import OnBuffer, Svd
 from taskmerge.version import __version__
@@ -177,7 +178,7 @@ def committed(work: Work, files: Files, *, overwrite: bool) -> tuple[tuple[Vecto
         digest = files.digest.finish(plain, frozenset(_origin_names(work)))[0]
     records = {name: _metadata(work, name, files.specs, files.ranks.get(name, {}), digest) for name in sinks}
     for name, sink in sinks.items():
-        sink.seal(metadata(records[name]))
+        sink.seal(metadata(sealed(records[name])))
     commit(list(sinks.values()), overwrite=overwrite, folder=work.folder)
     outputs = []
     for name, sink in sinks.items():
@@ -201,6 +202,8 @@ def _metadata(
     wanted, rows = work.wanted, work.rows
     digests = expert_digests(work, name)
     record: dict[str, object] = {"version": __version__, "experts": digests, "device": rows.device.type}
+    factors = bool(wanted.rank)
+    record["arithmetic"] = arithmetic(rows.device, products=factors, factors=factors)
     if name == CENTRE and work.wanted.writes_centre:
         return record | {"kind": "centre"}
     record |= {"kind": wanted.kind, "task": name, "origin": origin_of(work)} | (

@@ -13,7 +13,7 @@ from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import bytes_of, is_float, itemsize
-from taskmerge.checkpoint.provenance import metadata, provenance_of
+from taskmerge.checkpoint.provenance import metadata, provenance_of, sealed
 from taskmerge.checkpoint.publish import publish_folder
 from taskmerge.checkpoint.sidecars import travelling
 from taskmerge.checkpoint.staging import staging_folder
@@ -104,7 +104,7 @@ def put_block(model: Path, block: Path, task: str, output: Path, *, overwrite: b
     """
     with open_checkpoint(model) as shared, open_checkpoint(block) as own:
         _check_block(shared, own)
-        record = {**(provenance_of(shared) or {}), "kind": "task", "task": task, "block": digest_of(own)}
+        record = sealed({**(provenance_of(shared) or {}), "kind": "task", "task": task, "block": digest_of(own)})
         holders = {name: own if name in own.specs else shared for name in shared.specs}
         specs = [OutputSpec(name, one.specs[name].dtype, one.specs[name].shape) for name, one in holders.items()]
         about = metadata(record)
