@@ -5,7 +5,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taskmerge.errors import plain, told
 
@@ -96,7 +96,7 @@ def plan_lines(prepared: "Prepared") -> list[str]:
 
 
 def understood(prepared: "Prepared") -> dict[str, str]:
-    """Every option of the chain as it was understood, over the whole grid; and every task's weight, if any has one."""
+    """Every option of the chain with what runs, over the whole grid; and every task's weight, if any has one."""
     options: dict[str, str] = {}
     given = prepared.spec.weights
     if given:
@@ -105,8 +105,8 @@ def understood(prepared: "Prepared") -> dict[str, str]:
         )
         options["--weight"] = ", ".join(weighed)
     for name, (_, setting) in prepared.spec.settings().items():
-        values: list[Any] = list(prepared.spec.options.get(name, (setting.default,)))
-        options[setting.flag] = ", ".join(setting.understood(value) for value in values)
+        values = dict.fromkeys(setting.understood(point.values[name]) for point in prepared.points)
+        options[setting.flag] = ", ".join(values)
     return options
 
 

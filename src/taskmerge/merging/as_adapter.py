@@ -152,7 +152,7 @@ def merge_as_adapter(request: Request, ahead: Ahead | None = None) -> MergeRecei
             what = "the merge changes no matrix of the base: there is no adapter to write"
             raise Mismatch(what, where=base.where, hint="are the experts fine-tunings of this base?")
         warnings = idle(rows)
-        recipe = request.spec.recipe(prepared.points[0].point)
+        recipe = request.spec.recipe(prepared.points[0].values)
         record = provenance(__version__, recipe, plan, rows, warnings)
         record |= {"kind": "adapter", "rank": found.rank, "lost_energy": found.lost}
         files, size = _written(folder, found, prepared, record, request)

@@ -111,7 +111,7 @@ def _written(sink: Sink, heads: Sequence[Path], sealed: Mapping[str, Any]) -> Ou
 
 def _record(prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str]) -> dict[str, object]:
     """The provenance of one grid point; its warnings are those that the tensors themselves give rise to."""
-    return provenance(__version__, prepared.spec.recipe(point.point), prepared.plan, rows, warnings)
+    return provenance(__version__, prepared.spec.recipe(point.values), prepared.plan, rows, warnings)
 
 
 def _stage_heads(

@@ -80,6 +80,7 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     paths = output_paths(spec, running.output, points, inputs, opening.base)
     check_free(paths, overwrite=running.overwrite)
     resolved = resolve(inputs, replace(opening, outputs=tuple(paths)))
+    points = bind_points(spec, len(resolved.experts))
     warnings = check_configs(resolved, spec)
     plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory))
     check_disk(0 if running.as_adapter else plan.costs.bytes_written, paths)
@@ -145,7 +146,7 @@ def layout_options(prepared: Prepared, point: BoundPoint, path: Path, running: R
     folder = is_folder(path)
     files = dict(prepared.travels.files) if folder else {}
     if folder:
-        files[CARD] = card(prepared.inputs, prepared.spec.recipe(point.point), files).encode()
+        files[CARD] = card(prepared.inputs, prepared.spec.recipe(point.values), files).encode()
     return {
         "overwrite": running.overwrite, "shard_size": running.shard_size, "sidecars": files,
         "folder": folder,

@@ -142,6 +142,8 @@ def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]
                 where=where, hint="the file was changed after the merge, or its recipe was: merge again",
             )  # fmt: skip
         record, fresh = (dict(provenance_of(file) or {}) for file in (checkpoint, replay))
+    unsaid = _unsaid(record)
+    fresh = _without(fresh, unsaid)
     old, new = record.pop("version", None), fresh.pop("version", None)
     if record != fresh:
         keys = [key for key in sorted({*record, *fresh}) if record.get(key) != fresh.get(key)]
@@ -151,8 +153,22 @@ def _compare(checkpoint: Checkpoint, again: Path) -> tuple[bool, tuple[str, ...]
         )  # fmt: skip
     if old != new:
         return False, (f"merged by taskmerge {old}, replayed by {new}: the same tensors, another header",)
+    if unsaid:
+        says = f"its record does not say which {listed(unsaid)} ran, as older versions wrote it"
+        return False, (f"{says}: the same tensors, another header",)
     layout = "in shards" if len(checkpoint.files) > 1 else "written again by another program"
     return False, (f"the file is {layout}: compared tensor by tensor",)
+
+
+def _unsaid(record: Mapping[str, Any]) -> list[str]:
+    """The options of which a recipe says null: the method's usual value ran, which is written down now."""
+    return [name for name, value in record["recipe"].get("options", {}).items() if value is None]
+
+
+def _without(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A record whose recipe says null of these options."""
+    recipe = record["recipe"]
+    return {**record, "recipe": {**recipe, "options": {**recipe["options"], **dict.fromkeys(names)}}}
 
 
 def _digest(checkpoint: Checkpoint, name: str) -> str:

@@ -49,13 +49,18 @@ class Option:
     """What an option means and the range it may take; the default stands in the kernel's signature.
 
     `low` and `high` are the ends of a number's range, both allowed. `auto` says in words what a default of None
-    stands for.
+    stands for; `usual` says which value that is, given the method's options and the number of tasks, where it is one.
     """
 
     help: str
     low: float | None = None
     high: float | None = None
     auto: str | None = None
+    usual: "Usual | None" = None
+
+
+Usual = Callable[[Options, int], Value]
+"""What None stands for, of all options of the method and the number of tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,16 @@ def bind(declared: Declares, given: Mapping[str, object]) -> dict[str, Value]:
     return values
 
 
+def settled(declared: Declares, values: Options, tasks: int) -> dict[str, Value]:
+    """Bound options as they run on so many tasks: a number wherever None stands for one."""
+    usual = {
+        name: setting.check(setting.option.usual(values, tasks))
+        for name, setting in declared.settings.items()
+        if values[name] is None and setting.option.usual is not None
+    }
+    return {**values, **usual}
+
+
 # --- out of a signature ----------------------------------------------------------------------------------------
 
 
@@ -213,6 +228,8 @@ def _setting(method: str, parameter: inspect.Parameter, hint: Any, option: Optio
     if parameter.default is parameter.empty:
         raise BadDeclaration(method, "an option has a default", name)
     _check_range(method, name, kind, option)
+    if option.usual is not None and parameter.default is not None:
+        raise BadDeclaration(method, "`usual` says what None stands for: the default is None then", name)
     setting = Setting(name, kind, parameter.default, option)
     _check_default(method, setting)
     return setting

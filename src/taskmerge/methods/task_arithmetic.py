@@ -30,8 +30,12 @@ def task_arithmetic(
     weights: Weights,
     *,
     coefficient: Annotated[
-        float | None, Option("scales the sum of task vectors", auto="0.3; 0.1 from 14 tasks on")
-    ] = None,
+        float | None,
+        Option(
+            "scales the sum of task vectors", auto="0.3; 0.1 from 14 tasks on",
+            usual=lambda options, tasks: usual_coefficient(tasks),
+        ),
+    ] = None,  # fmt: skip
 ) -> Merged:
     """The base plus the scaled sum of the task vectors.
 
