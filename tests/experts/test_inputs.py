@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from taskmerge.errors import BadFile, UsageError
-from taskmerge.experts.inputs import InputOptions, named, resolve
+from taskmerge.experts.arguments import named
+from taskmerge.experts.inputs import InputOptions, resolve
 
 
 def save(path: Path, value: float = 1.0) -> Path:

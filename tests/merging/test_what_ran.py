@@ -18,9 +18,7 @@ from taskmerge.methods.options import settled
 from taskmerge.methods.registry import methods
 from vector_cases import TASKS, write_models
 
-UNSAID = [
-    (method, name) for method in methods().values() for name, own in method.settings.items() if own.option.usual
-]
+UNSAID = [(method, name) for method in methods().values() for name, own in method.settings.items() if own.option.usual]
 
 
 @pytest.fixture

@@ -150,7 +150,7 @@ def _sides(
         _Side(one, {name: one.specs[stored] for name, stored in own.items()}, own)
         for one, own in zip((first, second), names, strict=True)
     )
-    configs = [read_config(one.folder or one.files[0].parent) for one in (first, second)]
+    configs = [read_config(one.home) for one in (first, second)]
     (found,) = translations([(a.specs, configs[0]), (b.specs, configs[1])])
     if found is None:
         return a, b, ()

@@ -179,8 +179,10 @@ def weights_like(name: str, spec: TensorSpec) -> bool:
     return "weight" in name.rpartition(".")[2] or (spec.dtype in NARROW and len(spec.shape) in (2, 3))
 
 
-def read_config(folder: Path) -> Mapping[str, Any] | None:
-    """The config.json of a folder; None where there is none that can be read."""
+def read_config(folder: Path | None) -> Mapping[str, Any] | None:
+    """The config.json of a folder; None where there is none, or none that can be read."""
+    if folder is None:
+        return None
     try:
         document = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -16,7 +16,7 @@ from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.corruptions import corruptions
 from taskmerge.data.loading import LoadOptions
 from taskmerge.errors import UsageError, located
-from taskmerge.evaluation.checkpoints import Arguments, Encoder, check_encoders, encoders
+from taskmerge.evaluation.checkpoints import Encoder, check_encoders, encoders
 from taskmerge.evaluation.collecting import Findings, described, left_out, report_of
 from taskmerge.evaluation.estimates import Rows as Contributions
 from taskmerge.evaluation.heads import Heads
@@ -24,6 +24,7 @@ from taskmerge.evaluation.judging import Evaluation, Finding, finding
 from taskmerge.evaluation.metrics import contributions
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.workload import Choice, DataSet, Key, chosen, portions
+from taskmerge.experts.arguments import Arguments
 from taskmerge.models.backbones import build
 from taskmerge.models.outputs import Forward, passes
 from taskmerge.numerics.device import named_device

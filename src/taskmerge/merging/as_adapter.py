@@ -239,9 +239,14 @@ def _config(found: Factored, prepared: Prepared) -> dict[str, Any]:
     return {
         "peft_type": "LORA", "r": usual, "lora_alpha": usual, "rank_pattern": own, "alpha_pattern": own,
         "target_modules": sorted(ranks), "fan_in_fan_out": turned, "bias": "none", "lora_dropout": 0.0,
-        "inference_mode": True, "base_model_name_or_path": base or (named[0] if named else Path(found.base.where).name),
+        "inference_mode": True, "base_model_name_or_path": base or (named[0] if named else _called(found.base)),
         "task_type": kinds.pop() if len(kinds) == 1 else None,
     }  # fmt: skip
+
+
+def _called(base: Source) -> str:
+    """The name of a base's file or folder; `base` in memory."""
+    return base.task if base.home is None else Path(base.where).name
 
 
 def _told(found: Factored) -> tuple[list[str], list[str]]:

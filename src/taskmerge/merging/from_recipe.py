@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.errors import UsageError
-from taskmerge.merging.options import Arguments, grid
+from taskmerge.experts.arguments import Arguments
+from taskmerge.merging.options import grid
 from taskmerge.merging.replay import replayed, with_learned
 from taskmerge.specs.load import Recipe, load_recipe
 from taskmerge.specs.merge import MergeSpec

@@ -10,13 +10,14 @@ from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.provenance import metadata, reserve
 from taskmerge.checkpoint.writer import Sink, commit, stage
+from taskmerge.experts.arguments import Arguments
 from taskmerge.experts.rows import Rows
 from taskmerge.merging.as_adapter import merge_as_adapter
 from taskmerge.merging.execute import execute
 from taskmerge.merging.heads import heads_folder, stage_heads
 from taskmerge.merging.kernels import BoundPoint, earlier_points, largest_first
 from taskmerge.merging.look import idle, rows_of, twins
-from taskmerge.merging.options import Arguments, RunOptions
+from taskmerge.merging.options import RunOptions
 from taskmerge.merging.prepare import Prepared, heads_folders, layout_options, prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
 from taskmerge.merging.request import Request, requested

@@ -17,6 +17,7 @@ from taskmerge.checkpoint.header import DEQUANTISED, TensorSpec
 from taskmerge.checkpoint.sidecars import CONFIG
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, listed, unknown_name
+from taskmerge.experts.arguments import Arguments
 from taskmerge.experts.buffers import is_counter
 from taskmerge.experts.compare import BASE, Agreed, agree, dtypes_of, globs_of, keeper_of, specs_of
 from taskmerge.experts.factors import restrictions
@@ -28,7 +29,7 @@ from taskmerge.merging.costs import Budget, budget, costed
 from taskmerge.merging.heads import head_files, heads_folder, holds
 from taskmerge.merging.kernels import BoundPoint, bind_points
 from taskmerge.merging.learned import check_asked, check_fits
-from taskmerge.merging.options import Arguments, RunOptions
+from taskmerge.merging.options import RunOptions
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, TensorJob, Treatment
 from taskmerge.merging.travel import Travelling, check_configs, describes_base, of_file, travel

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskmerge.experts.arguments import Arguments
 from taskmerge.experts.inputs import InputOptions
 from taskmerge.merging.from_recipe import from_recipe
 from taskmerge.merging.from_suite import from_suite
-from taskmerge.merging.options import Arguments, RunOptions, split_options
+from taskmerge.merging.options import RunOptions, split_options
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
 

@@ -13,6 +13,7 @@ from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.disk import temporary_folder
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
+from taskmerge.checkpoint.held import Place
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError, listed
 from taskmerge.experts.buffers import is_variance
@@ -116,7 +117,7 @@ def _fault(checkpoint: Checkpoint, name: str, variance: bool) -> str | None:
 
 def _replayable(
     path: Path, record: Mapping[str, Any] | None, experts: Sequence[str | Path], allow_pickle: bool
-) -> tuple[dict[str, Path], dict[str, Any]]:
+) -> tuple[dict[str, Place], dict[str, Any]]:
     """Experts and keywords of the merge that is to be done again, on the kind of device that it was done on."""
     try:
         inputs, keywords = replayed(path, experts, allow_pickle=allow_pickle)

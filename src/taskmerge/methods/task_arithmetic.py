@@ -32,10 +32,11 @@ def task_arithmetic(
     coefficient: Annotated[
         float | None,
         Option(
-            "scales the sum of task vectors", auto="0.3; 0.1 from 14 tasks on",
+            "scales the sum of task vectors",
+            auto="0.3; 0.1 from 14 tasks on",
             usual=lambda options, tasks: usual_coefficient(tasks),
         ),
-    ] = None,  # fmt: skip
+    ] = None,
 ) -> Merged:
     """The base plus the scaled sum of the task vectors.
 

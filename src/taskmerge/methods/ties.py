@@ -119,10 +119,11 @@ def ties(
     coefficient: Annotated[
         float | None,
         Option(
-            "scales the result", auto="1.0 for mean, 0.3 for sum",
+            "scales the result",
+            auto="1.0 for mean, 0.3 for sum",
             usual=lambda options, tasks: COEFFICIENTS[str(options["aggregate"])],
         ),
-    ] = None,  # fmt: skip
+    ] = None,
     threshold: Annotated[
         Threshold, Option("the k-th largest magnitude, or the next one as in the authors' code (one entry more)")
     ] = "kth",

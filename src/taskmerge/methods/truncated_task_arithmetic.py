@@ -28,10 +28,11 @@ def truncated_task_arithmetic(
     coefficient: Annotated[
         float | None,
         Option(
-            "scales the sum of truncated task vectors", auto="0.3; 0.1 from 14 tasks on",
+            "scales the sum of truncated task vectors",
+            auto="0.3; 0.1 from 14 tasks on",
             usual=lambda options, tasks: usual_coefficient(tasks),
         ),
-    ] = None,  # fmt: skip
+    ] = None,
 ) -> Matrix:
     """The base plus the scaled sum of the leading components of every task vector.
 

@@ -14,13 +14,14 @@ from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import Mismatch, UsageError, unknown_name
+from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.compare import Agreed, agree, specs_of
-from taskmerge.experts.inputs import InputOptions, Inputs, named, resolve
+from taskmerge.experts.inputs import InputOptions, Inputs, resolve
 from taskmerge.experts.rows import Rows, even
 from taskmerge.experts.sources import Tally
 from taskmerge.experts.tensors import Unit, unit_of, units
 from taskmerge.merging.costs import budget, costed
-from taskmerge.merging.options import Arguments, RunOptions, split_options
+from taskmerge.merging.options import RunOptions, split_options
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read
 from taskmerge.merging.plan import Plan, TensorJob
 from taskmerge.merging.run import progress_of

@@ -35,9 +35,9 @@ from taskmerge.checkpoint.adapted import MODEL, Part
 from taskmerge.checkpoint.checkpoint import open_plain
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.errors import Mismatch, listed
+from taskmerge.experts.arguments import Arguments
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
-from taskmerge.merging.options import Arguments
 from taskmerge.methods.adaptive import Adapter, Block, Heads, Relaxed
 from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.methods.composed import Learned

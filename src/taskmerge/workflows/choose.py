@@ -8,12 +8,13 @@ from statistics import fmean
 from typing import Any
 
 from taskmerge.errors import unknown_name
-from taskmerge.evaluation.checkpoints import EXPERTS, Arguments, argument_names
+from taskmerge.evaluation.checkpoints import EXPERTS, argument_names
 from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.label_free import ADAPT, Judged, judge
 from taskmerge.evaluation.run import BATCH, device_for, evaluate
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.selection import rows_of
+from taskmerge.experts.arguments import Arguments, named_files
 from taskmerge.specs.suite import Suite, Task
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Progress, unheard
@@ -109,7 +110,7 @@ def with_judging(timing: Mapping[str, float], seconds: float) -> dict[str, float
 def with_experts(checkpoints: Arguments) -> Arguments:
     """The checkpoints and the experts, to whose scores theirs are relative."""
     if isinstance(checkpoints, Mapping):
-        return [*(f"{name}={path}" for name, path in checkpoints.items()), EXPERTS]
+        return [*(f"{name}={path}" for name, path in named_files(checkpoints, "an order without labels")), EXPERTS]
     plain = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     return plain if EXPERTS in argument_names(plain) else [*plain, EXPERTS]
 

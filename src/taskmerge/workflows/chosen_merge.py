@@ -11,9 +11,9 @@ from taskmerge.errors import UsageError
 from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.label_free import ADAPT, judge
 from taskmerge.evaluation.run import BATCH, device_for
+from taskmerge.experts.arguments import Arguments
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import merge_requested
-from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import output_paths
 from taskmerge.merging.prepare import prepare
 from taskmerge.merging.record import MergeReceipt

@@ -21,10 +21,9 @@ from taskmerge.checkpoint.adapted import (
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, UsageError, unknown_name
-from taskmerge.experts.inputs import named
+from taskmerge.experts.arguments import Arguments, named_files
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import merge_requested
-from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import is_folder, output_paths
 from taskmerge.merging.prepare import prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord
@@ -44,6 +43,7 @@ from taskmerge.workflows.adapted_copy import (
 Merge = Callable[[Request], MergeReceipt]
 RUNNING = frozenset({"output", "overwrite", "device", "threads", "max_memory", "progress", "allow_pickle"})
 """Keywords of `merge` that go with a folder: what shapes the result, the folder itself says."""
+REBUILDING = "making an adapted model again"
 NAMED = {"digests": "no_digest", "weights": "weight"}  # keywords whose options are called otherwise
 BESIDE: Mapping[Part, str] = {"adapters": "an adapter of its features", "tasks": "a part of its own"}
 
@@ -100,10 +100,11 @@ def rebuilding(folder: Path, inputs: Arguments, keywords: Mapping[str, Any], *, 
     adapted = _whole(folder)
     recipe, device, warnings = _recipe(adapted)
     given = {name: value for name, value in keywords.items() if value is not None}
+    named_files(inputs, REBUILDING)
     request = requested(inputs, {"device": device, **given}, recipe=recipe)
     if task is None:
         return Rebuilding(adapted, request, task, tuple(warnings))
-    tasks = [name for name, _ in named(request.inputs)]
+    tasks = [name for name, _ in named_files(request.inputs, REBUILDING)]
     if task not in tasks:
         raise unknown_name("task", task, tasks, where="--task")
     for part, words in BESIDE.items():
@@ -193,7 +194,8 @@ def _into(request: Request, output: Path) -> Request:
 def _recipe_of(request: Request, folder: Path) -> str:
     """The recipe that will lie in `folder`: what was merged, from where it was found."""
     recipe = request.spec.recipe(bind_points(request.spec)[0].point)
-    return recipe_text(recipe, dict(named(request.inputs)), request.opening.base, folder)
+    base = None if request.opening.base is None else Path(str(request.opening.base))
+    return recipe_text(recipe, dict(named_files(request.inputs, REBUILDING)), base, folder)
 
 
 def _receipt(
