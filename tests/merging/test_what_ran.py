@@ -9,10 +9,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import taskmerge
-from taskmerge.cli.show import understood
-from taskmerge.experts.inputs import InputOptions
-from taskmerge.merging.options import RunOptions, split_options
-from taskmerge.merging.prepare import prepare
 from taskmerge.methods.contract import Method
 from taskmerge.methods.options import settled
 from taskmerge.methods.registry import methods
@@ -88,14 +84,13 @@ def test_every_point_of_a_grid_has_its_own(models: dict[str, Path]) -> None:
 
 
 def test_the_plan_shows_them(models: dict[str, Path]) -> None:
-    options = {"aggregate": ("mean", "sum"), "density": 0.5}
-    spec, _, running = split_options("ties", models["base"], "out.safetensors", None, options)
-    prepared = prepare([models[task] for task in TASKS], spec, InputOptions(base=models["base"]), running)
-    prepared.inputs.close()
-    assert understood(prepared)["--coefficient"] == "1, 0.3"
-    assert understood(prepared)["--aggregate"] == "mean, sum"
-    assert understood(prepared)["--density"] == "0.5"
-    assert isinstance(running, RunOptions)
+    plan = taskmerge.merge(
+        [models[task] for task in TASKS], base=models["base"], method="ties", aggregate=("mean", "sum"), density=0.5,
+        dry_run=True,
+    )  # fmt: skip
+    assert plan.options["--coefficient"] == "1, 0.3"
+    assert plan.options["--aggregate"] == "mean, sum"
+    assert plan.options["--density"] == "0.5"
 
 
 @pytest.mark.parametrize(("method", "name"), UNSAID, ids=[f"{method.name}-{name}" for method, name in UNSAID])

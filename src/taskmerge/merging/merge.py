@@ -1,4 +1,4 @@
-"""`merge`: several fine-tunings in, one checkpoint (or one per grid point) out."""
+"""A merge into files: several fine-tunings in, one checkpoint (or one per grid point) out."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.provenance import metadata, reserve
 from taskmerge.checkpoint.writer import Sink, commit, stage
-from taskmerge.experts.arguments import Arguments
 from taskmerge.experts.rows import Rows
 from taskmerge.merging.as_adapter import merge_as_adapter
 from taskmerge.merging.execute import execute
@@ -20,33 +19,11 @@ from taskmerge.merging.look import idle, rows_of, twins
 from taskmerge.merging.options import RunOptions
 from taskmerge.merging.prepare import Prepared, heads_folders, layout_options, prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
-from taskmerge.merging.request import Request, requested
+from taskmerge.merging.request import Request
 from taskmerge.merging.run import Run, progress_of
-from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.lapack import load_routines
 from taskmerge.numerics.memory import peak_memory
 from taskmerge.version import __version__
-
-
-def merge(
-    inputs: Arguments = (),
-    *,
-    method: str = DEFAULT,
-    base: str | Path | None = None,
-    suite: str | Path | None = None,
-    output: str | Path | None = None,
-    weights: Mapping[str, float] | None = None,
-    **options: Any,
-) -> MergeReceipt:
-    """Merges experts into one checkpoint and returns the receipt.
-
-    `inputs` are paths (files, indexes, folders, quoted globs, `name=path`) or a mapping from task to path. A `suite`
-    completes what is not said: the experts by task, the base, `qkv`, and that task heads are not merged. Every option
-    of the command is a keyword with the same name (`qkv="fused"`, `include=["visual.*"]`, `overwrite=True`), and so is
-    every option of the method (`rank=0.08`; a sequence of values means a grid). Raises `TaskmergeError`.
-    """
-    keywords = {"method": method, "base": base, "output": output, "weights": weights, **options}
-    return merge_requested(requested(inputs, keywords, suite=suite))
 
 
 def merge_requested(request: Request, ahead: Ahead | None = None) -> MergeReceipt:

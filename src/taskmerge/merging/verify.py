@@ -17,8 +17,9 @@ from taskmerge.checkpoint.held import Place
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError, listed
 from taskmerge.experts.buffers import is_variance
-from taskmerge.merging.merge import merge
+from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.replay import replayed
+from taskmerge.merging.request import requested
 from taskmerge.numerics.device import cores
 
 SHOWN = 5
@@ -78,7 +79,7 @@ def verify(
         keywords |= {"threads": threads, "max_memory": max_memory, "progress": progress}
         with temporary_folder() as folder:
             again = folder / "again.safetensors"
-            merge(inputs, output=again, **keywords)
+            merge_requested(requested(inputs, {**keywords, "output": again}))
             same_file, notes = _compare(checkpoint, again)
     base = keywords.get("base")
     return Verification(

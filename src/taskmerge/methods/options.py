@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, Overflow
 from typing import Any, Literal, Protocol
@@ -12,6 +12,8 @@ from taskmerge.errors import TaskmergeError, UsageError, unknown_name
 from taskmerge.numerics.rank import Rank
 
 Value = float | int | bool | str | Rank | None
+Grid = Value | Sequence[Value]
+"""What people give for an option: a value, a sequence of them, or a text such as `0.1,0.2` or `0.1:1.0:0.1`."""
 Options = Mapping[str, Value]
 
 LARGEST_GRID = 10_000
@@ -29,7 +31,7 @@ RESERVED = frozenset({
     "adapt_split", "adapter_rank", "allow_merged", "allow_pickle", "also", "as_adapter", "base", "base_rule", "choose",
     "coefficients", "compute_dtype", "config_from", "debug", "device", "digests", "dry_run", "dtype", "earlier",
     "exclude", "experts", "from", "grid", "heads", "help", "include", "inputs", "json", "keep_base", "keep_from",
-    "learned", "like", "limit", "lines", "map", "max_memory", "method", "no_digest", "on_buffer", "on_missing",
+    "learned", "like", "limit", "lines", "map", "max_memory", "method", "no_digest", "note", "on_buffer", "on_missing",
     "options", "output", "outputs", "overwrite", "progress", "qkv", "quiet", "recipe", "seed", "set", "shard_size",
     "skip_input", "strip_prefix", "suite", "svd", "task", "taskmerge", "then", "threads", "tokenizer_from", "told",
     "weight", "weights", "with_code",

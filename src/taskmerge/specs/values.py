@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from taskmerge.errors import UsageError
 
@@ -18,6 +19,13 @@ def parse_size(text: str, where: str) -> int:
         if size > 0:
             return size
     raise UsageError(f"`{text}` is no size", where=where, hint="such as 700M, 1.5G or 2GiB")
+
+
+def parse_path(text: str, where: str) -> Path:
+    """The path that a text names. `UsageError` for an empty one, which would be the working directory."""
+    if not text:
+        raise UsageError("an empty path names nothing", where=where, hint="leave the option out, or name a path")
+    return Path(text)
 
 
 def parse_threads(count: int, where: str) -> int:

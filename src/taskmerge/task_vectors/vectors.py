@@ -104,7 +104,7 @@ def vectors(
         raise UsageError(f"{coefficient} is no factor", where="--coefficient", hint="give a finite number")
     if coefficient != 1.0 and not apply:
         raise UsageError("a coefficient scales what is applied", where="--coefficient", hint="add --apply")
-    spec, opening, running = split_options(None, base, output, None, {"also": tuple(also), **options})
+    spec, opening, running = split_options({"base": base, "output": output, "also": also, **options})
     return _carry_out(_prepare(inputs, wanted, spec, opening, running), running)
 
 

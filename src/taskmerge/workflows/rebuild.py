@@ -28,6 +28,7 @@ from taskmerge.merging.outputs import is_folder, output_paths
 from taskmerge.merging.prepare import prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord
 from taskmerge.merging.request import Request, requested
+from taskmerge.specs.keywords import Location, Size, given, path
 from taskmerge.specs.recipe_file import recipe_text
 from taskmerge.workflows.adapted_copy import (
     check_replaceable,
@@ -43,6 +44,7 @@ from taskmerge.workflows.adapted_copy import (
 Merge = Callable[[Request], MergeReceipt]
 RUNNING = frozenset({"output", "overwrite", "device", "threads", "max_memory", "progress", "allow_pickle"})
 """Keywords of `merge` that go with a folder: what shapes the result, the folder itself says."""
+OTHERS = ("recipe", "suite", "choose")
 REBUILDING = "making an adapted model again"
 NAMED = {"digests": "no_digest", "weights": "weight"}  # keywords whose options are called otherwise
 BESIDE: Mapping[Part, str] = {"adapters": "an adapter of its features", "tasks": "a part of its own"}
@@ -73,21 +75,29 @@ class Rebuilding:
 
 
 def rebuild(
-    folder: str | Path, inputs: Arguments = (), *, task: str | None = None, output: str | Path | None = None,
-    **running: Any,
+    folder: str | Path, inputs: Arguments = (), *, task: str | None = None, output: Location = None,
+    overwrite: bool | None = None, device: str | torch.device | None = None, threads: int | None = None,
+    max_memory: Size = None, allow_pickle: bool | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> MergeReceipt:  # fmt: skip
     """Makes the model of a folder that `adapt` wrote again, byte for byte, from its experts and what was learnt.
 
     Experts and base are found by content among `inputs`, where the folder's recipe says, in the folder, beside it, and
     in the working directory. An `output` that is a file gets the model, one that is a folder all other parts too. With
-    `task` the model has that task's own block in place, and a folder gets that task's head alone. `running` are
-    keywords of `merge` that do not shape the result: `overwrite`, `device` (as it was made on), `threads`,
-    `max_memory`, `progress`, `allow_pickle`. Raises `TaskmergeError`.
+    `task` the model has that task's own block in place, and a folder gets that task's head alone. The other keywords
+    are those of `merge` that do not shape the result; `device` is that which it was made on. Raises `TaskmergeError`.
     """
-    return carry_out_rebuilding(rebuilding(Path(folder), inputs, {**running, "output": output}, task=task))
+    said = given(locals(), ("folder", "inputs", "task"))
+    return carry_out_rebuilding(rebuilding(path(folder, "--from"), inputs, said, task=task))
 
 
 # --- what is to be done ----------------------------------------------------------------------------------------
+
+
+def check_alone(said: Mapping[str, Any]) -> None:
+    """Refuses what names another source of what is merged beside --from."""
+    for name in OTHERS:
+        if said.get(name) is not None:
+            raise UsageError(f"`--{name}` does not go with --from", where=f"--{name}", hint="give one of the two")
 
 
 def rebuilding(folder: Path, inputs: Arguments, keywords: Mapping[str, Any], *, task: str | None = None) -> Rebuilding:
