@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.verify import verify as verify
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
+    from taskmerge.workflows.adapt import adapt as adapt
     from taskmerge.workflows.adapt_report import AdaptReceipt as AdaptReceipt
-    from taskmerge.workflows.adapted import adapt as adapt
     from taskmerge.workflows.choose import rank as rank
     from taskmerge.workflows.chosen_merge import Chosen as Chosen
     from taskmerge.workflows.merge import merge as merge
@@ -42,7 +42,7 @@ _HOMES = {
     "TaskmergeWarning": "taskmerge.errors",
     "VectorsReceipt": "taskmerge.task_vectors.vectors",
     "Verification": "taskmerge.merging.verify",
-    "adapt": "taskmerge.workflows.adapted",
+    "adapt": "taskmerge.workflows.adapt",
     "diff": "taskmerge.checkpoint.difference",
     "evaluate": "taskmerge.evaluation.run",
     "inspect": "taskmerge.experts.contents",

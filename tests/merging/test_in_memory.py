@@ -325,7 +325,9 @@ def test_inputs_of_another_form_are_refused(inputs: Any, says: str) -> None:
 
 
 def test_names_that_differ_are_listed() -> None:
-    with pytest.raises(taskmerge.TaskmergeError, match=r"base \(in memory\): the base lacks 1 tensors .* `w`") as caught:
+    with pytest.raises(
+        taskmerge.TaskmergeError, match=r"base \(in memory\): the base lacks 1 tensors .* `w`"
+    ) as caught:
         taskmerge.merge({"a": {"w": torch.ones(2)}}, base={"v": torch.ones(2)}, method="task_arithmetic")
     assert caught.value.exit_code == 4
 

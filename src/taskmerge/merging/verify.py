@@ -16,11 +16,13 @@ from taskmerge.checkpoint.dtypes import DTYPES, is_float
 from taskmerge.checkpoint.held import Place
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, BadNumber, NotEnough, UsageError, listed
+from taskmerge.experts.arguments import Arguments
 from taskmerge.experts.buffers import is_variance
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.replay import replayed
 from taskmerge.merging.request import requested
 from taskmerge.numerics.device import cores
+from taskmerge.specs.keywords import Size
 
 SHOWN = 5
 DIFFERENCES = ("vector", "factors")
@@ -51,19 +53,19 @@ class Verification:
 
 def verify(
     path: str | Path,
-    experts: Sequence[str | Path] = (),
+    experts: Arguments = (),
     *,
     replay: bool = True,
     allow_pickle: bool = False,
     threads: int | None = None,
-    max_memory: int | None = None,
+    max_memory: Size = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Checks the header and every number of a checkpoint, finds its experts by digest, and merges them anew.
 
-    Experts are looked for among `experts` (files, folders, globs), beside `path` and in the working directory. The
-    new merge goes to a temporary folder. Raises `BadNumber` for NaN or infinity, `BadFile` for a damaged file, an
-    expert that is not found, and tensors that do not come out again, `UsageError` for a file without a recipe.
+    Experts are looked for among `experts` (files, folders, globs, state dicts), beside `path` and in the working
+    directory. The new merge goes to a temporary folder. Raises `BadNumber` for NaN or infinity, `BadFile` for a damaged
+    file, an expert that is not found, and tensors that do not come out again, `UsageError` for a file without a recipe.
     """
     path = Path(path)
     with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
@@ -117,7 +119,7 @@ def _fault(checkpoint: Checkpoint, name: str, variance: bool) -> str | None:
 
 
 def _replayable(
-    path: Path, record: Mapping[str, Any] | None, experts: Sequence[str | Path], allow_pickle: bool
+    path: Path, record: Mapping[str, Any] | None, experts: Arguments, allow_pickle: bool
 ) -> tuple[dict[str, Place], dict[str, Any]]:
     """Experts and keywords of the merge that is to be done again, on the kind of device that it was done on."""
     try:

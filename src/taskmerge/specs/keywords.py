@@ -1,5 +1,6 @@
 """Keywords of the Python functions, read as the command reads its words: each in its own type, or a `UsageError`."""
 
+import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -104,6 +105,15 @@ def _texts(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
         raise UsageError(f"texts are wanted, not `{value}`", where=where, hint="a list, such as ['a', 'b']")
     return tuple(value)
+
+
+def number(value: Any, where: str) -> float:
+    """A finite number."""
+    if not isinstance(value, bool):
+        with suppress(TypeError, ValueError, OverflowError):
+            if math.isfinite(float(value)):
+                return float(value)
+    raise UsageError(f"{value} is no factor", where=where, hint="give a finite number")
 
 
 def pairs(value: object, where: str) -> tuple[Any, ...]:

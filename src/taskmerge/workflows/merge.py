@@ -134,10 +134,10 @@ def merge(
 
     Raises `TaskmergeError`.
     """
-    every = locals()
-    said = read.given(every, OWN) | options
+    call = locals()
+    said = read.given(call, OWN) | options
     if from_ is not None:
-        check_alone(every)
+        check_alone(call)
         again = rebuilding(read.path(from_, "--from"), inputs, said, task=task)
         return plan_merge(again.request) if dry_run else _heard(carry_out_rebuilding(again), note)
     if task is not None:
