@@ -20,12 +20,11 @@ STATES = 'such as {"a": "a.safetensors"}, or {"a": model_a.state_dict(), "b": mo
 
 def named(arguments: Arguments) -> list[tuple[str, Place]]:
     """(task, place) for every argument; an argument that exists is a path even with `=` in it."""
-    if isinstance(arguments, str | Path):
-        arguments = [arguments]
+    arguments = checked(arguments)
     if isinstance(arguments, Mapping):
         return [(_task(task, str(task)), existing(placed(task, value))) for task, value in arguments.items()]
     named: list[tuple[str, Place]] = []
-    for argument in _listed(arguments):
+    for argument in arguments:
         text = str(argument)
         if os.path.exists(text):
             named.append((_default(Path(text)), Path(text)))
@@ -62,8 +61,10 @@ def placed(name: object, value: object) -> Place:
     raise UsageError(what, where="inputs", hint=STATES)
 
 
-def _listed(arguments: object) -> Sequence[str | Path]:
-    """A sequence of paths."""
+def checked(arguments: object) -> Arguments:
+    """A sequence of paths, of which there may be one, or a mapping. `UsageError` for anything else."""
+    if isinstance(arguments, str | Path | Mapping):
+        return arguments if isinstance(arguments, Mapping) else [arguments]
     if not isinstance(arguments, Sequence):
         what = f"experts are paths, or state dicts by name, not a {type(arguments).__name__}"
         raise UsageError(what, where="inputs", hint=STATES)

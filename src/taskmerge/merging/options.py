@@ -13,7 +13,7 @@ from taskmerge.experts.inputs import InputOptions
 from taskmerge.methods.options import Setting, Value
 from taskmerge.methods.registry import methods
 from taskmerge.specs import keywords as read
-from taskmerge.specs.keywords import Reader, read_keywords
+from taskmerge.specs.keywords import Reader, flag_of, read_keywords
 from taskmerge.specs.merge import CHOICES, MergeSpec
 
 ADAPTER_RANK, LARGEST_RANK = 16, 1 << 20
@@ -107,7 +107,7 @@ def _no_option(method: str, name: str, flags: Sequence[str]) -> UsageError:
         return UsageError(
             f"`{method}` has no option `{flag}`", where=flag, hint=f"{flag} belongs to {', '.join(owners)}; {has}"
         )
-    close = nearest(flag, flags)
+    close = nearest(flag, [*flags, *map(flag_of, KEYWORDS)])
     return UsageError(
         f"unknown option of {method} `{flag}`", where=flag, hint=f"did you mean `{close}`?" if close else has
     )

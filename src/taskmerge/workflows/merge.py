@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taskmerge.errors import TaskmergeWarning, UsageError
 from taskmerge.evaluation.label_free import ADAPT
-from taskmerge.experts.arguments import Arguments, State
+from taskmerge.experts.arguments import Arguments, State, checked
 from taskmerge.merging.in_memory import merge_in_memory
 from taskmerge.merging.merge import merge_requested
 from taskmerge.merging.planned import MergePlan, plan_merge
@@ -144,7 +144,7 @@ def merge(
         raise UsageError("only a folder that `adapt` wrote has tasks", where="--task", hint="name it with `from_`")
     if coefficients is not None:
         said["weights"] = load_weights(read.path(coefficients, "--coefficients")) | dict(weights or {})
-    request = requested(inputs, said, suite=suite, recipe=_recipe(recipe))
+    request = requested(checked(inputs), said, suite=_suite(suite), recipe=_recipe(recipe))
     if not request.inputs:
         raise UsageError("there is nothing to merge", hint="give the fine-tuned checkpoints, such as '*.safetensors'")
     if dry_run:
@@ -153,9 +153,15 @@ def merge(
         return _in_memory(request, note, choose)
     if choose is None:
         return _heard(merge_requested(request), note)
-    judged = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite) if suite else None)[0])
+    found = _suite(suite)
+    judged = found if isinstance(found, Suite) else load_suite(find_suite(found)[0])
     judging = Judging(by=choose, suite=judged, adapt_split=adapt_split or ADAPT, limit=limit, note=note or unheard)
     return _heard(carry_out_choice(request, judging), note)
+
+
+def _suite(said: object) -> Suite | Path | None:
+    """A suite, its file, its folder, or the name of one in the package."""
+    return said if said is None or isinstance(said, Suite) else read.path(said, "--suite")
 
 
 def _recipe(said: object) -> Path | Mapping[str, Any] | None:
