@@ -51,7 +51,7 @@ def parse_recipe(values: Mapping[str, Any], where: str, places: Places | None = 
     at = {key: (places or {}).get(key, where) for key in values}
     for key in values:
         if key not in KEYS:
-            raise _unknown_key(key, at[key])
+            raise _unknown_key(key, values[key], at[key])
     if values.get("taskmerge", FORMAT) != FORMAT:
         raise UsageError(
             f"format {values['taskmerge']} of recipes is not known",
@@ -105,10 +105,11 @@ def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 # --- values ----------------------------------------------------------------------------------------------------
 
 
-def _unknown_key(key: str, where: str) -> UsageError:
+def _unknown_key(key: str, value: object, where: str) -> UsageError:
     """The complaint about a key that recipes don't have, with the way out for an option that stands too far left."""
     if setting(key.replace("-", "_")) is not None:
-        hint = f"options of the method stand under `options:`, such as `options: {{{key.replace('-', '_')}: …}}`"
+        said = value if isinstance(value, str | int | float) else "…"
+        hint = f"options of the method stand under `options:`, as `options: {{{key.replace('-', '_')}: {said}}}`"
         return UsageError(f"unknown key `{key}`", where=where, hint=hint)
     if key.replace("-", "_") in RUNNING:
         hint = f"a recipe holds what shapes the result: give --{key.replace('_', '-')} on the command line"
