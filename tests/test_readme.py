@@ -41,11 +41,25 @@ def test_the_console_session_is_what_comes_out(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_python_session_runs(here: Path) -> None:
-    (script,) = blocks("python")
+@pytest.mark.parametrize(
+    ("script", "prints"),
+    [
+        (blocks("python")[0], "merged.safetensors"),
+        (blocks("python")[1] + "print(type(merged), merged['visual.proj'].dtype)", "<class 'dict'> torch.float16"),
+    ],
+)
+def test_the_python_sessions_run(here: Path, script: str, prints: str) -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=here, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "merged.safetensors" in done.stdout
+    assert prints in done.stdout
+    assert "Warning" not in done.stderr
+
+
+def test_state_dicts_take_four_lines_and_no_file() -> None:
+    files, memory = blocks("python")
+    assert len([line for line in memory.splitlines() if line]) == 4
+    assert "output" in files
+    assert "output" not in memory
 
 
 @pytest.mark.slow

@@ -52,6 +52,16 @@ def endless(stack: Stack, *, power: Annotated[float, Option("of nothing", low=0,
 
 
 @method(**WEIGHT)
+def mistaken(
+    stack: Stack,
+    *,
+    power: Annotated[float | None, Option("of nothing", auto="1/T", usual=lambda options, tasks: 1 / 3)] = None,
+) -> Tensor:
+    """Says a number that runs on three tasks alone."""
+    return stack.sum(0) * (1 / len(stack) if power is None else power)
+
+
+@method(**WEIGHT)
 def rough(stack: Stack) -> Tensor:
     """In half precision."""
     return stack.mean(0) if stack.dtype == torch.float64 else stack.mean(0).bfloat16().float()
@@ -123,7 +133,7 @@ BREAKERS = {
     first_of_all: "is_symmetric", by_slice: "works_element_by_element", mixing: "treats_every_task_by_itself",
     squared: "is_homogeneous", from_zero: "commutes_with_shifts", larger: "gives_equal_experts_back",
     averaged: "ignores_an_unmoved_expert", lower: "commutes_with_transposition",
-    weightless: "ignores_an_expert_of_weight_zero",
+    weightless: "ignores_an_expert_of_weight_zero", mistaken: "says_what_runs",
 }  # fmt: skip
 
 

@@ -12,21 +12,22 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.checkpoint.difference import DiffReport as DiffReport
     from taskmerge.checkpoint.difference import diff as diff
     from taskmerge.errors import TaskmergeError as TaskmergeError
+    from taskmerge.errors import TaskmergeWarning as TaskmergeWarning
     from taskmerge.evaluation.run import evaluate as evaluate
     from taskmerge.evaluation.scores import Report as Report
     from taskmerge.experts.contents import Inspection as Inspection
     from taskmerge.experts.contents import inspect as inspect
-    from taskmerge.merging.merge import merge as merge
+    from taskmerge.merging.planned import MergePlan as MergePlan
     from taskmerge.merging.record import MergeReceipt as MergeReceipt
     from taskmerge.merging.verification import Verification as Verification
     from taskmerge.merging.verify import verify as verify
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
+    from taskmerge.workflows.adapt import adapt as adapt
     from taskmerge.workflows.adapt_report import AdaptReceipt as AdaptReceipt
-    from taskmerge.workflows.adapted import adapt as adapt
     from taskmerge.workflows.choose import rank as rank
     from taskmerge.workflows.chosen_merge import Chosen as Chosen
-    from taskmerge.workflows.chosen_merge import choose as choose
+    from taskmerge.workflows.merge import merge as merge
     from taskmerge.workflows.rebuild import rebuild as rebuild
 
 _HOMES = {
@@ -34,17 +35,18 @@ _HOMES = {
     "Chosen": "taskmerge.workflows.chosen_merge",
     "DiffReport": "taskmerge.checkpoint.difference",
     "Inspection": "taskmerge.experts.contents",
+    "MergePlan": "taskmerge.merging.planned",
     "MergeReceipt": "taskmerge.merging.record",
     "Report": "taskmerge.evaluation.scores",
     "TaskmergeError": "taskmerge.errors",
+    "TaskmergeWarning": "taskmerge.errors",
     "VectorsReceipt": "taskmerge.task_vectors.vectors",
     "Verification": "taskmerge.merging.verification",
-    "adapt": "taskmerge.workflows.adapted",
-    "choose": "taskmerge.workflows.chosen_merge",
+    "adapt": "taskmerge.workflows.adapt",
     "diff": "taskmerge.checkpoint.difference",
     "evaluate": "taskmerge.evaluation.run",
     "inspect": "taskmerge.experts.contents",
-    "merge": "taskmerge.merging.merge",
+    "merge": "taskmerge.workflows.merge",
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
     "vectors": "taskmerge.task_vectors.vectors",
@@ -55,14 +57,15 @@ __all__ = [
     "Chosen",
     "DiffReport",
     "Inspection",
+    "MergePlan",
     "MergeReceipt",
     "Report",
     "TaskmergeError",
+    "TaskmergeWarning",
     "VectorsReceipt",
     "Verification",
     "__version__",
     "adapt",
-    "choose",
     "diff",
     "evaluate",
     "inspect",

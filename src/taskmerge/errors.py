@@ -76,6 +76,10 @@ class Missed(TaskmergeError):
     exit_code = 8
 
 
+class TaskmergeWarning(UserWarning):
+    """What a Python function warns of where nobody else can hear it."""
+
+
 class Interrupted(TaskmergeError):
     """Ctrl-C in work of which something is kept that can be continued."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from taskmerge.methods.apply import apply, handed, kernel_on, task_names
 from taskmerge.methods.contract import Method, declaration
 from taskmerge.methods.kernel import Kernel
-from taskmerge.methods.options import Setting
+from taskmerge.methods.options import Setting, bind, settled
 from taskmerge.numerics.rank import Rank
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ SHAPES: tuple[Shape, ...] = (
 )  # fmt: skip
 FEW: tuple[Shape, ...] = ((), (5,), (6, 5), (5, 7), (2, 3, 2, 2))
 KINDS = ("normal", "zeros", "equal", "opposed", "quarters", "one entry", "rank one")
+MANY = 15
+"""Tasks from which on methods may take other numbers."""
 RANKS = ("1", "1.0", "0.001", "energy:0.5", "energy:1.0", "999")
 
 
@@ -100,6 +102,17 @@ def works_at_the_ends_of_ranges(method: Method) -> None:
         for value, shape in itertools.product(_extremes(setting), ((), (3,), (6, 5), (1, 4), (2, 3, 2, 2))):
             merged = apply(method, _normal((_tasks(method), *shape), 3), options={name: value}).merged
             _hold(bool(torch.isfinite(merged).all()), f"with {setting.flag} {value} the result on {shape} is finite")
+
+
+def says_what_runs(method: Method) -> None:
+    """Where an option is not given, the value that `usual` works out for it gives the same bits."""
+    choices = {name: own.type for name, own in method.settings.items() if isinstance(own.type, tuple)}
+    for values, count in itertools.product(itertools.product(*choices.values()), (2, 3, MANY)):
+        options = dict(zip(choices, values, strict=True))
+        experts, base = _normal((_tasks(method, count), 6, 5), 8), _normal((6, 5), 9)
+        runs = settled(method, bind(method, options), len(experts))
+        unsaid, said = (apply(method, experts, base, options=own).own for own in (options, runs))
+        _hold(torch.equal(unsaid, said), f"{options} on {len(experts)} tasks is {runs}")
 
 
 def is_near_itself_in_float64(method: Method) -> None:
@@ -235,6 +248,7 @@ LAWS: Mapping[Law, Callable[[Method], bool]] = {
     keeps_shape_and_dtype: lambda method: True,
     stays_finite: lambda method: True,
     works_at_the_ends_of_ranges: lambda method: bool(method.settings),
+    says_what_runs: lambda method: any(own.option.usual for own in method.settings.values()),
     is_near_itself_in_float64: lambda method: True,
     is_symmetric: lambda method: method.laws.symmetric and method.tasks != (1, 1),
     works_element_by_element: lambda method: _reads(method) == "elements",

@@ -21,7 +21,8 @@ from taskmerge.methods.adaptive import (
     Updates,
     adaptive,
 )  # fmt: skip
-from taskmerge.methods.adaptive_registry import RECOMMENDED, adaptive_methods, find_adaptive, plain_name
+from taskmerge.methods.adaptive_registry import RECOMMENDED, adaptive_methods, find_adaptive
+from taskmerge.methods.listing import plain_name
 from taskmerge.methods.options import BadDeclaration
 from taskmerge.numerics.rank import Rank
 from taskmerge.specs.adapt import BLOCK_RATE, CHOICES, AdaptSpec, short_of_flips

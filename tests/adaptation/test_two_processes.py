@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from process_cases import torchrun
 from taskmerge.errors import UsageError
-from taskmerge.workflows.adapted import adapt
+from taskmerge.workflows.adapt import adapt
 
 pytestmark = pytest.mark.slow
 SUITE = Path(__file__).parents[2] / "examples/tiny/suite.yaml"
@@ -33,7 +33,7 @@ ADAPT = """
 import json, os, sys
 from pathlib import Path
 import taskmerge.adaptation.running as running
-from taskmerge.workflows.adapted import adapt
+from taskmerge.workflows.adapt import adapt
 
 running.SAVED_EVERY = 0.0  # a state after every update
 receipts = []

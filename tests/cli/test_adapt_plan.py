@@ -34,6 +34,22 @@ def test_every_method_has_a_plan(tiny: Suite, name: str) -> None:
     assert [line.split()[0] for line in options] == [own.flag for own in adaptive_methods()[name].settings.values()]
 
 
+@pytest.mark.parametrize(
+    ("keywords", "says"),
+    [
+        ({"method": "adamerging"}, "--coefficient 0.3"),
+        ({"method": "adamerging", "origin": "mean", "rank": 0.16}, "--coefficient 1"),
+        ({"method": "cart_plus"}, "--coefficient 1"),
+        ({"method": "adarank"}, "--rank full rank"),
+        ({"method": "adarank", "origin": "mean"}, "--rank 0.08 of the full rank"),
+        ({"method": "adarank", "origin": "mean"}, "--coefficient 1"),
+        ({"method": "adarank", "coefficient": 0.5}, "--coefficient 0.5"),
+    ],
+)
+def test_the_plan_holds_what_runs(tiny: Suite, keywords: dict[str, object], says: str) -> None:
+    assert f"  {says}" in plan_lines(adapt_requested(tiny, (), keywords), "cpu")
+
+
 def test_updates_are_counted_as_they_will_be_made(tiny: Suite) -> None:
     def count(**keywords: object) -> int | None:
         return updates(adapt_requested(tiny, (), {"iterations": 10, **keywords}))

@@ -13,6 +13,7 @@ from merge_cases import merge, refused, run
 from safetensors.torch import load_file
 
 from taskmerge.methods import registry
+from taskmerge.methods.listing import GROUP
 
 Files = dict[str, Path]
 Install = Callable[..., Path]
@@ -66,7 +67,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         about = site / f"{module}-1.0.dist-info"
         about.mkdir()
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module.replace('_', '-')}\nVersion: 1.0\n")
-        (about / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{entry or f'{module} = {module}'}\n")
+        (about / "entry_points.txt").write_text(f"[{GROUP}]\n{entry or f'{module} = {module}'}\n")
         return site
 
     yield add

@@ -1,9 +1,11 @@
 """The names that methods may not give to their options are exactly those that the command and its recipes use."""
 
 from dataclasses import fields
+from inspect import signature
 
 import typer.main
 
+import taskmerge
 from taskmerge.cli.adapt_words import AdaptWords
 from taskmerge.cli.commands import load
 from taskmerge.cli.program import app
@@ -25,7 +27,8 @@ def test_the_list_is_the_commands_and_the_recipes() -> None:
     parameters = command("merge").params
     flags = {name[2:].replace("-", "_") for parameter in parameters for name in parameter.opts if name[:2] == "--"}
     keywords = {field.name for options in (MergeSpec, InputOptions, RunOptions) for field in fields(options)}
-    assert {*flags, *keywords, *KEYS, "inputs", "suite", "help"} == RESERVED
+    python = {name.rstrip("_") for name in signature(taskmerge.merge).parameters}
+    assert {*flags, *keywords, *KEYS, *python, "suite", "help"} == RESERVED
 
 
 def test_no_method_has_such_an_option() -> None:

@@ -13,7 +13,8 @@ from taskmerge.checkpoint.adapted import Manifest, write_manifest
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError
-from taskmerge.evaluation.checkpoints import Arguments, Encoder, encoders
+from taskmerge.evaluation.checkpoints import Encoder, encoders
+from taskmerge.experts.arguments import Arguments
 from taskmerge.specs.suite import BackboneSpec, Suite, Task
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from taskmerge.errors import BadFile, UsageError
-from taskmerge.experts.inputs import InputOptions, named, resolve
+from taskmerge.experts.arguments import named
+from taskmerge.experts.inputs import InputOptions, resolve
 
 
 def save(path: Path, value: float = 1.0) -> Path:

@@ -88,6 +88,7 @@ def test_options_that_are_served(hint: Any, default: Any) -> None:
         (float | None, None, None, "a default of None needs `auto`"),
         (float, 0.5, Option("a share", low=1, high=0), r"its range 1..0 is empty"),
         (bool, True, Option("a switch", low=0), "only numbers have a range"),
+        (float, 0.5, Option("a share", usual=lambda options, tasks: 0.5), "the default is None then"),
     ],
 )
 def test_options_that_are_not_served(hint: Any, default: Any, option: Option | None, says: str) -> None:

@@ -106,7 +106,8 @@ def refused(call: Any) -> TaskmergeError | None:
 def merged(path: Path) -> None:
     """A recipe as far as it can be read without its inputs."""
     recipe = load_recipe(path)
-    split_options(None, recipe.base, recipe.output, recipe.weights, {**recipe.shape, **recipe.options})
+    said = {"base": recipe.base, "output": recipe.output, "weights": recipe.weights, **recipe.shape, **recipe.options}
+    split_options(said)
 
 
 @pytest.mark.parametrize("place", list(places(RECIPE))[1:], ids=lambda place: ".".join(map(str, place)))
@@ -151,7 +152,7 @@ def test_settings_of_the_command_line(key: str) -> None:
         found = refused(lambda: load_overrides([f"{key}={text}"]))  # noqa: B023
         if found is None:
             with suppress(TaskmergeError):
-                split_options(None, None, None, None, load_overrides([f"{key}={text}"]))
+                split_options(load_overrides([f"{key}={text}"]))
 
 
 def test_coefficients(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import load_suite
 from taskmerge.workflows import chosen_merge
 from taskmerge.workflows.choose import choices, criterion_means, ordered, rank
-from taskmerge.workflows.chosen_merge import choose
 
 TINY = Path(__file__).parents[2] / "examples" / "tiny"
 TASKS = ("digits", "shapes")
+choose = partial(taskmerge.merge, choose="agreement")
 
 
 @pytest.fixture(scope="module")

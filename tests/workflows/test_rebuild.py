@@ -315,7 +315,7 @@ def test_only_what_does_not_shape_the_result_goes_with_a_folder(folder: Path) ->
         ({"base": "x"}, "--base"),
     ):
         with pytest.raises(UsageError, match=f"`{flag}` does not go with --from") as error:
-            taskmerge.rebuild(folder, **keywords)
+            taskmerge.merge(from_=folder, **keywords)
         assert "--recipe" in str(error.value.hint)
     with pytest.raises(UsageError, match="unknown task `car`") as error:
         taskmerge.rebuild(folder, task="car")

@@ -46,10 +46,10 @@ class Checkpoint:
 
     FP8 codes with scales are in `specs` as the weights that they stand for (`note` says so); `stored` is what the files
     hold, which `pieces` reads. `path` is what was opened, `folder` where config and tokenizer live (None for a lone
-    file), `files` the weight files, `index` what joins them, `metadata` the text metadata of the first, `tied` second
-    name -> first name of tensors that share storage (known for pickled files only), `quantised` what its weights are
-    quantised with that cannot be read (None: nothing), `warnings` what was odd but readable. Safe to use from several
-    threads.
+    file), `home` that or the file's own folder (None of what is in memory), `files` the weight files, `index` what
+    joins them, `metadata` the text metadata of the first, `tied` second name -> first name of tensors that share
+    storage (known for pickled files only), `quantised` what its weights are quantised with that cannot be read (None:
+    nothing), `warnings` what was odd but readable. Safe to use from several threads.
     """
 
     def __init__(
@@ -64,17 +64,17 @@ class Checkpoint:
     ) -> None:
         self.path = path
         self.folder = weights.folder
+        self.home = weights.home
         self.files = weights.files
         self.index = weights.index
         self.stored: Mapping[str, TensorSpec] = MappingProxyType(dict(sorted(specs.items())))
         self.metadata = metadata
         self.tied = tied
-        beside = weights.folder or weights.files[0].parent  # a lone file may be one of a folder's shards
-        config = read_config(beside)
+        config = read_config(self.home)
         read = as_weights(self.stored, config)
         self.specs: Mapping[str, TensorSpec] = MappingProxyType(dict(read.specs))
         self.quantised = read.quantised
-        said = config_warning(config) if config is not None else unread_config(beside)
+        said = config_warning(config) if config is not None else unread_config(self.home)
         odd = self.quantised.what if self.quantised else None if read.note else said
         self.warnings = (*_warnings(weights), *([f"{path}: {odd}"] if odd else []))
         self.note = read.note
@@ -191,10 +191,14 @@ def _opened(path: Path, allow_pickle: bool) -> Checkpoint:
 def open_plain(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """Open what will be computed with, as `open_checkpoint` does; quantised weights that cannot be read as numbers are
     a `Mismatch` that names their scheme."""
-    checkpoint = open_checkpoint(path, allow_pickle=allow_pickle)
+    return checked_plain(open_checkpoint(path, allow_pickle=allow_pickle))
+
+
+def checked_plain(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint that can be computed with. Raises `Mismatch`, and closes it, where `open_plain` does."""
     if (quantised := checkpoint.quantised) is not None:
         checkpoint.close()
-        raise Mismatch(quantised.what, where=str(path), hint=quantised.hint)
+        raise Mismatch(quantised.what, where=str(checkpoint.path), hint=quantised.hint)
     return checkpoint
 
 

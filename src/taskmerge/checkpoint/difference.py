@@ -19,6 +19,8 @@ from taskmerge.checkpoint.translation import Joined
 from taskmerge.checkpoint.wording import translations
 from taskmerge.errors import Mismatch
 from taskmerge.numerics.device import cores
+from taskmerge.specs import keywords as read
+from taskmerge.specs.keywords import Globs
 from taskmerge.specs.renaming import Renaming, parse_renaming, renamed
 
 SLICE = 1 << 16  # elements: both slices in float64 stay in the cache
@@ -109,9 +111,9 @@ def diff(
     a: str | Path,
     b: str | Path,
     *,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    map: Sequence[str] = (),
+    include: Globs = None,
+    exclude: Globs = None,
+    map: Globs = None,
     allow_pickle: bool = False,
 ) -> DiffReport:
     """Compares two checkpoints (files, indexes, folders) tensor by tensor, in memory for a few slices only.
@@ -122,9 +124,10 @@ def diff(
     """
     with ExitStack() as stack:
         opened = [stack.enter_context(open_plain(Path(one), allow_pickle=allow_pickle)) for one in (a, b)]
-        maps = [map] if isinstance(map, str) else map
-        first, second, notes = _sides(opened[0], opened[1], [parse_renaming(text) for text in maps])
-        names = [[name for name in one.specs if _selected(name, include, exclude)] for one in (first, second)]
+        renamings = [parse_renaming(text) for text in read.globs(map or (), "--map")]
+        first, second, notes = _sides(opened[0], opened[1], renamings)
+        chosen, left = read.globs(include or (), "--include"), read.globs(exclude or (), "--exclude")
+        names = [[name for name in one.specs if _selected(name, chosen, left)] for one in (first, second)]
         common = [name for name in names[0] if name in second.specs]
         with ThreadPoolExecutor(cores()) as pool:
             sums = list(pool.map(lambda name: _sums(first, second, name), common))
@@ -150,7 +153,7 @@ def _sides(
         _Side(one, {name: one.specs[stored] for name, stored in own.items()}, own)
         for one, own in zip((first, second), names, strict=True)
     )
-    configs = [read_config(one.folder or one.files[0].parent) for one in (first, second)]
+    configs = [read_config(one.home) for one in (first, second)]
     (found,) = translations([(a.specs, configs[0]), (b.specs, configs[1])])
     if found is None:
         return a, b, ()

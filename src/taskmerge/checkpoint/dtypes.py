@@ -59,4 +59,6 @@ def is_float(code: str) -> bool:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, in C order, without a copy; writing to them writes to the tensor."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().reshape(-1)
+    flat = flat.as_strided((1,), (1,)) if len(flat) == 1 else flat  # one element counts as contiguous at any stride
+    return flat.view(torch.uint8).numpy().data

@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import CODES, bytes_of
-from taskmerge.checkpoint.header import MAX_DIMENSIONS, TensorSpec
+from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.identity import changed, check_unchanged, stamps_of
+from taskmerge.checkpoint.state_dicts import plain_tensors
 from taskmerge.documents import expandable, open_regular, too_expansive
 from taskmerge.errors import BadFile, listed
 
 PIECE = 1 << 20
-HOLDERS = ("state_dict", "model_state_dict", "model", "module")
-"""What trainers call the state dict in files that hold more: Lightning, loops by hand, torch's own tools, DeepSpeed."""
+HINT = "save only the model's state_dict(), or convert it to safetensors"
 VIEWS = 256 << 20
 """Bytes that tensors of a file may take when they are laid out, if its own size, twice, is less."""
 
@@ -78,7 +78,7 @@ def _load(file: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle can raise anything
         hint = "only plain state dicts of tensors are read: convert it to safetensors where it was made"
         raise BadFile(f"cannot be loaded weights-only: {_reason(error)}", where=str(file), hint=hint) from error
-    state = _state_dict(file, loaded)
+    state = plain_tensors(loaded, str(file), HINT)
     _check_views(file, state)
     return state
 
@@ -124,38 +124,6 @@ def _reason(error: Exception) -> str:
         own = re.search(r"WeightsUnpickler error: *([^\n]*)", said)
         return own[1][:200] if own and own[1] else "it is no state dict"
     return said.splitlines()[0][:200] if said else type(error).__name__
-
-
-def _state_dict(file: Path, loaded: object) -> dict[str, Tensor]:
-    """The state dict in what was loaded: itself, or one of its entries `HOLDERS`; every entry must be a plain
-    tensor."""
-    if isinstance(loaded, dict):
-        loaded = next((loaded[key] for key in HOLDERS if isinstance(loaded.get(key), dict)), loaded)
-    if not isinstance(loaded, dict):
-        what = f"holds a {type(loaded).__name__}, not a state dict"
-        raise BadFile(what, where=str(file), hint="save the model's state_dict()")
-    state: dict[str, Tensor] = {}
-    for name, value in loaded.items():
-        _check_entry(file, name, value)
-        state[name] = value.detach().resolve_conj().resolve_neg()  # bytes are taken as they lie there
-    return state
-
-
-def _check_entry(file: Path, name: object, value: object) -> None:
-    where = f"{file}: `{name}`"
-    hint = "save only the model's state_dict(), or convert it to safetensors"
-    if not isinstance(name, str):
-        raise BadFile(f"the key {name!r} is not text", where=str(file), hint=hint)
-    if not isinstance(value, Tensor):
-        raise BadFile(f"is a {type(value).__name__}, not a tensor", where=where, hint=hint)
-    if type(value) not in (Tensor, nn.Parameter):
-        raise BadFile(f"is a {type(value).__name__}, not a plain tensor", where=where, hint=hint)
-    if value.is_nested or value.layout != torch.strided or value.is_quantized or value.is_meta:
-        raise BadFile("is a sparse, nested, quantized or meta tensor", where=where, hint="store it densely")
-    if value.dim() > MAX_DIMENSIONS:
-        raise BadFile(f"has {value.dim()} dimensions, more than {MAX_DIMENSIONS}", where=where, hint=hint)
-    if value.dtype not in CODES:
-        raise BadFile(f"has dtype {value.dtype}, which safetensors lacks", where=where, hint="cast it before saving")
 
 
 def _spec(name: str, tensor: Tensor, file: Path) -> TensorSpec:

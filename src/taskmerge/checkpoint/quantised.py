@@ -182,14 +182,14 @@ def weights_like(name: str, spec: TensorSpec) -> bool:
     return "weight" in name.rpartition(".")[2] or (spec.dtype in NARROW and len(spec.shape) in (2, 3))
 
 
-def read_config(folder: Path) -> Mapping[str, Any] | None:
-    """The config.json of a folder; None where there is none that can be read."""
-    return object_at(folder / CONFIG)
+def read_config(folder: Path | None) -> Mapping[str, Any] | None:
+    """The config.json of a folder; None where there is no folder, or none that can be read."""
+    return None if folder is None else object_at(folder / CONFIG)
 
 
-def unread_config(folder: Path) -> str | None:
+def unread_config(folder: Path | None) -> str | None:
     """What is wrong with the config.json of a folder, as one clause; None where it can be read, or is not there."""
-    if not os.path.lexists(folder / CONFIG):
+    if folder is None or not os.path.lexists(folder / CONFIG):
         return None
     try:
         read_object(folder / CONFIG, constants=True)

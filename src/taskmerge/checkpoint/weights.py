@@ -55,6 +55,11 @@ class WeightFiles:
     strays: tuple[Path, ...] = ()
     index_stamp: Stamp | None = None
 
+    @property
+    def home(self) -> Path | None:
+        """The folder, or that of a lone file, which may be one of a folder's shards; None of what is in memory."""
+        return self.folder or (self.files[0].parent if self.files else None)
+
 
 def find_weights(path: Path) -> WeightFiles:
     """The weight files that `path` stands for; a folder without weights or a bad index is a `BadFile`."""

@@ -7,9 +7,8 @@ from taskmerge.adaptation.loop import Horizon
 from taskmerge.adaptation.objectives import objective_of
 from taskmerge.cli import adapt_phrases
 from taskmerge.cli.show import duration, size
-from taskmerge.methods.adaptive import (
-    Parts,
-)  # fmt: skip
+from taskmerge.methods.adaptive import Masks, Parts, usual_start
+from taskmerge.methods.options import Value
 from taskmerge.methods.registry import find, methods
 from taskmerge.workflows.adapt_dry_run import DryRun
 from taskmerge.workflows.adapt_request import INIT, AdaptRequest
@@ -73,7 +72,10 @@ def _options(asked: AdaptRequest) -> Iterator[str]:
     """Every option of the method as it was understood, and those that were given of the merge it starts from."""
     spec = asked.spec
     own = {**spec.options, **({"origin": spec.origin} if spec.origin and "origin" in spec.options else {})}
-    settings: dict[str, Any] = {name: (spec.declared.settings[name], value) for name, value in own.items()}
+    usual = _usual(asked)
+    settings: dict[str, Any] = {
+        name: (spec.declared.settings[name], usual.get(name) if value is None else value) for name, value in own.items()
+    }
     if spec.init is not None and spec.init_options and spec.init.replace("-", "_").lower() in methods():
         theirs = find(spec.init).settings
         settings |= {
@@ -81,6 +83,13 @@ def _options(asked: AdaptRequest) -> Iterator[str]:
         }
     for setting, value in settings.values():
         yield f"  {setting.flag} {setting.understood(value)}"
+
+
+def _usual(asked: AdaptRequest) -> dict[str, Value]:
+    """What runs where an option of the method is left to it."""
+    masks = asked.parts.shaped_by(Masks)
+    kept: dict[str, Value] = {"rank": masks.kept} if isinstance(masks, Masks) else {}
+    return {"coefficient": usual_start(asked.parts, len(asked.suite.tasks)), **kept}
 
 
 # --- --dry-run -------------------------------------------------------------------------------------------------

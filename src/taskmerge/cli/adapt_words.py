@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from taskmerge.cli import options
-from taskmerge.cli.options import ITEMS, NAMES, Names, option
+from taskmerge.cli.options import ITEMS, NAMES, Names, completion, option
 
 PANELS = {
     "method": "What is learnt, and from what",
@@ -26,7 +26,9 @@ class AdaptWords:
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Experts in place of the suite's: files, folders, globs, name=path.", metavar="[INPUTS]..."
+            help="Experts in place of the suite's: files, folders, globs, name=path.",
+            metavar="[INPUTS]...",
+            autocompletion=completion("values"),
         ),
     ] = None
 
@@ -37,14 +39,23 @@ class AdaptWords:
             "agrees best with the experts.",
             "--method",
             "-m",
+            completed="adapting_methods",
         ),
     ] = None
     budget: Annotated[int | None, option("Iterations that the methods of auto share (default: 200).")] = None
     suite: Annotated[
         Path | None,
-        option("Suite file, or the name of one in the package (default: suite.yaml here).", "--suite", "-s"),
+        option(
+            "Suite file, or the name of one in the package (default: suite.yaml here).",
+            "--suite",
+            "-s",
+            completed="suites",
+        ),
     ] = None
-    with_: Annotated[str | None, option("Learn too what this method learns, by its objective.", "--with")] = None
+    with_: Annotated[
+        str | None,
+        option("Learn too what this method learns, by its objective.", "--with", completed="adaptive_methods"),
+    ] = None
     origin: Annotated[str | None, option("What task vectors start from: base or mean (of the experts).")] = None
     train: Annotated[Names, option("Only these: coefficients,masks,relaxed,heads,block,adapter."), NAMES] = None
     objective: Annotated[
@@ -82,7 +93,10 @@ class AdaptWords:
     amp: Annotated[str | None, option("bf16: forward and backward in bfloat16.")] = None
 
     init: Annotated[
-        str | None, option("A merging method, a checkpoint, a folder of adapt, or a file of coefficients.")
+        str | None,
+        option(
+            "A merging method, a checkpoint, a folder of adapt, or a file of coefficients.", completed="merging_methods"
+        ),
     ] = None
     heads_start: Annotated[str | None, option("Heads start: given, fitted (solved for) or random.")] = None
     refit_heads: Annotated[bool, option("Solve for every head at the end.", "--refit-heads")] = False

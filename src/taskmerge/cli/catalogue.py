@@ -7,8 +7,9 @@ from taskmerge.cli import adaptive_catalogue as adapting
 from taskmerge.cli.show import document, folded, notices, print_table
 from taskmerge.errors import TaskmergeError, unknown_name
 from taskmerge.methods.adaptive import Adaptive
-from taskmerge.methods.adaptive_registry import adaptive_methods, find_adaptive, plain_name
+from taskmerge.methods.adaptive_registry import adaptive_methods, find_adaptive
 from taskmerge.methods.contract import Method
+from taskmerge.methods.listing import plain_name
 from taskmerge.methods.options import Setting
 from taskmerge.methods.registry import find, methods, problems
 from taskmerge.specs.merge import plain_value

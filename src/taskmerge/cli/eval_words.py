@@ -30,7 +30,12 @@ class EvalWords:
 
     suite: Annotated[
         Path | None,
-        option("Suite file, or the name of one in the package (default: suite.yaml here).", "--suite", "-s"),
+        option(
+            "Suite file, or the name of one in the package (default: suite.yaml here).",
+            "--suite",
+            "-s",
+            completed="suites",
+        ),
     ] = None
     tasks: Annotated[Names, option("Only these tasks, such as mnist,digits."), NAMES] = None
     split: Annotated[str, option("Split of the data (default: test).")] = "test"

@@ -126,7 +126,7 @@ def _check_places(words: EvalWords) -> None:
 
 def _reads(words: EvalWords, suite: Suite) -> Reads:
     """What the command reads."""
-    checkpoints = [path for _, path in named_arguments(words.checkpoints or []) if path is not None]
+    checkpoints = [path for _, path in named_arguments(words.checkpoints or []) if isinstance(path, Path)]
     return reads(suite, checkpoints, words.heads)
 
 

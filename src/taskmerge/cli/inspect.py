@@ -41,9 +41,9 @@ def inspect(
 
     Of a suite (.yaml) it says what it names, what was found of it and what is missing; then the exit code is 3.
     """
-    from taskmerge.experts.inputs import named
+    from taskmerge.experts.arguments import named_files
 
-    inspections = [_inspected(path, digest, allow_pickle) for _, path in named(paths)]
+    inspections = [_inspected(path, digest, allow_pickle) for _, path in named_files(paths, "inspect")]
     for inspection in inspections:
         show.notices(getattr(inspection, "notes", ()), inspection.warnings, quiet)
     if json:

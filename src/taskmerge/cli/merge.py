@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskmerge.cli.merge_words import PANELS, MergeWords
+from taskmerge.cli.method_command import MethodCommand
 from taskmerge.cli.options import METHOD_OPTIONS
-from taskmerge.cli.pairs import WithPairs
 from taskmerge.cli.words import command
 
 if TYPE_CHECKING:
     from taskmerge.specs.suite import Suite
 
 
-@command(MergeWords, "merge", panels=PANELS, cls=WithPairs, context_settings=METHOD_OPTIONS)
+@command(MergeWords, "merge", panels=PANELS, cls=MethodCommand, context_settings=METHOD_OPTIONS)
 def merge(words: MergeWords) -> None:
     """Merge experts into one checkpoint, and print the path that was written.
 
@@ -20,7 +20,11 @@ def merge(words: MergeWords) -> None:
     start:stop:step write one output per grid point; --choose keeps the best of them by a suite's unlabelled items.
     """
     from taskmerge.checkpoint.ahead import Ahead, files_among
+    from taskmerge.methods.listing import check_merging
 
+    for name, flag in ((words.method, "--method"), (words.then, "--then")):
+        if name is not None:
+            check_merging(name, flag)
     suite = _loaded(words.suite) if words.suite is not None else None
     files = files_among(words.inputs or []) or files_among(_places(suite) if suite else [])
     with Ahead([] if words.no_digest or words.dry_run else files) as ahead:

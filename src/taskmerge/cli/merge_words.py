@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from taskmerge.cli import options
-from taskmerge.cli.options import ITEMS, NAMES, Names, option
+from taskmerge.cli.options import ITEMS, NAMES, Names, completion, option
 from taskmerge.cli.words import Reads
 from taskmerge.specs.values import parse_pairs, parse_weights
 
@@ -25,13 +25,23 @@ class MergeWords:
     """What was said on the command line, option by option; what was not is its default."""
 
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="Experts: files, folders, globs, or name=path.", metavar="[INPUTS]...")
+        list[str] | None,
+        typer.Argument(
+            help="Experts: files, folders, globs, or name=path.",
+            metavar="[INPUTS]...",
+            autocompletion=completion("values"),
+        ),
     ] = None
 
     method: Annotated[
-        str | None, option("Merging method, see `taskmerge methods` (default: cart).", "--method", "-m")
+        str | None,
+        option(
+            "Merging method, see `taskmerge methods` (default: cart).", "--method", "-m", completed="merging_methods"
+        ),
     ] = None
-    then: Annotated[str | None, option("What merges the task vectors that dare or breadcrumbs leave.")] = None
+    then: Annotated[
+        str | None, option("What merges the task vectors that dare or breadcrumbs leave.", completed="chained_methods")
+    ] = None
     lines: Annotated[bool, option("Scale the merged task vector by depth (LiNeS).", "--lines")] = False
     weight: Annotated[
         Mapping[str, float] | None,
@@ -55,7 +65,9 @@ class MergeWords:
     task: Annotated[str | None, option("Of that folder: one task's own checkpoint, its block in place.")] = None
 
     base: Annotated[Path | None, option("The checkpoint that the experts were fine-tuned from.")] = None
-    suite: Annotated[Path | None, option("Suite whose experts, base, qkv and heads count where none are given.")] = None
+    suite: Annotated[
+        Path | None, option("Suite whose experts, base, qkv and heads count where none are given.", completed="suites")
+    ] = None
     keep_base: options.KeepBase = False
     include: options.Include = None
     exclude: options.Exclude = None

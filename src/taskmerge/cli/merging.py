@@ -1,6 +1,6 @@
 """What `taskmerge merge` does with its words: options over recipe over defaults, then plan, merge, show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from taskmerge.cli.words import flags_of, given_options
 from taskmerge.errors import UsageError
 from taskmerge.merging.merge import carry_out
 from taskmerge.merging.options import KEYWORDS
-from taskmerge.merging.prepare import Prepared, check_outputs, prepare
+from taskmerge.merging.planned import MergePlan, planned
+from taskmerge.merging.prepare import check_outputs, prepare
 from taskmerge.merging.record import MergeReceipt
 from taskmerge.merging.request import Request, requested
 from taskmerge.methods.registry import problems
@@ -38,22 +39,19 @@ def run(words: MergeWords, suite: Suite | None, ahead: Ahead) -> None:
     if words.dry_run:
         dry_run(request, words)
     elif words.as_adapter and words.choose is None:
-        receipt = _as_adapter(request, words, ahead)
-        finish(receipt, (), receipt.to_dict(), words)
+        finish(_as_adapter(request, words, ahead), (), words)
     elif words.choose is not None:
         from taskmerge.cli import choosing  # what evaluates models costs a tenth of a second to import
 
-        chosen = choosing.run(request, words, words.choose, suite, ahead)
-        finish(chosen.receipt, (), chosen.to_dict(), words)
+        finish(choosing.run(request, words, words.choose, suite, ahead), (), words)
     else:
-        receipt, announced = merged(request, words, ahead)
-        finish(receipt, announced, receipt.to_dict(), words)
+        finish(*merged(request, words, ahead), words)
 
 
 def merged(request: Request, words: MergeWords, ahead: Ahead) -> tuple[MergeReceipt, list[str]]:
     """Plans, tells and merges; the receipt, and the notes and warnings that were told."""
     prepared = prepare(request.inputs, request.spec, request.opening, request.running)
-    _announce(prepared, words.quiet)
+    _announce(planned(prepared), words.quiet)
     with Bar("merging", words.quiet) as bar:
         receipt = carry_out(prepared, replace(request.running, progress=bar.update), ahead)
     return receipt, [*prepared.inputs.notes, *prepared.plan.notes, *prepared.inputs.warnings]
@@ -70,28 +68,29 @@ def _as_adapter(request: Request, words: MergeWords, ahead: Ahead) -> MergeRecei
 def dry_run(request: Request, words: MergeWords) -> None:
     """Prints the plan, which is of use even where its output is in the way."""
     prepared = prepare(request.inputs, request.spec, request.opening, replace(request.running, overwrite=True))
+    plan = planned(prepared)
     if words.json:
-        show.document(show.plan_document(prepared))
+        show.document(plan.to_dict())
     else:
-        _announce(prepared, words.quiet)
-        show.plan_table(prepared)
+        _announce(plan, words.quiet)
+        show.plan_table(plan)
     check_outputs(prepared, request.running)
 
 
-def _announce(prepared: Prepared, quiet: bool) -> None:
+def _announce(plan: MergePlan, quiet: bool) -> None:
     """The plan, notes and warnings, before the work."""
-    for line in show.plan_lines(prepared):
+    for line in show.plan_lines(plan):
         show.say(line, quiet)
-    show.notices((*prepared.inputs.notes, *prepared.plan.notes), prepared.inputs.warnings, quiet)
+    show.notices(plan.notes, plan.warnings, quiet)
 
 
-def finish(receipt: MergeReceipt, announced: Sequence[str], document: Mapping[str, object], words: MergeWords) -> None:
+def finish(receipt: MergeReceipt, announced: Sequence[str], words: MergeWords) -> None:
     """What the merge itself gave rise to say, its cost, and the result on stdout."""
     notes, warnings = ([text for text in texts if text not in announced] for texts in (receipt.notes, receipt.warnings))
     show.notices(notes, warnings, words.quiet)
     rate = show.size(receipt.bytes_read / max(receipt.seconds, 1e-9))
     show.say(f"done in {receipt.seconds:.1f} s ({rate}/s), peak memory {show.size(receipt.peak_memory)}", words.quiet)
-    show.document(document) if words.json else show.results(receipt.paths)
+    show.document(receipt.to_dict()) if words.json else show.results(receipt.paths)
 
 
 def _keywords(words: MergeWords) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal; otherwise an evaluation says a line now and then, and a merge nothing."""
+"""Progress on stderr: a bar on a terminal, otherwise a line now and then."""
 
 import sys
 import time
@@ -25,13 +25,15 @@ def _counted() -> Sequence[Any]:
 
 
 class Bar:
-    """A bar on a terminal, to be used as a context; nothing where stderr is no terminal or --quiet was given."""
+    """A bar on a terminal, a line now and then elsewhere, nothing if `quiet`; to be used as a context."""
 
     def __init__(self, title: str, quiet: bool, columns: Callable[[], Sequence[Any]] = _percent) -> None:
         self.shown = not quiet and sys.stderr.isatty()
-        self._title, self._columns = title, columns
+        self._title, self._quiet, self._columns = title, quiet, columns
+        self._began = self._told = time.monotonic()
 
     def __enter__(self) -> Self:
+        self._began = self._told = time.monotonic()
         if self.shown:
             from rich.console import Console
             from rich.progress import Progress, TextColumn
@@ -55,7 +57,15 @@ class Bar:
     @property
     def update(self) -> Callable[[int, int], None] | None:
         """What the engine calls with (parameters done, parameters in all), if anything is to be shown."""
-        return self.show if self.shown else None
+        return None if self._quiet else self.show if self.shown else self._tell
+
+    def _tell(self, done: int, total: int) -> None:
+        """A line, if the last is a while ago."""
+        now = time.monotonic()
+        if now - self._told >= EVERY and 0 < done <= total:
+            self._told = now
+            left = (now - self._began) * (total - done) / done
+            say(f"{self._title}: {100 * done / total:.0f}%, {_clock(left)} left")
 
 
 class Meter:
@@ -100,5 +110,10 @@ def _pace(done: int, total: int, seconds: float) -> str:
     if seconds <= 0 or not done:
         return ""
     rate = done / seconds
-    minutes, rest = divmod(round((total - done) / rate), 60)
-    return f"{rate:,.0f}/s, {minutes}:{rest:02d} left"
+    return f"{rate:,.0f}/s, {_clock((total - done) / rate)} left"
+
+
+def _clock(seconds: float) -> str:
+    """`0:35`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -11,7 +11,12 @@ from taskmerge.cli.program import app
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, for its formula, options and notes.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A method, for its formula, options and notes.", autocompletion=options.completion("every_method")
+        ),
+    ] = None,
     json: options.Json = False,
     markdown: Annotated[bool, option("Print Markdown tables.", "--markdown")] = False,
     debug: options.Debug = False,

@@ -1,5 +1,7 @@
 """Options that several commands share, each declared once: its names, its help, and what reads it."""
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -13,9 +15,24 @@ METHOD_OPTIONS = {"ignore_unknown_options": True}
 """Settings of commands whose methods have options of their own: they stay among the inputs."""
 
 
-def option(help: str, *names: str) -> Any:  # typer's own word
-    """What Typer is told of an option, which stands in an annotation; help texts name the defaults themselves."""
-    return typer.Option(*names, help=help, show_default=False, readable=False)
+def option(help: str, *names: str, completed: str | None = None) -> Any:  # typer's own word
+    """What Typer is told of an option, which stands in an annotation; help texts name the defaults themselves.
+
+    `completed` is the function of `cli/completing.py` that knows its values.
+    """
+    complete = None if completed is None else completion(completed)
+    return typer.Option(*names, help=help, show_default=False, readable=False, autocompletion=complete)
+
+
+def completion(name: str) -> Callable[[Any, str], Any]:
+    """What Typer asks for the values of an option or an argument, by a function of `cli/completing.py`."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> Any:
+        function = getattr(import_module("taskmerge.cli.completing"), name)
+        told = function(ctx) if name == "values" else function()
+        return [word for word in told if word[0].startswith(incomplete)]
+
+    return complete
 
 
 # --- how inputs are understood ---------------------------------------------------------------------------------

@@ -7,20 +7,14 @@ from typing import Any
 from taskmerge.checkpoint.ahead import Ahead
 from taskmerge.cli import merging, show
 from taskmerge.cli.merge_words import MergeWords
-from taskmerge.errors import UsageError
 from taskmerge.merging.record import MergeReceipt
 from taskmerge.merging.request import Request
-from taskmerge.workflows.rebuild import carry_out_rebuilding, rebuilding
-
-OTHERS = ("recipe", "suite", "choose")
-"""Words of the command that name another source of what is merged."""
+from taskmerge.workflows.rebuild import carry_out_rebuilding, check_alone, rebuilding
 
 
 def run(folder: Path, inputs: Sequence[str], keywords: Mapping[str, Any], words: MergeWords, ahead: Ahead) -> None:
     """Carries out one `merge --from`; `keywords` are those of `merge` that were said."""
-    for name in OTHERS:
-        if getattr(words, name) is not None:
-            raise UsageError(f"`--{name}` does not go with --from", where=f"--{name}", hint="give one of the two")
+    check_alone(vars(words))
     what = rebuilding(folder, inputs, keywords, task=words.task)
     if words.dry_run:
         merging.dry_run(what.request, words)
@@ -34,4 +28,4 @@ def run(folder: Path, inputs: Sequence[str], keywords: Mapping[str, Any], words:
 
     show.notices((), what.warnings, words.quiet)
     receipt = carry_out_rebuilding(what, merge)
-    merging.finish(receipt, (*announced, *what.warnings), receipt.to_dict(), words)
+    merging.finish(receipt, (*announced, *what.warnings), words)

@@ -5,14 +5,14 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from taskmerge.errors import plain, told
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from taskmerge.merging.prepare import Prepared
+    from taskmerge.merging.planned import MergePlan
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 HOW = {
@@ -81,33 +81,16 @@ def results(paths: Iterable[str]) -> None:
     print("\n".join(plain(path) if sys.stdout.isatty() else path for path in paths))
 
 
-def plan_lines(prepared: "Prepared") -> list[str]:
+def plan_lines(plan: "MergePlan") -> list[str]:
     """The plan in a few lines."""
-    plan, inputs = prepared.plan, prepared.inputs
-    base = f"base {inputs.base.where}" if inputs.base and prepared.reads_base else "no base needed"
-    chain = " then ".join(method.name for method in prepared.points[0].chain)
-    tensors = sum(count for _, count, _, _ in plan.classes())
+    base = f"base {plan.base}" if plan.base and plan.reads_base else "no base needed"
+    tensors = sum(group.tensors for group in plan.groups)
     return [
-        f"{chain}: {len(plan.tasks)} experts ({', '.join(plan.tasks)}), {base}",
-        f"{tensors} tensors; reads {size(plan.costs.bytes_read)}, writes {size(plan.costs.bytes_written)}, "
-        f"peak memory up to {size(plan.costs.memory)}, about {plan.costs.seconds:.0f} s on {prepared.device.type}",
-        *(f"  {name} {value}" for name, value in understood(prepared).items()),
+        f"{' then '.join(plan.method)}: {len(plan.tasks)} experts ({', '.join(plan.tasks)}), {base}",
+        f"{tensors} tensors; reads {size(plan.bytes_read)}, writes {size(plan.bytes_written)}, "
+        f"peak memory up to {size(plan.memory)}, about {plan.seconds:.0f} s on {plan.device}",
+        *(f"  {name} {value}" for name, value in plan.options.items()),
     ]
-
-
-def understood(prepared: "Prepared") -> dict[str, str]:
-    """Every option of the chain as it was understood, over the whole grid; and every task's weight, if any has one."""
-    options: dict[str, str] = {}
-    given = prepared.spec.weights
-    if given:
-        weighed = (
-            f"{task} {given.get(task, 1):g}{'' if task in given else ' (not given)'}" for task in prepared.plan.tasks
-        )
-        options["--weight"] = ", ".join(weighed)
-    for name, (_, setting) in prepared.spec.settings().items():
-        values: list[Any] = list(prepared.spec.options.get(name, (setting.default,)))
-        options[setting.flag] = ", ".join(setting.understood(value) for value in values)
-    return options
 
 
 def print_table(table: "Table") -> None:
@@ -131,68 +114,19 @@ def folded(text: str) -> str:
     return "\n".join(lines)
 
 
-def plan_table(prepared: "Prepared") -> None:
+def plan_table(plan: "MergePlan") -> None:
     """The classes of tensors and what happens to each, on stdout."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     for title in ("class", "tensors", "parameters", "share", "type", "treatment"):
         table.add_column(title, justify="right" if title in ("tensors", "parameters", "share") else "left")
-    types = _types(prepared)
-    total = sum(count for _, _, count, _ in prepared.plan.classes()) or 1
-    for kind, tensors, parameters, how in prepared.plan.classes():
-        read, written = (", ".join(codes) for codes in types[kind, how])
+    total = sum(group.parameters for group in plan.groups) or 1
+    for group in plan.groups:
+        read, written = (", ".join(codes) for codes in (group.read_as, group.written_as))
         cast = read if read == written else f"{read} → {written}"
-        table.add_row(kind, str(tensors), f"{parameters:,}", f"{parameters / total:.1%}", cast, HOW[how])
+        share = f"{group.parameters / total:.1%}"
+        table.add_row(group.kind, str(group.tensors), f"{group.parameters:,}", share, cast, HOW[group.treatment])
     print_table(table)
-    for path in prepared.paths:
-        print(f"would write {plain(str(path))}")
-
-
-def _types(prepared: "Prepared") -> dict[tuple[str, str], tuple[list[str], list[str]]]:
-    """The types in which tensors of a class and treatment are read from the inputs, and written."""
-    read: dict[tuple[str, str], set[str]] = {}
-    written: dict[tuple[str, str], set[str]] = {}
-    for job in prepared.plan.jobs:
-        key = (job.unit.kind, job.treatment if job.action == "merge" else job.action)
-        base, experts = prepared.inputs.base, prepared.inputs.experts
-        holders = (job.holder(base, experts),) if job.action in ("copy", "keep") else experts
-        read.setdefault(key, set()).update(
-            source.specs[output.name].stored[0].dtype
-            for source in holders
-            if source
-            for output in job.outputs
-            if output.name in source.specs
-        )
-        written.setdefault(key, set()).update(output.dtype for output in job.outputs)
-    return {key: (sorted(codes), sorted(written[key])) for key, codes in read.items()}
-
-
-def plan_document(prepared: "Prepared") -> dict[str, object]:
-    """The plan as plain values."""
-    plan, types = prepared.plan, _types(prepared)
-    return {
-        "method": [method.name for method in prepared.points[0].chain],
-        "tasks": list(plan.tasks),
-        "base": prepared.inputs.base.where if prepared.inputs.base else None,
-        "compute_dtype": prepared.spec.compute_dtype,
-        "options": understood(prepared),
-        "classes": [
-            {
-                "class": kind,
-                "tensors": tensors,
-                "parameters": parameters,
-                "treatment": how,
-                "read_as": types[kind, how][0],
-                "written_as": types[kind, how][1],
-            }
-            for kind, tensors, parameters, how in plan.classes()
-        ],
-        "bytes_read": plan.costs.bytes_read,
-        "bytes_written": plan.costs.bytes_written,
-        "memory": plan.costs.memory,
-        "seconds": round(plan.costs.seconds, 1),
-        "outputs": [str(path) for path in prepared.paths],
-        "notes": [*plan.notes, *prepared.inputs.notes],
-        "warnings": list(prepared.inputs.warnings),
-    }
+    for path in plan.outputs:
+        print(f"would write {plain(path)}")

@@ -17,7 +17,10 @@ Names = tuple[tuple[str, ...], tuple[str, ...]]
 
 @app.command()
 def suites(
-    name: Annotated[str | None, typer.Argument(help="A suite, to see it in full.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A suite, to see it in full.", autocompletion=options.completion("suites")),
+    ] = None,
     classes: Annotated[
         str | None,
         typer.Option(help="Class names and templates of a task: of the suite, or of the catalogue.", metavar="TASK"),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 from typer.models import OptionInfo
 
 from taskmerge.cli.program import app
-from taskmerge.errors import UsageError
+from taskmerge.specs.values import parse_path
 
 W = TypeVar("W")
 
@@ -27,14 +27,7 @@ class Reads:
     given: Any = str
 
 
-def _place(given: str, flag: str) -> Path:
-    """The path that an option names. Raises UsageError for an empty one, which would be the working directory."""
-    if not given:
-        raise UsageError("an empty path names nothing", where=flag, hint="leave the option out, or name a path")
-    return Path(given)
-
-
-PLACE = Reads(_place)
+PLACE = Reads(parse_path)
 """Reads options that are paths: Typer's own would take an empty one for `.`."""
 
 

@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from taskmerge.checkpoint.adapted import AdaptedFolder, Manifest, check_finished, is_adapted, read_adapted
-from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
+from taskmerge.checkpoint.checkpoint import Checkpoint, checked_plain, open_plain
 from taskmerge.checkpoint.digest import content_digest, digest_of, digest_of_files
+from taskmerge.checkpoint.held import Held, Place, open_place
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import Mismatch, UsageError
 from taskmerge.evaluation.selection import EXPERT
-from taskmerge.experts.inputs import named
+from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.lora_names import is_adapter
 from taskmerge.models.contract import Backbone
 from taskmerge.models.fill import check_fits
@@ -21,7 +22,6 @@ from taskmerge.specs.suite import Location, Suite, Task
 
 Resolve = Callable[[Location], Path]
 EncoderKind = Literal["base", "expert", "checkpoint", "merge", "adapted"]
-Arguments = Sequence[str | Path] | Mapping[str, str | Path]
 BASE, EXPERTS = "base", "experts"
 NO_MANIFESTS: Mapping[Path, Manifest] = MappingProxyType({})
 DIFFERENCES = {"vector": "task vectors", "factors": "factored task vectors"}
@@ -122,21 +122,21 @@ def argument_names(arguments: Arguments) -> list[str]:
     return [name for name, _ in named_arguments(arguments)]
 
 
-def named_arguments(arguments: Arguments) -> list[tuple[str, Path | None]]:
-    """(name, path) of every argument; no path for the words `base` and `experts`, which win over files called so."""
+def named_arguments(arguments: Arguments) -> list[tuple[str, Place | None]]:
+    """(name, place) of every argument; none for the words `base` and `experts`, which win over files called so."""
     if isinstance(arguments, str | Path):
         arguments = [arguments]
     if isinstance(arguments, Mapping):
         return list(named(arguments))
-    names: list[tuple[str, Path | None]] = []
+    names: list[tuple[str, Place | None]] = []
     for argument in arguments:
         names += [(str(argument), None)] if str(argument) in (BASE, EXPERTS) else named([argument])
     return names
 
 
-def _check_names(items: Sequence[tuple[str, Path | None]]) -> None:
+def _check_names(items: Sequence[tuple[str, Place | None]]) -> None:
     """Every row of the report has its own name; those of the experts are theirs."""
-    seen: dict[str, Path | None] = {}
+    seen: dict[str, Place | None] = {}
     for name, path in items:
         if path is not None and (name == EXPERTS or name.startswith(EXPERT)):
             hint = f"name it otherwise: `other={path}`"
@@ -146,7 +146,7 @@ def _check_names(items: Sequence[tuple[str, Path | None]]) -> None:
         seen[name] = path
 
 
-def _twice(name: str, first: Path | None, second: Path | None) -> UsageError:
+def _twice(name: str, first: Place | None, second: Place | None) -> UsageError:
     """The complaint about two arguments of one name."""
     path = second or first
     if path is None:
@@ -180,8 +180,11 @@ class _Opener:
         name = EXPERT + task.name
         return Encoder(name, EXPERTS, "expert", checkpoint, digest_of(checkpoint), tasks, own_task=task.name)
 
-    def given(self, name: str, path: Path) -> Encoder:
-        """A file or a folder: a checkpoint, a result of `merge`, or a folder that `adapt` wrote."""
+    def given(self, name: str, path: Place) -> Encoder:
+        """A file, a folder or a state dict: a checkpoint, a result of `merge`, or a folder that `adapt` wrote."""
+        if isinstance(path, Held):
+            checkpoint = self._open(path)
+            return Encoder(name, name, "checkpoint", checkpoint, digest_of(checkpoint))
         if is_adapted(path) or path in self.manifests:
             return self._adapted(name, path)
         check_finished(path)
@@ -220,11 +223,11 @@ class _Opener:
             parts = {place: stack.enter_context(open_plain(file)) for place, file in files.items()}
             return content_digest([whole, digest_of_files(parts)])
 
-    def _open(self, path: Path) -> Checkpoint:
-        if is_adapter(path):
+    def _open(self, place: Place) -> Checkpoint:
+        if is_adapter(place):
             hint = "merge it into its base first: `taskmerge merge ADAPTER --base FILE --method average`"
-            raise Mismatch("is an adapter, not a model", where=str(path), hint=hint)
-        return self.stack.enter_context(open_plain(path, allow_pickle=self.allow_pickle))
+            raise Mismatch("is an adapter, not a model", where=str(place), hint=hint)
+        return self.stack.enter_context(checked_plain(open_place(place, allow_pickle=self.allow_pickle)))
 
 
 def base_of(suite: Suite) -> Location:

@@ -13,10 +13,11 @@ from taskmerge.data.items import Items
 from taskmerge.data.loading import LoadOptions
 from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import UsageError
-from taskmerge.evaluation.checkpoints import Arguments, Encoder, check_encoders, encoders
+from taskmerge.evaluation.checkpoints import Encoder, check_encoders, encoders
 from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.heads import Heads
 from taskmerge.evaluation.workload import check_split, named_tasks
+from taskmerge.experts.arguments import Arguments
 from taskmerge.models.backbones import build
 from taskmerge.models.outputs import Forward
 from taskmerge.specs.suite import Suite, Task

@@ -17,7 +17,7 @@ from taskmerge.data.corruptions import corruptions
 from taskmerge.data.loading import LoadOptions
 from taskmerge.errors import UsageError, located
 from taskmerge.evaluation.baseline import check_comparable, check_data
-from taskmerge.evaluation.checkpoints import Arguments, Encoder, check_encoders, encoders
+from taskmerge.evaluation.checkpoints import Encoder, check_encoders, encoders
 from taskmerge.evaluation.collecting import Findings, described, left_out, report_of
 from taskmerge.evaluation.estimates import Rows as Contributions
 from taskmerge.evaluation.heads import Heads
@@ -25,9 +25,12 @@ from taskmerge.evaluation.judging import Evaluation, Finding, finding
 from taskmerge.evaluation.metrics import contributions
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.workload import Choice, DataSet, Key, chosen, portions
+from taskmerge.experts.arguments import Arguments
 from taskmerge.models.backbones import build
 from taskmerge.models.outputs import Forward, passes
 from taskmerge.numerics.device import named_device
+from taskmerge.specs import keywords as read
+from taskmerge.specs.keywords import Globs, Location, Names
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Progress, unwatched
@@ -44,36 +47,37 @@ def evaluate(
     *,
     suite: Suite | str | Path,
     split: str = "test",
-    tasks: str | Sequence[str] | None = None,
+    tasks: Names = None,
     limit: int | None = None,
     seed: int = 0,
     batch_size: int = BATCH,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     cross: bool = False,
     compare: str | None = None,
-    corrupt: str | Sequence[str] = (),
+    corrupt: Names = None,
     severity: int = 5,
     loss_correlation: bool = False,
-    heads: str | Path | None = None,
+    heads: Location = None,
     skip_bad: bool = False,
-    cache: str | Path | None = None,
+    cache: Location = None,
     allow_pickle: bool = False,
-    map: str | Sequence[str] = (),
+    map: Globs = None,
     progress: Progress | None = None,
     manifests: Mapping[Path, Manifest] | None = None,
     baseline: Report | None = None,
 ) -> Report:
     """Scores checkpoints on a suite's tasks, each task by its own head.
 
-    `checkpoints` are files, folders, quoted globs or `name=path`, and the words `base` and `experts` (each task's own
-    expert on its task). Scores are normalised by the experts' if these are evaluated in the same run: `experts` is
-    among the checkpoints, or `cross`, `compare` or `loss_correlation` needs them. `limit` takes that many items of each
-    split, drawn with `seed`. `cross` scores every expert with every task's head on that task's data.
-    `compare="experts"` counts what the expert gets right and a checkpoint wrong, and the other way round. `corrupt`
-    adds every task with its pictures corrupted. `loss_correlation` compares label-free losses with the true one.
-    `heads` is a folder of TASK.safetensors that replaces the suite's heads, `map` says how files name tensors
-    (`FROM* = TO*`). `manifests` are what folders of `adapt` will say of themselves, where that is not written yet.
-    `baseline` is an earlier report that this one is to be compared with: what cannot be is found out before the work.
+    `checkpoints` are files, folders, quoted globs or `name=path`, and the words `base` and `experts` (each task's
+    own expert on its task); or a mapping from names to paths or state dicts. Scores are normalised by the experts'
+    if these are evaluated in the same run: `experts` is among the checkpoints, or `cross`, `compare` or
+    `loss_correlation` needs them. `limit` takes that many items of each split, drawn with `seed`. `cross` scores
+    every expert with every task's head on that task's data. `compare="experts"` counts what the expert gets right
+    and a checkpoint wrong, and the other way round. `corrupt` adds every task with its pictures corrupted.
+    `loss_correlation` compares label-free losses with the true one. `heads` is a folder of TASK.safetensors that
+    replaces the suite's heads, `map` says how files name tensors (`FROM* = TO*`). `manifests` are what folders of
+    `adapt` will say of themselves, where that is not written yet. `baseline` is an earlier report that this one is to
+    be compared with: what cannot be is found out before the work.
 
     Raises a TaskmergeError: UsageError for wrong options or a wrong suite, BadFile for what cannot be read, Mismatch
     for checkpoints or heads that do not fit and for a baseline of something else, NotEnough for too little memory,
@@ -82,8 +86,8 @@ def evaluate(
     started = time.perf_counter()
     whole = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
     _check(compare, limit, batch_size, severity, seed)
-    corrupted = corruptions(_names(corrupt), severity)
-    picked = replace(whole, tasks=chosen(whole, None if tasks is None else _names(tasks), split))
+    corrupted = corruptions(read.names(corrupt or (), "--corrupt"), severity)
+    picked = replace(whole, tasks=chosen(whole, None if tasks is None else read.names(tasks, "--tasks"), split))
     notes = list(picked.notes)
     loading = LoadOptions(
         resolve=resolve, limit=limit, seed=seed, skip_bad=skip_bad, cache=Path(cache) if cache else None,
@@ -101,7 +105,10 @@ def evaluate(
                 tasks=[task.name for task in picked.tasks],
                 conditions=[(None, None), *((corruption.name, corruption.severity) for corruption in corrupted)],
             )  # fmt: skip
-        place, backbone = device_for(device), build(picked.backbone, resolve=resolve, renamings=_names(map))
+        place, backbone = (
+            device_for(device),
+            build(picked.backbone, resolve=resolve, renamings=read.globs(map or (), "--map")),
+        )
         given = Heads(picked, backbone, place, stack, Path(heads) if heads else None, allow_pickle, notes.append)
         forward = Forward(backbone, place, batch_size, given.base, progress or unwatched, notes.append)
         check_encoders(opened, backbone, given.base)
@@ -114,9 +121,9 @@ def evaluate(
     return report_of(asked, findings, notes, _timing(forward, time.perf_counter() - started))
 
 
-def device_for(name: str) -> torch.device:
+def device_for(name: str | torch.device) -> torch.device:
     """The device that encoders run on; `auto` is a GPU where there is one."""
-    return named_device(name, accelerate=True)
+    return named_device(read.spelled(name, "--device"), accelerate=True)
 
 
 # --- from portions of data to judged outputs -------------------------------------------------------------------
@@ -204,21 +211,16 @@ def _scored(
 # --- words -----------------------------------------------------------------------------------------------------
 
 
-def _names(given: str | Sequence[str]) -> Sequence[str]:
-    """One name is a list of one."""
-    return [given] if isinstance(given, str) else given
-
-
 def _check(compare: str | None, limit: int | None, batch_size: int, severity: int, seed: int) -> None:
     """Options whose values the types do not check."""
     if compare not in (None, "experts"):
         raise UsageError(f"`{compare}` cannot be compared with", where="--compare", hint="it takes `experts`")
     for flag, value in (("--limit", limit), ("--batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise UsageError(f"{value} items cannot be taken", where=flag, hint="give 1 or more")
-    if not 1 <= severity <= 5:
+        if value is not None:
+            read.items(value, flag)
+    if not 1 <= read.whole(severity, "--severity") <= 5:
         raise UsageError(f"there is no severity {severity}", where="--severity", hint="give 1 to 5")
-    if seed < 0:
+    if read.whole(seed, "--seed") < 0:
         raise UsageError(f"{seed} is no seed", where="--seed", hint="give 0 or more")
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.held import Place
 from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.quantised import read_config
 from taskmerge.checkpoint.weights import default_name
@@ -42,7 +43,7 @@ class AdapterSource:
     cut: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
-        self, task: str, path: Path, base: Source, *, allow_pickle: bool = False, renamings: Sequence[Renaming] = ()
+        self, task: str, path: Place, base: Source, *, allow_pickle: bool = False, renamings: Sequence[Renaming] = ()
     ) -> None:
         """Opens headers only. `BadFile` for what is not plain LoRA, `Mismatch` for what has no place in the base."""
         self.task = task
@@ -99,6 +100,10 @@ class AdapterSource:
     @property
     def folder(self) -> Path | None:
         return self._file.folder
+
+    @property
+    def home(self) -> Path | None:
+        return self._file.home
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -187,9 +192,10 @@ class AdapterSource:
 
 def base_names(base: Source) -> set[str]:
     """What a base may be called, in small letters: its folder or file, the name in its config.json, its hub's."""
+    if base.home is None:
+        return set()
     place = Path(base.where).absolute()
-    folder = base.folder or place.parent
-    config = read_config(folder) or {}
+    config = read_config(base.home) or {}
     names = {default_name(place), Path(str(config.get("_name_or_path") or "")).name}
     names |= {part.split("--")[-1] for part in place.parts if part.startswith("models--")}
     return {name.casefold() for name in names if name and not GENERIC.fullmatch(name.casefold())}

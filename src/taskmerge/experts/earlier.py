@@ -7,6 +7,7 @@ from pathlib import Path
 from shlex import quote
 
 from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.checkpoint.held import Held, Place
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import SHARD
 from taskmerge.errors import Mismatch, TaskmergeError, UsageError
@@ -41,6 +42,13 @@ def _kind_of(path: Path, allow_pickle: bool) -> object:
             return (provenance_of(checkpoint) or {}).get("kind", "")
     except TaskmergeError:  # cannot be merged either
         return "merge"
+
+
+def same_place(first: Place, second: Place) -> bool:
+    """Whether two inputs are one: a file, or a state dict in memory."""
+    if isinstance(first, Held) or isinstance(second, Held):
+        return isinstance(first, Held) and isinstance(second, Held) and first.tensors is second.tensors
+    return same_file(first, second)
 
 
 def same_file(first: Path, second: Path) -> bool:

@@ -1,19 +1,18 @@
 """Turns arguments into experts and a base: paths, globs and names become open sources in canonical order."""
 
 import fnmatch
-import glob
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taskmerge.checkpoint.checkpoint import open_checkpoint, open_plain
+from taskmerge.checkpoint.checkpoint import checked_plain, open_checkpoint
+from taskmerge.checkpoint.held import Held, Place, open_place
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
-from taskmerge.errors import BadFile, Mismatch, UsageError, listed, nearest
+from taskmerge.errors import Mismatch, UsageError, listed, nearest
 from taskmerge.experts.adapters import AdapterSource
-from taskmerge.experts.earlier import earlier_result, is_own_output, same_file
+from taskmerge.experts.arguments import Arguments, existing, named
+from taskmerge.experts.earlier import earlier_result, is_own_output, same_place
 from taskmerge.experts.factors import VectorSource
 from taskmerge.experts.lora_files import open_adapter
 from taskmerge.experts.lora_names import beside, is_adapter, whole_files
@@ -22,8 +21,6 @@ from taskmerge.experts.sources import CheckpointSource, Source
 from taskmerge.experts.wording import in_one_dialect
 from taskmerge.specs.renaming import Renaming, parse_renaming
 
-REPOSITORY = re.compile(r"(?:hf:/+)?([\w.-]+/[\w-][\w.-]*)(?<!\.safetensors)(?<!\.json)(?<!\.bin)(?<!\.pt)")
-"""What a hub's repository is called, and no file of weights."""
 MERGED = ("merge", "task")
 """What taskmerge writes merged checkpoints as: whole ones, and those of one task."""
 
@@ -35,7 +32,7 @@ class InputOptions:
     are the kinds of files that it may replace although they are among the inputs: what the same command wrote before.
     `told` are notes on where the inputs come from."""
 
-    base: Path | None = None
+    base: Place | None = None
     base_rule: str = "--base"
     keep_base: bool = False
     skip_input: tuple[str, ...] = ()
@@ -83,80 +80,35 @@ class Inputs:
 class _Found:
     """Inputs while they are being sorted out."""
 
-    paths: dict[str, Path] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
-def resolve(arguments: Sequence[str | Path] | Mapping[str, str | Path], options: InputOptions) -> Inputs:
+def resolve(arguments: Arguments, options: InputOptions) -> Inputs:
     """Opens all inputs (headers only) and finds the base; `UsageError`, `BadFile` or `Mismatch` where that fails."""
     sorting = _Found(notes=list(options.told))
-    given = [(task, path) for task, path in named(arguments) if not _left_out(path, options, sorting)]
+    given = [(task, place) for task, place in named(arguments) if not _left_out(place, options, sorting)]
     base, rule = named_base(given, several=options.keep_base) if options.base is None else (None, options.base_rule)
     if options.base is not None:
-        base = _existing(options.base)
-    if base is not None:
+        base = existing(options.base)
+    if isinstance(base, Path):
         is_own_output(base, options.outputs, (), allow_pickle=options.allow_pickle)
-    for task, path in given:
-        if base is not None and same_file(path, base) and not options.keep_base:
-            sorting.notes.append(f"{path} is the base ({rule}) and is not merged as an expert (--keep-base does)")
+    for task, place in given:
+        if base is not None and same_place(place, base) and not options.keep_base:
+            sorting.notes.append(f"{place} is the base ({rule}) and is not merged as an expert (--keep-base does)")
             continue
-        if is_base(task, path) and not options.keep_base:
+        if is_base(task, place) and not options.keep_base:
             sorting.warnings.append(
-                f"{path} is merged as an expert, though it is named like a base (--skip-input leaves it out)"
+                f"{place} is merged as an expert, though it is named like a base (--skip-input leaves it out)"
             )
-        if task in sorting.paths:
+        if task in sorting.places:
             raise UsageError(
-                f"two inputs are named `{task}`: {sorting.paths[task]} and {path}", where=str(path),
-                hint=f"name one of them, such as `other={path}`",
+                f"two inputs are named `{task}`: {sorting.places[task]} and {place}", where=str(place),
+                hint=f"name one of them, such as `other={place}`",
             )  # fmt: skip
-        sorting.paths[task] = path
+        sorting.places[task] = place
     return _opened(sorting, base, options)
-
-
-# --- names -----------------------------------------------------------------------------------------------------
-
-
-def named(arguments: Sequence[str | Path] | Mapping[str, str | Path]) -> list[tuple[str, Path]]:
-    """(task, path) for every argument; an argument that exists is a path even with `=` in it."""
-    if isinstance(arguments, str | Path):
-        arguments = [arguments]
-    if isinstance(arguments, Mapping):
-        return [(_task(task, str(path)), _existing(Path(path))) for task, path in arguments.items()]
-    named = []
-    for argument in arguments:
-        text = str(argument)
-        if os.path.exists(text):
-            named.append((_default(Path(text)), Path(text)))
-        elif "=" in text:
-            task, _, path = text.partition("=")
-            named.append((_task(task, text), _existing(Path(path))))
-        elif glob.has_magic(text):
-            paths = sorted(glob.glob(text))
-            if not paths:
-                raise BadFile("no file matches", where=text, hint="check the pattern and the working directory")
-            named += [(_default(Path(path)), Path(path)) for path in paths]
-        else:
-            named.append((_default(Path(text)), _existing(Path(text))))
-    return named
-
-
-def _default(path: Path) -> str:
-    """The name that a path gives its task."""
-    name = default_name(path)
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # the file's name is not UTF-8, as metadata must be
-        shown = name.encode("unicode_escape").decode()
-        raise UsageError(f"`{shown}` is no name of a task", where=shown, hint="name it: `mnist=PATH`") from None
-    return name
-
-
-def _task(name: str, where: str) -> str:
-    """A task's name, which is part of the names of files and of folders."""
-    if not name or name.startswith(".") or any(sign in "/\\\0" for sign in name):
-        raise UsageError(f"`{name}` is no name of a task", where=where, hint="use letters and digits: `mnist=PATH`")
-    return name
 
 
 def _named(path: Path, glob: str) -> bool:
@@ -164,39 +116,10 @@ def _named(path: Path, glob: str) -> bool:
     return any(name == glob or fnmatch.fnmatch(name, glob) for name in (str(path), path.name))
 
 
-def _existing(path: Path) -> Path:
-    """The path if there is something; the nearest name in its folder is the hint."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise BadFile(f"cannot be opened: {reason}", where=str(path), hint="check path and permissions") from error
-    else:
-        return path
-    raise BadFile("there is no such file", where=str(path), hint=_elsewhere(path))
-
-
-def _elsewhere(path: Path) -> str:
-    """Where what is not there may be: a name nearby, or a hub's repository that the path looks like."""
-    if close := nearest(path.name, _beside(path)):
-        return f"did you mean `{path.with_name(close)}`?"
-    if (named := REPOSITORY.fullmatch(str(path))) and not path.parent.is_dir():
-        return f"if it is on a hub, `hf download {named[1]} --local-dir {path.name}` fetches it; then name {path.name}"
-    return "check the path"
-
-
-def _beside(path: Path) -> list[str]:
-    """The other names in a path's folder, where it can be listed."""
-    try:
-        return sorted({entry.name for entry in path.parent.iterdir()} - {path.name})
-    except OSError:
-        return []
-
-
-def _left_out(path: Path, options: InputOptions, sorting: _Found) -> bool:
+def _left_out(path: Place, options: InputOptions, sorting: _Found) -> bool:
     """Whether an input is skipped: by --skip-input, or because this run will overwrite it."""
+    if isinstance(path, Held):
+        return False
     if any(_named(path, glob) for glob in options.skip_input):
         sorting.notes.append(f"left out {path} (--skip-input)")
         return True
@@ -209,29 +132,29 @@ def _left_out(path: Path, options: InputOptions, sorting: _Found) -> bool:
 # --- opening ---------------------------------------------------------------------------------------------------
 
 
-def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> Inputs:
+def _opened(sorting: _Found, base_place: Place | None, options: InputOptions) -> Inputs:
     """Opens what is left, in canonical order, and sets earlier results aside."""
     base: CheckpointSource | None = None
-    if base_path is not None:
-        if is_adapter(base_path) and not whole_files(base_path):
+    if base_place is not None:
+        if is_adapter(base_place) and not (isinstance(base_place, Path) and whole_files(base_place)):
             hint = "name the checkpoint that it was trained on"
-            raise Mismatch("is an adapter, which changes a base and is none", where=str(base_path), hint=hint)
-        checkpoint = open_plain(base_path, allow_pickle=options.allow_pickle)
+            raise Mismatch("is an adapter, which changes a base and is none", where=str(base_place), hint=hint)
+        checkpoint = checked_plain(open_place(base_place, allow_pickle=options.allow_pickle))
         base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix, renamings=options.renamings)
         sorting.notes += base.notes
-        sorting.warnings += [*base.warnings, *_odd(base_path, base)]
+        sorting.warnings += [*base.warnings, *_odd(base_place, base)]
     experts: dict[str, Source] = {}
     earlier: list[str] = []
     origins: dict[tuple[str, ...], str] = {}
-    for task, path in sorted(sorting.paths.items()):
-        source = _open(task, path, base, options, origins)
+    for task, place in sorted(sorting.places.items()):
+        source = _open(task, place, base, options, origins)
         sorting.notes += source.notes
-        sorting.warnings += [*source.warnings, *_odd(path, source)]
+        sorting.warnings += [*source.warnings, *_odd(place, source)]
         if source.record.get("kind") in MERGED and not options.allow_merged:
             earlier.append(source.task)
         if source.task in experts:
             raise UsageError(
-                f"two inputs are named `{source.task}`", where=str(path), hint="name one of them: `other=PATH`"
+                f"two inputs are named `{source.task}`", where=str(place), hint="name one of them: `other=PATH`"
             )
         experts[source.task] = source
     _check_names(options, [*([base] if base else []), *experts.values()])
@@ -247,12 +170,13 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
 
 
 def _open(
-    task: str, path: Path, base: CheckpointSource | None, options: InputOptions, origins: dict[tuple[str, ...], str]
+    task: str, place: Place, base: CheckpointSource | None, options: InputOptions, origins: dict[tuple[str, ...], str]
 ) -> Source:
     """One expert as a source; `origins` keeps digests of the base."""
-    if is_adapter(path):
-        return _adapter(task, path, base, options)
-    checkpoint = open_plain(path, allow_pickle=options.allow_pickle)
+    if is_adapter(place):
+        return _adapter(task, place, base, options)
+    checkpoint = checked_plain(open_place(place, allow_pickle=options.allow_pickle))
+    path = checkpoint.path
     record = provenance_of(checkpoint) or {}
     if record.get("kind") in ("vector", "factors"):
         task = str(record.get("task", task)) if task == default_name(path) else task
@@ -261,29 +185,29 @@ def _open(
     return CheckpointSource(task, checkpoint, prefix=options.strip_prefix, record=record, renamings=options.renamings)
 
 
-def _odd(path: Path, source: Source) -> list[str]:
+def _odd(place: Place, source: Source) -> list[str]:
     """What a careful user would want to know about one input: files left aside, tensors without elements, an adapter
     that was trained on another base."""
     adapter = isinstance(source, AdapterSource)
-    left = beside(path, adapter=adapter)
+    left = beside(place, adapter=adapter) if isinstance(place, Path) else None
     empty = [] if adapter else [name for name, spec in source.specs.items() if spec.shape == (0,) and "." in name]
     found = [left] if left else []
     if empty:
         found.append(
-            f"{path}: {len(empty)} tensors have no elements (shape [0]), such as DeepSpeed's ZeRO-3 leaves in place of "
-            f"weights: {listed(empty)}"
+            f"{place}: {len(empty)} tensors have no elements (shape [0]), such as DeepSpeed's ZeRO-3 leaves in place "
+            f"of weights: {listed(empty)}"
         )
     other = source.other_base() if isinstance(source, AdapterSource) else None
     return [*found, *([other] if other else [])]
 
 
-def _adapter(task: str, path: Path, base: CheckpointSource | None, options: InputOptions) -> Source:
+def _adapter(task: str, place: Place, base: CheckpointSource | None, options: InputOptions) -> Source:
     """An adapter over the base; without one, the complaint says which it was trained on."""
     if base is None:
-        adapter = open_adapter(path, allow_pickle=options.allow_pickle)
+        adapter = open_adapter(place, allow_pickle=options.allow_pickle)
         adapter.checkpoint.close()
-        base = needed_base(base, path, "is a LoRA adapter, and holds differences from a base", adapter.trained_on)
-    return AdapterSource(task, path, base, allow_pickle=options.allow_pickle, renamings=options.renamings)
+        base = needed_base(base, place, "is a LoRA adapter, and holds differences from a base", adapter.trained_on)
+    return AdapterSource(task, place, base, allow_pickle=options.allow_pickle, renamings=options.renamings)
 
 
 def _in_one_dialect(

@@ -10,6 +10,7 @@ from typing import Any
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.held import Held, Place, open_held
 from taskmerge.checkpoint.weights import SAFE_ENDING
 from taskmerge.documents import parse_json
 from taskmerge.errors import BadFile, Mismatch, listed
@@ -23,11 +24,18 @@ METADATA = "lora_adapter_metadata"
 PLAIN = "bring it to the form of plain LoRA with the tool that wrote it, or fold it into its base there"
 
 
-def open_adapter(path: Path, *, allow_pickle: bool = False) -> Adapter:
-    """Opens an adapter (headers only): peft's folder, or a file of factors, whose configuration may lie beside it.
+def open_adapter(place: Place, *, allow_pickle: bool = False) -> Adapter:
+    """Opens an adapter (headers only): peft's folder, or a file of factors, whose configuration may lie beside it; or
+    factors in memory.
 
     `BadFile` names whatever of peft's is not plain LoRA, `Mismatch` whatever of others.
     """
+    if isinstance(place, Held):
+        return lone_adapter(Path(str(place)), open_held(place))
+    return _open_file(place, allow_pickle)
+
+
+def _open_file(path: Path, allow_pickle: bool) -> Adapter:
     folder = path if os.path.isdir(path) else path.parent
     if os.path.isdir(path) and not adapter_files(path):
         (path,) = (file for file in path.iterdir() if file.name.endswith(SAFE_ENDING) and file.name[0] != ".")

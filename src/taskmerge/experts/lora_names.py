@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from taskmerge.checkpoint.header import LENGTH_BYTES, MAX_HEADER, read_header
+from taskmerge.checkpoint.held import Held, Place
 from taskmerge.documents import open_regular
 from taskmerge.errors import BadFile
 
@@ -78,12 +79,19 @@ def only_factors(names: Collection[str]) -> bool:
 # --- what a path is --------------------------------------------------------------------------------------------
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a path is an adapter: peft's folder, the weight file in it, or a file of nothing but factors.
+def is_adapter(place: Place) -> bool:
+    """Whether a path is an adapter: peft's folder, the weight file in it, or a file (or state dict) of nothing but
+    factors.
 
     A folder that has a whole model's weights too is one if it has both files of an adapter (`beside` says what is left
     aside). False where nobody may look.
     """
+    if isinstance(place, Held):
+        return only_factors([name for name in place.tensors if isinstance(name, str)])
+    return _is_adapter(place)
+
+
+def _is_adapter(path: Path) -> bool:
     if os.path.isdir(path):
         own = adapter_files(path)
         if own:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
+from taskmerge.checkpoint.held import Held, Place
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
 from taskmerge.errors import BadFile, Mismatch, UsageError
@@ -13,21 +14,28 @@ from taskmerge.experts.sources import CheckpointSource, Source
 BASE_NAMES = ("base", "pretrained", "zeroshot")
 
 
-def named_base(given: Sequence[tuple[str, Path]], *, several: bool = False) -> tuple[Path | None, str]:
-    """The one input (task, path) that calls itself the base, and by what name; `several`: the first of them."""
-    called = {path.resolve(): (task, path) for task, path in given if is_base(task, path)}
+def named_base(given: Sequence[tuple[str, Place]], *, several: bool = False) -> tuple[Place | None, str]:
+    """The one input (task, place) that calls itself the base, and by what name; `several`: the first of them."""
+    called = {_key(place): (task, place) for task, place in given if is_base(task, place)}
     if len(called) > 1 and not several:
-        paths = " and ".join(str(path) for _, path in called.values())
+        places = " and ".join(str(place) for _, place in called.values())
         raise UsageError(
-            f"several inputs call themselves the base: {paths}", where="--base", hint="`--base FILE` says which it is"
+            f"several inputs call themselves the base: {places}", where="--base", hint="`--base FILE` says which it is"
         )
-    for task, path in called.values():
-        return path, f"its name is `{task}`"
+    for task, place in called.values():
+        return place, f"its name is `{task}`"
     return None, ""
 
 
-def is_base(task: str, path: Path) -> bool:
+def _key(place: Place) -> object:
+    """What tells one input from another."""
+    return id(place.tensors) if isinstance(place, Held) else place.resolve()
+
+
+def is_base(task: str, path: Place) -> bool:
     """Whether an input calls itself the base, or is the centre that `vectors` wrote beside centred task vectors."""
+    if isinstance(path, Held):
+        return task.lower() in BASE_NAMES
     names = {task.lower(), default_name(path).lower()}
     if "centre" in names and path.is_file() and not names & set(BASE_NAMES):
         with open_checkpoint(path) as checkpoint:
@@ -36,12 +44,12 @@ def is_base(task: str, path: Path) -> bool:
 
 
 def needed_base(
-    base: CheckpointSource | None, path: Path, what: str = "holds differences from a base", said: str | None = None
+    base: CheckpointSource | None, place: Place, what: str = "holds differences from a base", said: str | None = None
 ) -> CheckpointSource:
-    """The base, which the differences at `path` mean nothing without; `said` is what they themselves call it."""
+    """The base, which the differences at `place` mean nothing without; `said` is what they themselves call it."""
     if base is None:
         hint = "name that base: `--base FILE`" + (f" (it says that it was trained on `{said}`)" if said else "")
-        raise UsageError(f"{path} {what}", where="--base", hint=hint)
+        raise UsageError(f"{place} {what}", where="--base", hint=hint)
     return base
 
 

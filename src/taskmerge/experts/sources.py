@@ -119,6 +119,11 @@ class Source(Protocol):
         ...
 
     @property
+    def home(self) -> Path | None:
+        """That folder, or the one that its file lies in; None of what is in memory."""
+        ...
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """How it is read, where that is not as it is stored."""
         ...
@@ -206,6 +211,10 @@ class CheckpointSource:
     @property
     def folder(self) -> Path | None:
         return self.checkpoint.folder
+
+    @property
+    def home(self) -> Path | None:
+        return self.checkpoint.home
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -38,4 +38,4 @@ def read_like(
 
 def config_of(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     """The config.json beside a checkpoint."""
-    return read_config(checkpoint.folder or checkpoint.files[0].parent)
+    return read_config(checkpoint.home)

@@ -1,6 +1,6 @@
 """A merge done again from its recipe, and how a file that it once wrote stands to what comes of it now."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.companions import Change
+from taskmerge.checkpoint.held import Place
 from taskmerge.checkpoint.provenance import SEAL, metadata, sealed
 from taskmerge.checkpoint.written import home_of
 from taskmerge.errors import listed
@@ -36,7 +37,7 @@ OTHERWISE = "another type of CPU: its code rounds otherwise"
 class Again:
     """A merge that can be done again: its experts, the keywords of `merge`, and a folder for what comes of it."""
 
-    inputs: Mapping[str, Path]
+    inputs: Mapping[str, Place]
     keywords: Mapping[str, Any]
     folder: Path
 
@@ -59,6 +60,8 @@ def compared(checkpoint: Checkpoint, found: Verification, again: Again) -> Verif
         if elsewhere and changed:
             rounded, changed = _rounded(checkpoint, right, again, plan, changed)
     heads = head_changes(again.folder / HEADS, heads_folder(home_of(checkpoint), is_folder=True))
+    unsaid = _unsaid(record)
+    fresh = _without(fresh, unsaid)
     changes = [*_tensor_changes(checkpoint, changed), *_record_changes(checkpoint, record, fresh), *heads]
     own = {key: record[key] for key in ("files",) if key in record}
     same = checkpoint.metadata == metadata(sealed({**fresh, **own})) and not (rounded.bits or changed)
@@ -66,7 +69,8 @@ def compared(checkpoint: Checkpoint, found: Verification, again: Again) -> Verif
         found, replayed=True, same_file=found.same_file and same and not changes, changed=(*found.changed, *changes),
         files=(*found.files, *sorted(f"{HEADS}/{file.name}" for file in (again.folder / HEADS).glob("*"))),
         numbers=sum(spec.numel for spec in checkpoint.stored.values()), entries=rounded.entries,
-        last_bits=rounded.bits, elsewhere=elsewhere, notes=(*_notes(record, fresh, elsewhere, rounded), *found.notes),
+        last_bits=rounded.bits, elsewhere=elsewhere,
+        notes=(*_notes(record, fresh, elsewhere, rounded, unsaid), *found.notes),
     )  # fmt: skip
 
 
@@ -116,6 +120,17 @@ def _terms(plan: Plan) -> dict[str, int]:
     }
 
 
+def _unsaid(record: Mapping[str, Any]) -> list[str]:
+    """The options of which a recipe says null: the method's usual value ran, which is written down now."""
+    return [name for name, value in record["recipe"].get("options", {}).items() if value is None]
+
+
+def _without(record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """A record whose recipe says null of these options."""
+    recipe = record["recipe"]
+    return {**record, "recipe": {**recipe, "options": {**recipe["options"], **dict.fromkeys(names)}}}
+
+
 def _tensor_changes(checkpoint: Checkpoint, names: list[str]) -> list[Change]:
     """The weight files whose tensors are not what the recipe gives; what no file has, the first lacks."""
     total = len(checkpoint.stored)
@@ -136,9 +151,12 @@ def _record_changes(checkpoint: Checkpoint, record: Mapping[str, Any], fresh: Ma
 
 
 def _notes(
-    record: Mapping[str, Any], fresh: Mapping[str, Any], elsewhere: tuple[str, ...], rounded: LastBits
-) -> list[str]:
+    record: Mapping[str, Any], fresh: Mapping[str, Any], elsewhere: tuple[str, ...], rounded: LastBits,
+    unsaid: Sequence[str],
+) -> list[str]:  # fmt: skip
     """What differs without being a change."""
     old, new = record.get("version"), fresh.get("version")
     notes = [f"merged by taskmerge {old}, replayed by {new}: another header"] if old != new else []
+    if unsaid:
+        notes.append(f"its record does not say which {listed(unsaid)} ran, as older versions wrote it: another header")
     return notes if rounded.bits or not elsewhere else [*notes, f"{'; '.join(elsewhere)}: the same bytes all the same"]

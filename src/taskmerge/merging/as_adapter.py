@@ -165,7 +165,7 @@ def merge_as_adapter(request: Request, ahead: Ahead | None = None) -> MergeRecei
             what = "the merge changes no matrix of the base: there is no adapter to write"
             raise Mismatch(what, where=base.where, hint="are the experts fine-tunings of this base?")
         warnings = idle(rows)
-        recipe = request.spec.recipe(prepared.points[0].point)
+        recipe = request.spec.recipe(prepared.points[0].values)
         record = provenance(__version__, recipe, plan, rows, warnings)
         sidecars = {CONFIG: (json.dumps(_config(found, prepared), indent=2, sort_keys=True) + "\n").encode()}
         record |= {"kind": "adapter", "rank": found.rank, "lost_energy": found.lost, "files": described(sidecars)}
@@ -246,9 +246,14 @@ def _config(found: Factored, prepared: Prepared) -> dict[str, Any]:
     return {
         "peft_type": "LORA", "r": usual, "lora_alpha": usual, "rank_pattern": own, "alpha_pattern": own,
         "target_modules": sorted(ranks), "fan_in_fan_out": turned, "bias": "none", "lora_dropout": 0.0,
-        "inference_mode": True, "base_model_name_or_path": base or (named[0] if named else Path(found.base.where).name),
+        "inference_mode": True, "base_model_name_or_path": base or (named[0] if named else _called(found.base)),
         "task_type": kinds.pop() if len(kinds) == 1 else None,
     }  # fmt: skip
+
+
+def _called(base: Source) -> str:
+    """The name of a base's file or folder; `base` in memory."""
+    return base.task if base.home is None else Path(base.where).name
 
 
 def _told(found: Factored) -> tuple[list[str], list[str]]:

@@ -54,7 +54,7 @@ def licence_warnings(inputs: Inputs) -> list[str]:
 
 
 def _card(source: Source) -> Card:
-    return read_card(source.folder or Path(source.where).parent)
+    return Card({}, (), None) if source.home is None else read_card(source.home)
 
 
 def _name(source: Source) -> str:

@@ -17,17 +17,19 @@ GROWTH = 120 << 20  # bytes of library code that the first factorisations page i
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a run may use: its workers, the limit of --max-memory, and what the process holds and held, all in bytes."""
+    """What a run may use: its workers, the limit of --max-memory, and what the process holds and held, all in bytes.
+    `keeps`: its results stay in memory."""
 
     workers: int
     limit: int | None
     resident: int
     peak: int
+    keeps: bool = False
 
 
-def budget(threads: int | None, max_memory: int | None) -> Budget:
+def budget(threads: int | None, max_memory: int | None, *, keeps: bool = False) -> Budget:
     """The budget of this process, which gives back what it holds without need."""
-    return Budget(threads or cores(), max_memory, settled_memory() + GROWTH, peak_memory())
+    return Budget(threads or cores(), max_memory, settled_memory() + GROWTH, peak_memory(), keeps)
 
 
 def costed(
@@ -39,19 +41,28 @@ def costed(
     `side_by_side` are matrices of which so many components of every task are held at once. `NotEnough` where the
     promise of --max-memory cannot be kept.
     """
-    held = side_by_side or {}
+    beside = side_by_side or {}
     jobs = tuple(
-        replace(job, memory=_memory(job, tasks, item) + item * tasks * _triplets(job, held.get(job.name, 0)))
+        replace(job, memory=_memory(job, tasks, item) + item * tasks * _triplets(job, beside.get(job.name, 0)))
         for job in jobs
     )
-    specs = [(source.specs, output.name) for job in jobs for output in job.outputs for source in sources]
-    read = sum(part.nbytes for held, name in specs if name in held for part in held[name].stored)
+    read = sum(
+        part.nbytes
+        for source in sources
+        for job in jobs
+        for output in job.outputs
+        if output.name in source.specs
+        for part in source.specs[output.name].stored
+    )
     written = outputs * sum(math.prod(out.shape) * itemsize(out.dtype) for job in jobs for out in job.outputs)
     heaviest = max(jobs, key=lambda job: job.memory)
+    if allowed.keeps:
+        allowed, written = replace(allowed, resident=allowed.resident + written), 0
     promised = ALLOWANCE + (tasks + 4) * item * max(job.numel for job in jobs)
+    held = GROWTH if allowed.keeps else allowed.resident  # the promise is not about what others hold in their process
     in_flight = min(
         sum(sorted((job.memory for job in jobs), reverse=True)[: allowed.workers]),
-        max(heaviest.memory, promised - allowed.resident),
+        max(heaviest.memory, promised - held),
     )
     if allowed.limit is not None:
         _check_limit(heaviest, allowed.limit, max(allowed.peak, allowed.resident + heaviest.memory))

@@ -6,24 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.errors import UsageError
-from taskmerge.merging.options import Arguments, grid
+from taskmerge.experts.arguments import Arguments
+from taskmerge.merging.options import grid
 from taskmerge.merging.replay import replayed, with_learned
-from taskmerge.specs.load import Recipe, load_recipe
+from taskmerge.specs.load import Recipe, load_recipe, parse_recipe
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.paths import beside
 
 
-def from_recipe(path: Path, inputs: Arguments, keywords: Mapping[str, Any]) -> tuple[Arguments, dict[str, Any]]:
-    """Inputs and keywords of `merge`, completed by the recipe at `path`: a YAML file, or a merged checkpoint.
+def from_recipe(
+    said: Path | Mapping[str, Any], inputs: Arguments, keywords: Mapping[str, Any]
+) -> tuple[Arguments, dict[str, Any]]:
+    """Inputs and keywords of `merge`, completed by a recipe: a YAML file, what one would hold, or a merged checkpoint.
 
-    The paths in a YAML file are relative to it; the experts of a merged checkpoint are found again by content. Raises
-    `UsageError` for a wrong recipe, `BadFile` for what cannot be read or found.
+    The paths in a YAML file are relative to it, those in a mapping to the working directory; the experts of a merged
+    checkpoint are found again by content. Raises `UsageError` for a wrong recipe, `BadFile` for what cannot be read or
+    found.
     """
-    if _is_merged(path):
-        again, replay = replayed(path, inputs, allow_pickle=bool(keywords.get("allow_pickle")))
+    if isinstance(said, Path) and _is_merged(said):
+        again, replay = replayed(said, inputs, allow_pickle=bool(keywords.get("allow_pickle")))
         decided = {"qkv": MergeSpec().qkv, "heads": MergeSpec().heads}  # no suite decides it again
         return again, {**decided, **replay, **keywords}
-    recipe, folder = load_recipe(path), path.parent
+    recipe = load_recipe(said) if isinstance(said, Path) else parse_recipe(said, "recipe")
+    folder = said.parent if isinstance(said, Path) else Path()
     completed = {**with_learned(recipe.shape, folder), **_options(recipe, {**recipe.shape, **keywords})}
     if recipe.weights:
         completed["weights"] = dict(recipe.weights)

@@ -5,16 +5,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from taskmerge.checkpoint.checkpoint import open_checkpoint
+from taskmerge.checkpoint.held import open_place
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import TaskmergeError, UsageError, listed
+from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.compare import mending_prefix, selected
 from taskmerge.experts.earlier import same_file
-from taskmerge.experts.inputs import named
 from taskmerge.experts.lora_names import is_adapter
 from taskmerge.merging.heads import FOLDER, heads_folder
-from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import is_folder
 from taskmerge.specs.heads import head_names
 from taskmerge.specs.merge import MergeSpec
@@ -65,12 +64,12 @@ def _headers(inputs: Arguments, *, allow_pickle: bool) -> dict[str, Names | None
     What cannot be read is left out: whoever opens it to be merged says why.
     """
     headers: dict[str, Names | None] = {}
-    for task, path in named(inputs):
+    for task, place in named(inputs):
         with suppress(TaskmergeError):
-            if is_adapter(path):
+            if is_adapter(place):
                 headers[task] = None
                 continue
-            with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
+            with open_place(place, allow_pickle=allow_pickle) as checkpoint:
                 plain = (provenance_of(checkpoint) or {}).get("kind") not in ("vector", "factors")
                 headers[task] = frozenset(checkpoint.specs) if plain else None
     return headers

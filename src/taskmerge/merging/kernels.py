@@ -16,11 +16,11 @@ from taskmerge.merging.plan import TensorJob
 from taskmerge.methods.checks import check_result
 from taskmerge.methods.contract import Method
 from taskmerge.methods.kernel import Kernel, accepted
-from taskmerge.methods.options import Value, bind
+from taskmerge.methods.options import Value, bind, settled
 from taskmerge.numerics.selection import Scan
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.seeds import uniform_at
-from taskmerge.specs.merge import MergeSpec
+from taskmerge.specs.merge import SCALE, MergeSpec
 
 Handed = Mapping[str, Any]
 """What the engine knows of a slice, by the names that kernels ask for it (`methods/kernel.py`)."""
@@ -28,12 +28,16 @@ Handed = Mapping[str, Any]
 
 @dataclass
 class BoundPoint:
-    """One point of the grid: every method of the chain with its options and, after the first pass, its statistic."""
+    """One point of the grid: every method of the chain with its options and, after the first pass, its statistic.
+
+    `point` are the values that were given, `values` those that run, of all options by the names that they go by.
+    """
 
     chain: tuple[Method, ...]
     options: tuple[dict[str, Value], ...]
     factor: Callable[..., float] | None
     point: Mapping[str, Value]
+    values: Mapping[str, Value]
     alone: bool
     shared: WeakKeyDictionary[TaskMatrices, tuple[str, object]] = field(default_factory=WeakKeyDictionary)
     statistics: list[object] = field(default_factory=list)
@@ -149,23 +153,31 @@ def _call(method: Method, kernel: Kernel, data: Any, handed: Handed, like: Tenso
     return check_result(method, kernel(data, **accepted(kernel, handed)), like)
 
 
-def bind_points(spec: MergeSpec) -> list[BoundPoint]:
-    """All points of the grid, bound; under --lines a method's own coefficient is 1 unless it was given."""
+def bind_points(spec: MergeSpec, tasks: int | None = None) -> list[BoundPoint]:
+    """All points of the grid, bound, with the numbers that run on so many tasks where these are known; under --lines a
+    method's own coefficient is 1 unless it was given."""
     chain, members = spec.chain(), spec.members()
     by_depth = members[-1][0].factor if spec.lines else None
     bound: list[BoundPoint] = []
     shared: WeakKeyDictionary[TaskMatrices, tuple[str, object]] = WeakKeyDictionary()
     for point in spec.points():
-        given = [{own: point[name] for name, own in names.items() if name in point} for _, names in members]
-        factor = None
-        if by_depth is not None:
-            factor = partial(by_depth, **accepted(by_depth, bind(members[-1][0], given.pop())))
-            for method, own in zip(chain, given, strict=True):
-                own.update({"coefficient": 1.0, **own} if "coefficient" in method.settings else {})
-        options = tuple(bind(method, own) for method, own in zip(chain, given, strict=True))
-        bound.append(BoundPoint(chain, options, factor, point, False, shared))
+        options = [_bound(method, names, point, tasks, scaled=by_depth is not None) for method, names in members]
+        every = zip(members, options, strict=True)
+        values = {name: own[theirs] for (_, names), own in every for name, theirs in names.items()}
+        factor = None if by_depth is None else partial(by_depth, **accepted(by_depth, options[-1]))
+        bound.append(BoundPoint(chain, tuple(options[: len(chain)]), factor, point, values, False, shared))
     bound[0].alone = len(bound) == 1
     return bound
+
+
+def _bound(
+    method: Method, names: Mapping[str, str], point: Mapping[str, Value], tasks: int | None, *, scaled: bool
+) -> dict[str, Value]:
+    """The options of one method at a point of the grid; `scaled`: by depth, in place of its own coefficient."""
+    own = {theirs: point[name] for name, theirs in names.items() if name in point}
+    usual = {SCALE: 1.0} if scaled and SCALE in method.settings else {}
+    options = bind(method, {**usual, **own})
+    return options if tasks is None else settled(method, options, tasks)
 
 
 def largest_first(points: Sequence[BoundPoint]) -> list[BoundPoint]:

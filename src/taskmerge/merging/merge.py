@@ -1,4 +1,4 @@
-"""`merge`: several fine-tunings in, one checkpoint (or one per grid point) out."""
+"""A merge into files: several fine-tunings in, one checkpoint (or one per grid point) out."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,37 +18,15 @@ from taskmerge.merging.execute import execute
 from taskmerge.merging.heads import heads_folder, stage_heads
 from taskmerge.merging.kernels import BoundPoint, earlier_points, largest_first
 from taskmerge.merging.look import idle, rows_of, twins
-from taskmerge.merging.options import Arguments, RunOptions
+from taskmerge.merging.options import RunOptions
 from taskmerge.merging.outputs import is_folder
 from taskmerge.merging.prepare import Prepared, heads_folders, layout_options, prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord, provenance
-from taskmerge.merging.request import Request, requested
+from taskmerge.merging.request import Request
 from taskmerge.merging.run import Run, progress_of
-from taskmerge.methods.registry import DEFAULT
 from taskmerge.numerics.lapack import load_routines
 from taskmerge.numerics.memory import peak_memory
 from taskmerge.version import __version__
-
-
-def merge(
-    inputs: Arguments = (),
-    *,
-    method: str = DEFAULT,
-    base: str | Path | None = None,
-    suite: str | Path | None = None,
-    output: str | Path | None = None,
-    weights: Mapping[str, float] | None = None,
-    **options: Any,
-) -> MergeReceipt:
-    """Merges experts into one checkpoint and returns the receipt.
-
-    `inputs` are paths (files, indexes, folders, quoted globs, `name=path`) or a mapping from task to path. A `suite`
-    completes what is not said: the experts by task, the base, `qkv`, and that task heads are not merged. Every option
-    of the command is a keyword with the same name (`qkv="fused"`, `include=["visual.*"]`, `overwrite=True`), and so is
-    every option of the method (`rank=0.08`; a sequence of values means a grid). Raises `TaskmergeError`.
-    """
-    keywords = {"method": method, "base": base, "output": output, "weights": weights, **options}
-    return merge_requested(requested(inputs, keywords, suite=suite))
 
 
 def merge_requested(request: Request, ahead: Ahead | None = None) -> MergeReceipt:
@@ -83,7 +61,7 @@ def carry_out(prepared: Prepared, running: RunOptions, ahead: Ahead | None = Non
         check_unchanged(prepared.travels.versions)
         odd = [*twins(rows), *idle(rows)]
         record = _record(prepared, points[0], rows, odd, beside)
-        records = [sealed({**record, "recipe": spec.recipe(point.point)}) for point in points]
+        records = [sealed({**record, "recipe": spec.recipe(point.values)}) for point in points]
         for sink, about in (*kept, *zip(sinks, map(metadata, records), strict=True)):
             sink.seal(about)
         commit([*(head for head, _ in kept), *sinks], overwrite=running.overwrite)
@@ -105,7 +83,7 @@ def _stage(
 ) -> AbstractContextManager[Sink]:
     """The staged output of one grid point, with room for its provenance: what is known of that of any point."""
     path = next(path for path, other in zip(prepared.paths, prepared.points, strict=True) if other is point)
-    room = reserve({**record, "recipe": prepared.spec.recipe(point.point)}, len(prepared.inputs.experts) + 1)
+    room = reserve({**record, "recipe": prepared.spec.recipe(point.values)}, len(prepared.inputs.experts) + 1)
     return stage(path, prepared.plan.outputs(), reserve=room, **layout_options(prepared, point, path, running))
 
 
@@ -121,7 +99,7 @@ def _record(
     prepared: Prepared, point: BoundPoint, rows: Rows, warnings: Sequence[str], beside: Mapping[str, object]
 ) -> dict[str, object]:  # fmt: skip
     """The provenance of one grid point; its warnings are those that the tensors themselves give rise to."""
-    recipe = prepared.spec.recipe(point.point)
+    recipe = prepared.spec.recipe(point.values)
     return provenance(__version__, recipe, prepared.plan, rows, warnings, beside)
 
 

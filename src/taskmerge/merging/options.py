@@ -6,11 +6,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from taskmerge.checkpoint.held import Held, Place
 from taskmerge.errors import UsageError, nearest
+from taskmerge.experts.arguments import placed
 from taskmerge.experts.inputs import InputOptions
 from taskmerge.methods.options import Setting, Value
 from taskmerge.methods.registry import methods
-from taskmerge.specs.merge import MergeSpec
+from taskmerge.specs import keywords as read
+from taskmerge.specs.keywords import Reader, flag_of, read_keywords
+from taskmerge.specs.merge import CHOICES, MergeSpec
 
 ADAPTER_RANK, LARGEST_RANK = 16, 1 << 20
 Arguments = Sequence[str | Path] | Mapping[str, str | Path]
@@ -38,13 +42,28 @@ KEYWORDS = frozenset().union(*GROUPS.values())
 """Every keyword of a merge that is no option of a method."""
 
 
-def split_options(
-    method: str | None, base: str | Path | None, output: str | Path | None, weights: Mapping[str, float] | None,
-    options: Mapping[str, Any],
-) -> tuple[MergeSpec, InputOptions, RunOptions]:  # fmt: skip
-    """The three groups of keywords; what belongs to none of them is an option of the method (None: the usual one)."""
+def _base(value: object, where: str) -> Place:
+    """A path, or a state dict."""
+    return placed("base", value) if isinstance(value, Mapping | Held) else read.path(value, where)
+
+
+READERS: Mapping[str, Reader] = {
+    **dict.fromkeys(("method", "then", "strip_prefix", "config_from", "tokenizer_from", *CHOICES), read.text),
+    **dict.fromkeys(("dtype", "device"), read.spelled),
+    **dict.fromkeys(("lines", "keep_base", "allow_merged", "allow_pickle"), read.switch),
+    **dict.fromkeys(("overwrite", "digests", "with_code", "as_adapter"), read.switch),
+    **dict.fromkeys(("include", "exclude", "map", "skip_input"), read.globs),
+    **dict.fromkeys(("max_memory", "shard_size"), read.size),
+    "also": read.names, "keep_from": read.pairs, "weights": read.weights, "seed": read.whole, "threads": read.threads,
+    "output": read.path, "base": _base, "progress": read.function,
+}  # fmt: skip
+"""What makes each of them of what people give."""
+
+
+def split_options(keywords: Mapping[str, Any]) -> tuple[MergeSpec, InputOptions, RunOptions]:
+    """The three groups of keywords; what belongs to none of them is an option of the method. None says nothing."""
+    options = read_keywords(READERS, keywords)
     shape, opening, running = ({name: options[name] for name in options if name in names} for names in GROUPS.values())
-    shape |= {"weights": dict(weights or {})} | ({} if method is None else {"method": method})
     spec = MergeSpec(**shape)
     own = {name: value for name, value in options.items() if name not in KEYWORDS}
     if running.get("as_adapter") and "rank" in own and "rank" not in spec.settings():
@@ -52,10 +71,7 @@ def split_options(
     if "adapter_rank" in running:
         running["adapter_rank"] = _adapter_rank(running["adapter_rank"], asked=bool(running.get("as_adapter")))
     spec = replace(spec, options=grid(spec, own), grid=grid(spec, spec.grid))
-    opening |= {"base": None if base is None else Path(base), "strip_prefix": spec.strip_prefix, "map": spec.map}
-    if output == "":
-        raise UsageError("an empty path names nothing", where="output", hint="leave it out, or name a path")
-    running |= {"output": None if output is None else Path(output)}
+    opening |= {"strip_prefix": spec.strip_prefix, "map": spec.map}
     return spec, InputOptions(**opening), RunOptions(**running)
 
 
@@ -91,7 +107,7 @@ def _no_option(method: str, name: str, flags: Sequence[str]) -> UsageError:
         return UsageError(
             f"`{method}` has no option `{flag}`", where=flag, hint=f"{flag} belongs to {', '.join(owners)}; {has}"
         )
-    close = nearest(flag, flags)
+    close = nearest(flag, [*flags, *map(flag_of, KEYWORDS)])
     return UsageError(
         f"unknown option of {method} `{flag}`", where=flag, hint=f"did you mean `{close}`?" if close else has
     )

@@ -6,16 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from taskmerge.checkpoint.disk import existing, explained, room_at
+from taskmerge.checkpoint.held import Place
 from taskmerge.checkpoint.identity import FileId, file_id, file_ids
 from taskmerge.checkpoint.layout import Layout, earlier_output
 from taskmerge.checkpoint.weights import PICKLE_ENDINGS
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.errors import NotEnough, UsageError
-from taskmerge.experts.inputs import named
+from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.lora_names import is_adapter
 from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import BoundPoint
-from taskmerge.merging.options import Arguments
 from taskmerge.specs.merge import MergeSpec, plain_value
 
 
@@ -24,7 +24,7 @@ def output_paths(
     output: Path | None,
     points: Sequence[BoundPoint],
     inputs: Arguments = (),
-    base: Path | None = None,
+    base: Place | None = None,
 ) -> list[Path]:
     """Where every grid point goes: the name carries what varies. Of `inputs` (of adapters: their `base`) that are
     folders comes a folder."""
@@ -45,11 +45,11 @@ def output_paths(
     return [output.with_name(f"{output.stem}-{re.sub('_', '-', name)}.safetensors") for name in names]
 
 
-def _all_folders(inputs: Arguments, base: Path | None) -> bool:
+def _all_folders(inputs: Arguments, base: Place | None) -> bool:
     """Whether all inputs are folders of models; of adapters alone, whether their base is one."""
-    paths = [path for _, path in named(inputs)]
-    whole = [path for path in paths if not is_adapter(path)] or ([base] if paths and base else [])
-    return bool(whole) and all(map(os.path.isdir, whole))
+    places = [place for _, place in named(inputs)]
+    whole = [place for place in places if not is_adapter(place)] or ([base] if places and base else [])
+    return bool(whole) and all(isinstance(place, Path) and os.path.isdir(place) for place in whole)
 
 
 def is_folder(path: Path) -> bool:

@@ -14,10 +14,12 @@ from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.cards import CARD, sealed_card
 from taskmerge.checkpoint.dtypes import CODES, DTYPES, is_float
 from taskmerge.checkpoint.header import DEQUANTISED, TensorSpec
+from taskmerge.checkpoint.held import Held
 from taskmerge.checkpoint.sidecars import CONFIG
 from taskmerge.checkpoint.writer import lay_out
 from taskmerge.documents import cycles_left
 from taskmerge.errors import Mismatch, UsageError, listed, unknown_name
+from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.buffers import is_counter
 from taskmerge.experts.compare import BASE, Agreed, agree, dtypes_of, globs_of, keeper_of, specs_of
 from taskmerge.experts.factors import restrictions
@@ -29,7 +31,7 @@ from taskmerge.merging.costs import Budget, budget, costed
 from taskmerge.merging.heads import head_files, heads_folder, holds
 from taskmerge.merging.kernels import BoundPoint, bind_points
 from taskmerge.merging.learned import check_asked, check_fits
-from taskmerge.merging.options import Arguments, RunOptions
+from taskmerge.merging.options import RunOptions
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read, is_folder, output_paths
 from taskmerge.merging.plan import Plan, TensorJob, Treatment
 from taskmerge.merging.travel import Travelling, check_configs, describes_base, of_file, travel
@@ -47,7 +49,8 @@ MOST_POINTS = 512  # outputs of one grid: each is an open file
 class Prepared:
     """A merge that is known to fit together: inputs, plan, grid points and their output paths.
 
-    `travels` are the files that go with the weights into a folder; for outputs that are files there are none.
+    `travels` are the files that go with the weights into a folder; for outputs that are files there are none. There are
+    no paths where results stay in memory.
     """
 
     spec: MergeSpec
@@ -79,12 +82,15 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
         raise UsageError(
             f"the grid has {len(points)} points, more than {MOST_POINTS}", hint="write several smaller grids"
         )
-    paths = output_paths(spec, running.output, points, inputs, opening.base)
+    keeps = keeps_results(inputs, running)
+    paths = [] if keeps else output_paths(spec, running.output, points, inputs, opening.base)
     check_free(paths, overwrite=running.overwrite)
     resolved = resolve(inputs, replace(opening, outputs=tuple(paths)))
+    points = bind_points(spec, len(resolved.experts))
     warnings = check_configs(resolved, spec)
-    plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory))
-    check_disk(0 if running.as_adapter else plan.costs.bytes_written, paths)
+    plan = make_plan(spec, resolved, points, budget(running.threads, running.max_memory, keeps=keeps))
+    if paths:
+        check_disk(0 if running.as_adapter else plan.costs.bytes_written, paths)
     device = named_device(running.device, accelerate=granularity(points) == "matrix")
     travels = _travels(resolved, spec, plan, running) if any(map(is_folder, paths)) else of_file(resolved)
     resolved = replace(resolved, warnings=(*resolved.warnings, *warnings, *travels.warnings))
@@ -92,6 +98,16 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device, travels)
     check_outputs(prepared, running)
     return prepared
+
+
+def keeps_results(inputs: Arguments, running: RunOptions) -> bool:
+    """Whether results stay in memory: where all experts are, and no output is named. `UsageError` where some are."""
+    places = [place for _, place in named(inputs)] if running.output is None else []
+    held = [isinstance(place, Held) for place in places]
+    if any(held) and not all(held):
+        what = "some experts are in memory, others are files"
+        raise UsageError(what, where="inputs", hint="name a file with `output`, or load the others too")
+    return any(held)
 
 
 def _travels(inputs: Inputs, spec: MergeSpec, plan: Plan, running: RunOptions) -> Travelling:
@@ -128,7 +144,7 @@ def check_outputs(prepared: Prepared, running: RunOptions) -> None:
     inputs = prepared.inputs
     check_free(prepared.paths, overwrite=running.overwrite)
     read = files_read(inputs.sources)
-    for point, path in zip(prepared.points, prepared.paths, strict=True):
+    for point, path in zip(prepared.points, prepared.paths, strict=bool(prepared.paths)):
         check_kept(lay_out(path, prepared.plan.outputs(), **layout_options(prepared, point, path, running)), read)
     for folder in heads_folders(prepared):
         for expert, path, specs in head_files(prepared.plan.heads, inputs.experts, folder):
@@ -147,7 +163,7 @@ def layout_options(prepared: Prepared, point: BoundPoint, path: Path, running: R
     folder = is_folder(path)
     files = dict(prepared.travels.files) if folder else {}
     if folder:
-        files[CARD] = sealed_card(card(prepared.inputs, prepared.spec.recipe(point.point), files))
+        files[CARD] = sealed_card(card(prepared.inputs, prepared.spec.recipe(point.values), files))
     return {
         "overwrite": running.overwrite, "shard_size": running.shard_size, "sidecars": files,
         "folder": folder,

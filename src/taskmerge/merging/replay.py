@@ -11,17 +11,17 @@ from taskmerge.checkpoint.adapted import PLACES, is_adapted
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.dtypes import is_float
+from taskmerge.checkpoint.held import Held, Place, open_place
 from taskmerge.checkpoint.learned import learned_of
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError, listed
+from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.compare import BASE as KEPT_BASE
 from taskmerge.experts.factors import dense_names
-from taskmerge.experts.inputs import named
 from taskmerge.experts.lora_files import open_adapter
 from taskmerge.experts.lora_names import is_adapter
 from taskmerge.experts.sources import CheckpointSource
 from taskmerge.experts.wording import read_like
-from taskmerge.merging.options import Arguments
 from taskmerge.specs.load import LEARNED, load_recipe, parse_recipe
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.renaming import parse_renaming
@@ -31,11 +31,11 @@ ENDINGS = (".safetensors", ".bin", ".pt", ".index.json")
 """Of files that may hold experts, in the order in which they are looked at."""
 
 
-def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tuple[dict[str, Path], dict[str, Any]]:
-    """(task -> path, keywords of `merge`) that make the merged file at `path` again.
+def replayed(path: Path, inputs: Arguments, *, allow_pickle: bool = False) -> tuple[dict[str, Place], dict[str, Any]]:
+    """(task -> where it is, keywords of `merge`) that make the merged file at `path` again.
 
-    Looks among `inputs` (files, folders, globs), in the folder of `path` and in the working directory; for what
-    adaptation has learnt in that folder, whose experts may also be where its recipe says, and beside it. `BadFile`
+    Looks among `inputs` (files, folders, globs, state dicts), in the folder of `path` and in the working directory; for
+    what adaptation has learnt in that folder, whose experts may also be where its recipe says, and beside it. `BadFile`
     lists what is not there; `UsageError` when the file carries no recipe, or one without digests.
     """
     with open_checkpoint(path) as merged:
@@ -95,17 +95,18 @@ def _home(path: Path) -> Path:
     return path if os.path.isdir(path) else path.parent
 
 
-def _candidates(path: Path, inputs: Arguments, *, adapted: bool) -> list[Path]:
+def _candidates(path: Path, inputs: Arguments, *, adapted: bool) -> list[Place]:
     """Where experts may lie: the arguments given, the merged file's folder, the working directory; if that folder is
     an adapted one, also where its recipe says, and beside it."""
     home, beside = _home(path).absolute(), path.absolute().parent
     near = [*_listed(home), home, home.parent] if adapted else [beside]
-    places = [given for _, given in named(inputs)] + near + [Path.cwd()]
+    given = [place for _, place in named(inputs)]
+    places = [*(place for place in given if isinstance(place, Path)), *near, Path.cwd()]
     unique: dict[str, Path] = {}
     for file in (file for place in places for file in ([place] if not place.is_dir() else _in_folder(place))):
         unique.setdefault(os.path.realpath(file), file)  # unlike Path.resolve, an answer for links in a loop
     unique.pop(os.path.realpath(path), None)
-    return list(unique.values())
+    return [*(place for place in given if isinstance(place, Held)), *unique.values()]
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -157,28 +158,28 @@ class _Search:
     def find(
         self,
         wanted: Mapping[str, Mapping[str, Any]],
-        paths: Iterable[Path],
+        among: Iterable[Place],
         read: Callable[[Checkpoint], Iterable[Names]],
-    ) -> dict[str, Path]:
-        """Task -> the first path with the same content; `read` says which tensors the merge may have read of a file."""
-        places: dict[str, Path] = {}
-        for path in paths:
+    ) -> dict[str, Place]:
+        """Task -> the first place with the same content; `read` says which tensors the merge may have read of it."""
+        places: dict[str, Place] = {}
+        for place in among:
             lacking = {task: record for task, record in wanted.items() if task not in places}
             if not lacking:
                 break
             with suppress(TaskmergeError):  # other files may lie beside the experts
-                digests = set(self._digests(path, {record.get("tensors") for record in lacking.values()}, read))
-                places |= {task: path for task, record in lacking.items() if record["digest"] in digests}
+                digests = set(self._digests(place, {record.get("tensors") for record in lacking.values()}, read))
+                places |= {task: place for task, record in lacking.items() if record["digest"] in digests}
         return places
 
     def _digests(
-        self, path: Path, sizes: Container[object], read: Callable[[Checkpoint], Iterable[Names]]
+        self, place: Place, sizes: Container[object], read: Callable[[Checkpoint], Iterable[Names]]
     ) -> Iterator[str]:
-        """Content digests of a file; what has another number of tensors than any that is wanted is not read."""
-        if is_adapter(path):
-            yield open_adapter(path, allow_pickle=self.allow_pickle).digest
+        """Content digests of an input; what has another number of tensors than any that is wanted is not read."""
+        if is_adapter(place):
+            yield open_adapter(place, allow_pickle=self.allow_pickle).digest
             return
-        with open_checkpoint(path, allow_pickle=self.allow_pickle) as checkpoint:
+        with open_place(place, allow_pickle=self.allow_pickle) as checkpoint:
             yield from (digest_of(checkpoint, names) for names in read(checkpoint) if len(names) in sizes)
 
     def of_expert(self, checkpoint: Checkpoint) -> Iterator[Names]:
@@ -200,13 +201,13 @@ class _Search:
         for names in (numbers, alone):
             yield sorted({stored for name in names for stored in source.stored_names(name)})
 
-    def held(self, experts: Iterable[Path]) -> frozenset[str]:
+    def held(self, experts: Iterable[Place]) -> frozenset[str]:
         """The tensors of the merged file that some expert holds; an adapter stands for all of them."""
         names: set[str] = set()
-        for path in dict.fromkeys(experts):
-            if is_adapter(path):
+        for place in dict.fromkeys(experts):
+            if is_adapter(place):
                 return frozenset(self.merged.specs)
-            with open_checkpoint(path, allow_pickle=self.allow_pickle) as checkpoint:
+            with open_place(place, allow_pickle=self.allow_pickle) as checkpoint:
                 names |= self._dense(checkpoint).keys()
         return frozenset(names)
 

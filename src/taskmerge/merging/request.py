@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskmerge.experts.arguments import Arguments
 from taskmerge.experts.inputs import InputOptions
 from taskmerge.merging.from_recipe import from_recipe
 from taskmerge.merging.from_suite import from_suite
-from taskmerge.merging.options import Arguments, RunOptions, split_options
+from taskmerge.merging.options import RunOptions, split_options
 from taskmerge.specs.merge import MergeSpec
 from taskmerge.specs.suite import Suite
 
@@ -25,17 +26,16 @@ class Request:
 
 def requested(
     inputs: Arguments, keywords: Mapping[str, Any], *, suite: Suite | str | Path | None = None,
-    recipe: Path | None = None,
+    recipe: Path | Mapping[str, Any] | None = None,
 ) -> Request:  # fmt: skip
     """The merge that these inputs and keywords of `merge` ask for; an absent keyword or None has its usual value.
 
-    What they don't say a recipe says (YAML, or a merged file), and what that does not say the suite. Headers of what a
-    recipe or a suite names may be read, weights never. Raises `TaskmergeError`.
+    What they don't say a recipe says (YAML, a mapping, or a merged file), and what that does not say the suite. Headers
+    of what a recipe or a suite names may be read, weights never. Raises `TaskmergeError`.
     """
+    keywords = {name: value for name, value in keywords.items() if value is not None}
     if recipe is not None:
         inputs, keywords = from_recipe(recipe, inputs, keywords)
     if suite is not None:
         inputs, keywords = from_suite(suite, inputs, keywords)
-    rest = dict(keywords)
-    method, base, output, weights = (rest.pop(name, None) for name in ("method", "base", "output", "weights"))
-    return Request(inputs, *split_options(method, base, output, weights, rest))
+    return Request(inputs, *split_options(keywords))

@@ -1,7 +1,7 @@
 """`verify`: whether a merged checkpoint is sound, finite, and, with all that was written beside it, what its embedded
 recipe makes of its experts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ from taskmerge.checkpoint.companions import Change
 from taskmerge.checkpoint.digest import digest_of
 from taskmerge.checkpoint.disk import temporary_folder
 from taskmerge.checkpoint.dtypes import DTYPES, is_float
+from taskmerge.checkpoint.held import Place
 from taskmerge.checkpoint.provenance import is_damaged, provenance_of
 from taskmerge.checkpoint.written import home_of, look_at
 from taskmerge.errors import BadNumber, NotEnough, TaskmergeError, UsageError, listed
+from taskmerge.experts.arguments import Arguments
 from taskmerge.experts.buffers import is_variance
 from taskmerge.merging.again import Again, compared
 from taskmerge.merging.differences import Look, each
 from taskmerge.merging.heads import FOLDER as HEADS
 from taskmerge.merging.replay import replayed
 from taskmerge.merging.verification import Changed, Verification
+from taskmerge.specs.keywords import Size
 
 SHOWN = 5
 DIFFERENCES = ("vector", "factors")
@@ -32,19 +35,19 @@ UNREPLAYABLE = "`--no-replay` checks the file alone"
 
 def verify(
     path: str | Path,
-    experts: Sequence[str | Path] = (),
+    experts: Arguments = (),
     *,
     replay: bool = True,
     allow_pickle: bool = False,
     threads: int | None = None,
-    max_memory: int | None = None,
+    max_memory: Size = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Checks a checkpoint, its record, and what was written beside it; finds its experts by digest, merges them anew.
 
-    Experts are looked for among `experts` (files, folders, globs), beside `path` and in the working directory. The
-    new merge goes to a temporary folder. Where another torch or another type of CPU merged it, last bits may differ as
-    far as rounding explains. Raises `Changed` (a `BadFile`) for files that are not what was written, `BadNumber` for
+    Experts are looked for among `experts` (files, folders, globs, state dicts), beside `path` and in the working
+    directory. The new merge goes to a temporary folder. Where another torch or another type of CPU merged it, last bits
+    may differ as far as rounding explains. Raises `Changed` (a `BadFile`) for files that are not what was written, `BadNumber` for
     NaN or infinity, `BadFile` for a damaged file and an expert that is not found, `UsageError` where there is no
     recipe.
     """
@@ -116,8 +119,8 @@ def _looked_at(checkpoint: Checkpoint, record: Mapping[str, Any], found: Verific
 
 
 def _replayable(
-    path: Path, record: Mapping[str, Any] | None, experts: Sequence[str | Path], allow_pickle: bool
-) -> tuple[dict[str, Path], dict[str, Any]]:
+    path: Path, record: Mapping[str, Any] | None, experts: Arguments, allow_pickle: bool
+) -> tuple[dict[str, Place], dict[str, Any]]:
     """Experts and keywords of the merge that is to be done again, on the kind of device that it was done on."""
     try:
         inputs, keywords = replayed(path, experts, allow_pickle=allow_pickle)
@@ -130,7 +133,7 @@ def _replayable(
 
 
 def _replay(
-    checkpoint: Checkpoint, found: Verification, inputs: Mapping[str, Path], keywords: Mapping[str, Any]
+    checkpoint: Checkpoint, found: Verification, inputs: Mapping[str, Place], keywords: Mapping[str, Any]
 ) -> Verification:
     """The verification with what comes of merging again."""
     base = keywords.get("base")

@@ -7,8 +7,8 @@ from importlib import import_module
 from types import MappingProxyType
 
 import taskmerge.methods as package
-from taskmerge.errors import UsageError, unknown_name
 from taskmerge.methods.adaptive import Adaptive
+from taskmerge.methods.listing import Known, plain_name, unknown_adaptive
 from taskmerge.methods.registry import methods
 
 RECOMMENDED = "blocks"
@@ -28,11 +28,6 @@ def adaptive_methods() -> Mapping[str, Adaptive]:
     return MappingProxyType(dict(sorted(found.items())))
 
 
-def plain_name(name: str) -> str:
-    """A method's name in its one spelling: `-` and `_` alike, `++` for `_plus`, any case."""
-    return name.strip().lower().replace("++", "_plus").replace("-", "_")
-
-
 def find_adaptive(name: str, *, where: str = "--method") -> Adaptive:
     """An adaptive method by name; `where` is what named it. A training-free one leads to `merge`."""
     key, every = plain_name(name), adaptive_methods()
@@ -41,7 +36,4 @@ def find_adaptive(name: str, *, where: str = "--method") -> Adaptive:
     for other in every.values():
         if key in other.aliases:
             return other
-    if key in methods():
-        hint = f"`taskmerge merge --method {key}` runs it; `--init {key}` lets an adaptive method start there"
-        raise UsageError(f"`{name}` adapts nothing: it needs no data", where=where, hint=hint)
-    raise unknown_name("adaptive method", name, every, where=where)
+    raise unknown_adaptive(name, Known(methods(), every), where)

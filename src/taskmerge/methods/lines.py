@@ -10,12 +10,17 @@ from taskmerge.methods.options import Option
 from taskmerge.types import Merged, Stack, Weights
 
 
+def even(tasks: int) -> float:
+    """1 / T: with it the first block is the average."""
+    return 1 / tasks
+
+
 def depth_factor(position: Position | None, tasks: int, alpha: float | None = None, beta: float = 0.5) -> float:
     """alpha + beta l / (L - 1) in block l of L, alpha outside blocks and where there is one block (Wang et al.).
 
     alpha is 1 / tasks where it is None.
     """
-    first = 1 / tasks if alpha is None else alpha
+    first = even(tasks) if alpha is None else alpha
     if position is None:
         return first
     block, blocks = position
@@ -40,7 +45,12 @@ def lines(
     weights: Weights,
     position: Position | None = None,
     *,
-    alpha: Annotated[float | None, Option("coefficient of the first block and outside blocks", auto="1/T")] = None,
+    alpha: Annotated[
+        float | None,
+        Option(
+            "coefficient of the first block and outside blocks", auto="1/T", usual=lambda options, tasks: even(tasks)
+        ),
+    ] = None,
     beta: Annotated[float, Option("added to it from the first to the last block")] = 0.5,
 ) -> Merged:
     """The sum of task vectors, scaled linearly with depth.

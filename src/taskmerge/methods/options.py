@@ -3,7 +3,7 @@
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation, Overflow
 from typing import Any, Literal, Protocol
@@ -12,6 +12,8 @@ from taskmerge.errors import TaskmergeError, UsageError, unknown_name
 from taskmerge.numerics.rank import Rank
 
 Value = float | int | bool | str | Rank | None
+Grid = Value | Sequence[Value]
+"""What people give for an option: a value, a sequence of them, or a text such as `0.1,0.2` or `0.1:1.0:0.1`."""
 Options = Mapping[str, Value]
 
 LARGEST_GRID = 10_000
@@ -29,7 +31,7 @@ RESERVED = frozenset({
     "adapt_split", "adapter_rank", "allow_merged", "allow_pickle", "also", "as_adapter", "base", "base_rule", "choose",
     "coefficients", "compute_dtype", "config_from", "debug", "device", "digests", "dry_run", "dtype", "earlier",
     "exclude", "experts", "from", "grid", "heads", "help", "include", "inputs", "json", "keep_base", "keep_from",
-    "learned", "like", "limit", "lines", "map", "max_memory", "method", "no_digest", "on_buffer", "on_missing",
+    "learned", "like", "limit", "lines", "map", "max_memory", "method", "no_digest", "note", "on_buffer", "on_missing",
     "options", "output", "outputs", "overwrite", "progress", "qkv", "quiet", "recipe", "seed", "set", "shard_size",
     "skip_input", "strip_prefix", "suite", "svd", "task", "taskmerge", "then", "threads", "tokenizer_from", "told",
     "weight", "weights", "with_code",
@@ -49,13 +51,18 @@ class Option:
     """What an option means and the range it may take; the default stands in the kernel's signature.
 
     `low` and `high` are the ends of a number's range, both allowed. `auto` says in words what a default of None
-    stands for.
+    stands for; `usual` says which value that is, given the method's options and the number of tasks, where it is one.
     """
 
     help: str
     low: float | None = None
     high: float | None = None
     auto: str | None = None
+    usual: "Usual | None" = None
+
+
+Usual = Callable[[Options, int], Value]
+"""What None stands for, of all options of the method and the number of tasks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +186,16 @@ def bind(declared: Declares, given: Mapping[str, object]) -> dict[str, Value]:
     return values
 
 
+def settled(declared: Declares, values: Options, tasks: int) -> dict[str, Value]:
+    """Bound options as they run on so many tasks: a number wherever None stands for one."""
+    usual = {
+        name: setting.check(setting.option.usual(values, tasks))
+        for name, setting in declared.settings.items()
+        if values[name] is None and setting.option.usual is not None
+    }
+    return {**values, **usual}
+
+
 # --- out of a signature ----------------------------------------------------------------------------------------
 
 
@@ -213,6 +230,8 @@ def _setting(method: str, parameter: inspect.Parameter, hint: Any, option: Optio
     if parameter.default is parameter.empty:
         raise BadDeclaration(method, "an option has a default", name)
     _check_range(method, name, kind, option)
+    if option.usual is not None and parameter.default is not None:
+        raise BadDeclaration(method, "`usual` says what None stands for: the default is None then", name)
     setting = Setting(name, kind, parameter.default, option)
     _check_default(method, setting)
     return setting

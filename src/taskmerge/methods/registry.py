@@ -9,11 +9,11 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 
 import taskmerge.methods as package
-from taskmerge.errors import UsageError, unknown_name
+from taskmerge.errors import UsageError
 from taskmerge.methods.contract import Method
+from taskmerge.methods.listing import GROUP, Known, unknown_method
 from taskmerge.methods.options import PREFIXES, Setting
 
-GROUP = "taskmerge.methods"
 DEFAULT = "cart"
 
 
@@ -103,26 +103,17 @@ def find(name: str, *, where: str = "--method") -> Method:
 
 
 def _unknown(name: str, key: str, where: str) -> UsageError:
-    """Why there is no such method: one that adapts, a failing plug-in, a chain, a name of other tools, or a slip."""
-    from taskmerge.methods.adaptive_registry import adaptive_methods, plain_name  # it knows these methods too
+    """Why there is no such method: a failing plug-in, or what `unknown_method` knows."""
+    from taskmerge.methods.adaptive_registry import adaptive_methods  # it knows these methods too
 
-    if (adaptive := plain_name(name)) in adaptive_methods():
-        hint = f"`taskmerge adapt --method {adaptive}` does, on a suite's unlabelled items"
-        return UsageError(f"`{name}` learns from data: no merge of checkpoints alone runs it", where=where, hint=hint)
     every = methods()
     for broken in _registry().broken:
         if key == _plain(broken.name):
             hint = f"it comes with the package {broken.package}: update or uninstall that"
             return UsageError(f"the method `{name}` cannot be loaded: {broken.reason}", where=where, hint=hint)
-    for method in every.values():
-        then = key.removeprefix(f"{method.name}_")
-        if method.gives == "task_vectors" and then in every:  # `dare_ties` is one method elsewhere
-            hint = f"write `--method {method.name} --then {then}`; its own options follow as `--then-NAME`"
-            return UsageError(f"unknown method `{name}`", where=where, hint=hint)
-        if key in method.aliases:
-            hint = f"taskmerge calls it `{method.name}`: see `taskmerge methods {method.name}`"
-            return UsageError(f"unknown method `{name}`", where=where, hint=hint)
-    return unknown_name("method", name, every, where=where)
+    chained = [method.name for method in every.values() if method.gives == "task_vectors"]
+    aliases = {alias: method.name for method in every.values() for alias in method.aliases}
+    return unknown_method(name, Known(every, adaptive_methods(), chained, aliases), where)
 
 
 def _plain(name: str) -> str:

@@ -30,7 +30,12 @@ def task_arithmetic(
     weights: Weights,
     *,
     coefficient: Annotated[
-        float | None, Option("scales the sum of task vectors", auto="0.3; 0.1 from 14 tasks on")
+        float | None,
+        Option(
+            "scales the sum of task vectors",
+            auto="0.3; 0.1 from 14 tasks on",
+            usual=lambda options, tasks: usual_coefficient(tasks),
+        ),
     ] = None,
 ) -> Merged:
     """The base plus the scaled sum of the task vectors.

@@ -11,7 +11,7 @@ from taskmerge.numerics.selection import OrderStatistic, Scan, largest, share_of
 from taskmerge.numerics.signs import agreeing, balance, elect, split, split_and_count, trimmed
 from taskmerge.types import Merged, Stack, Weights
 
-SUM_COEFFICIENT = 0.3  # of the tables in the four papers
+COEFFICIENTS = {"mean": 1.0, "sum": 0.3}  # by aggregate; 0.3 of the tables in the four papers
 Scope = Literal["model", "tensor"]
 Threshold = Literal["kth", "next"]
 
@@ -116,7 +116,14 @@ def ties(
     density: Annotated[float, Option("share of entries kept, the largest by magnitude", low=1e-6, high=1)] = 0.2,
     scope: Annotated[Scope, Option("what the share is taken of, and the majority sign")] = "model",
     aggregate: Annotated[Literal["mean", "sum"], Option("how entries that agree are combined")] = "mean",
-    coefficient: Annotated[float | None, Option("scales the result", auto="1.0 for mean, 0.3 for sum")] = None,
+    coefficient: Annotated[
+        float | None,
+        Option(
+            "scales the result",
+            auto="1.0 for mean, 0.3 for sum",
+            usual=lambda options, tasks: COEFFICIENTS[str(options["aggregate"])],
+        ),
+    ] = None,
     threshold: Annotated[
         Threshold, Option("the k-th largest magnitude, or the next one as in the authors' code (one entry more)")
     ] = "kth",
@@ -129,7 +136,7 @@ def ties(
     trimmed task vectors before the election. Divisor of the mean: the number of agreeing non-zero entries.
     """
     trim = statistic or measure(slices(stack), density, threshold, weights)
-    scale = (1.0 if aggregate == "mean" else SUM_COEFFICIENT) if coefficient is None else coefficient
+    scale = COEFFICIENTS[aggregate] if coefficient is None else coefficient
     if not stack[0].numel():
         return torch.zeros_like(stack[0])
     return (elected_mean if aggregate == "mean" else elected_sum)(stack, weights, trim).mul_(scale)

@@ -26,7 +26,12 @@ def truncated_task_arithmetic(
     *,
     rank: Annotated[Rank, Option("components kept of every task matrix")] = Rank("ratio", 0.08),
     coefficient: Annotated[
-        float | None, Option("scales the sum of truncated task vectors", auto="0.3; 0.1 from 14 tasks on")
+        float | None,
+        Option(
+            "scales the sum of truncated task vectors",
+            auto="0.3; 0.1 from 14 tasks on",
+            usual=lambda options, tasks: usual_coefficient(tasks),
+        ),
     ] = None,
 ) -> Matrix:
     """The base plus the scaled sum of the leading components of every task vector.

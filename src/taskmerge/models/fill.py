@@ -230,7 +230,7 @@ def _translated(targets: Mapping[str, Tensor], naming: Naming, checkpoint: Check
         name: TensorSpec(name, CODES[tensor.dtype], tuple(tensor.shape), checkpoint.path, 0, tensor.nbytes)
         for name, tensor in targets.items()
     }
-    config = read_config(checkpoint.folder or checkpoint.files[0].parent)
+    config = read_config(checkpoint.home)
     (found,) = translations(
         [(wanted, None), ({name: checkpoint.specs[stored] for name, stored in own.items()}, config)]
     )

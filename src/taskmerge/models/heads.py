@@ -142,10 +142,10 @@ def expert_head(task: Task, backbone: Backbone, expert: Checkpoint | None) -> nn
 
 def _in_order(head: LinearHead | HiddenHead, task: Task, expert: Checkpoint) -> LinearHead | HiddenHead:
     """The classifier with its outputs in the order of the task's classes, where the expert's config names them."""
-    folder = expert.folder or expert.files[0].parent
+    folder = expert.home
     named = (read_config(folder) or {}).get("id2label")
     output = head.output if isinstance(head, HiddenHead) else head
-    if not isinstance(named, dict) or not task.classes or task.kind != "classification":
+    if folder is None or not isinstance(named, dict) or not task.classes or task.kind != "classification":
         return head
     names = [named.get(str(number)) for number in range(output.outputs)]
     if not all(isinstance(name, str) and not UNNAMED.fullmatch(name) for name in names):

@@ -1,15 +1,14 @@
 """Reads recipe files: strict YAML, every complaint with line and column and the nearest key."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from taskmerge.errors import UsageError, nearest, unknown_name
-from taskmerge.methods.options import LARGEST_NUMBER
 from taskmerge.methods.registry import DEFAULT, methods, setting
 from taskmerge.specs.document import Places, read_document, read_value
+from taskmerge.specs.keywords import weight
 from taskmerge.specs.merge import CHOICES, checked_choice, checked_pair, dtype_code
 
 FORMAT = 1
@@ -52,7 +51,7 @@ def parse_recipe(values: Mapping[str, Any], where: str, places: Places | None = 
     at = {key: (places or {}).get(key, where) for key in values}
     for key in values:
         if key not in KEYS:
-            raise _unknown_key(key, at[key])
+            raise _unknown_key(key, values[key], at[key])
     if values.get("taskmerge", FORMAT) != FORMAT:
         raise UsageError(
             f"format {values['taskmerge']} of recipes is not known",
@@ -69,7 +68,7 @@ def parse_recipe(values: Mapping[str, Any], where: str, places: Places | None = 
     options = _nested("options", values, at, "for example `options: {rank: 0.08}`")
     weights = _nested("weights", values, at, "for example `weights: {mnist: 1.5}`")
     numbers = {
-        task: _number(task, value, (places or {}).get(f"weights.{task}", where)) for task, value in weights.items()
+        task: weight(task, value, (places or {}).get(f"weights.{task}", where)) for task, value in weights.items()
     }
     base, output = (None if values.get(key) is None else _text(key, values[key], at[key]) for key in PATHS)
     return Recipe(shape, options, numbers, _experts(values.get("experts"), at), base, output, dict(places or {}))
@@ -78,7 +77,7 @@ def parse_recipe(values: Mapping[str, Any], where: str, places: Places | None = 
 def load_weights(path: Path) -> dict[str, float]:
     """A YAML or JSON file of task weights, `NAME: VALUE`."""
     document = read_document(path, "file of coefficients", "write one `mnist: 0.3` a line")
-    return {task: _number(task, value, document.places[task]) for task, value in document.values.items()}
+    return {task: weight(task, value, document.places[task]) for task, value in document.values.items()}
 
 
 def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
@@ -106,10 +105,11 @@ def load_overrides(pairs: Sequence[str]) -> dict[str, Any]:
 # --- values ----------------------------------------------------------------------------------------------------
 
 
-def _unknown_key(key: str, where: str) -> UsageError:
+def _unknown_key(key: str, value: object, where: str) -> UsageError:
     """The complaint about a key that recipes don't have, with the way out for an option that stands too far left."""
     if setting(key.replace("-", "_")) is not None:
-        hint = f"options of the method stand under `options:`, such as `options: {{{key.replace('-', '_')}: …}}`"
+        said = value if isinstance(value, str | int | float) else "…"
+        hint = f"options of the method stand under `options:`, as `options: {{{key.replace('-', '_')}: {said}}}`"
         return UsageError(f"unknown key `{key}`", where=where, hint=hint)
     if key.replace("-", "_") in RUNNING:
         hint = f"a recipe holds what shapes the result: give --{key.replace('_', '-')} on the command line"
@@ -166,16 +166,3 @@ def _experts(value: Any, at: Places) -> dict[str, str] | list[str]:
         if value
         else []
     )
-
-
-def _number(task: str, value: Any, where: str) -> float:
-    """A weight: what tensors of float32 can be multiplied by."""
-    number = None
-    if not isinstance(value, bool):
-        with suppress(TypeError, ValueError, OverflowError):
-            number = float(value)
-    if number is None:
-        raise UsageError(f"the weight of `{task}` is a number, not `{value}`", where=where, hint="such as 0.3")
-    if not abs(number) <= LARGEST_NUMBER:  # NaN too
-        raise UsageError(f"the weight of `{task}` is {value}", where=where, hint="give a finite number, such as 0.3")
-    return number

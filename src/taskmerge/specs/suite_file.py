@@ -1,5 +1,6 @@
 """Suite files: strict YAML into the frozen values of `specs.suite`, and where a suite is found."""
 
+import os
 from pathlib import Path
 from typing import Literal, cast
 
@@ -53,12 +54,12 @@ def find_suite(path: Path | None, cwd: Path | None = None) -> tuple[Path, str | 
             what = f"no suite given, and neither {' nor '.join(NAMES)} is here"
             raise UsageError(what, where="--suite", hint="name a suite file, or one that `taskmerge suites` lists")
         return found, f"the suite is {found.name} of the working directory (--suite names another)"
-    if path.is_dir():
+    if os.path.isdir(path):
         found = _inside(path)
         if found is None:
             raise BadFile(f"holds no {' or '.join(NAMES)}", where=str(path), hint="name the suite file itself")
         return found, None
-    if not path.exists():
+    if not os.path.exists(path):  # false for names that no file can have, too
         return _packaged(path), None
     return path, None
 

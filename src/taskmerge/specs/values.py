@@ -1,7 +1,9 @@
 """Values as people write them: sizes, counts, names, weights. `where` is the option that a complaint names."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from taskmerge.errors import UsageError
 
@@ -18,6 +20,17 @@ def parse_size(text: str, where: str) -> int:
         if size > 0:
             return size
     raise UsageError(f"`{text}` is no size", where=where, hint="such as 700M, 1.5G or 2GiB")
+
+
+def parse_path(text: str, where: str) -> Path:
+    """The path that a text names. `UsageError` for an empty one, which would be the working directory, and for what no
+    file can be called."""
+    if not text:
+        raise UsageError("an empty path names nothing", where=where, hint="leave the option out, or name a path")
+    with suppress(UnicodeEncodeError):
+        if b"\0" not in os.fsencode(text):
+            return Path(text)
+    raise UsageError(f"`{text}` is no path: no file can be called so", where=where, hint="write it in UTF-8")
 
 
 def parse_threads(count: int, where: str) -> int:

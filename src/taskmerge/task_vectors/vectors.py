@@ -1,26 +1,26 @@
 """`vectors`: differences of experts from an origin as files, dense or as factors, and back onto the origin."""
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from taskmerge.checkpoint.canonical import OutputSpec
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.writer import lay_out
-from taskmerge.errors import Mismatch, UsageError, unknown_name
+from taskmerge.errors import Mismatch, UsageError
+from taskmerge.experts.arguments import Arguments, State, named
 from taskmerge.experts.compare import Agreed, agree, specs_of
-from taskmerge.experts.inputs import InputOptions, Inputs, named, resolve
+from taskmerge.experts.inputs import InputOptions, Inputs, resolve
 from taskmerge.experts.rows import Rows, even
 from taskmerge.experts.sources import Tally
 from taskmerge.experts.tensors import Unit, unit_of, units
 from taskmerge.merging.costs import budget, costed
-from taskmerge.merging.options import Arguments, RunOptions, split_options
+from taskmerge.merging.options import RunOptions, split_options
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read
 from taskmerge.merging.plan import Plan, TensorJob
 from taskmerge.merging.run import progress_of
@@ -28,7 +28,9 @@ from taskmerge.numerics.device import named_device
 from taskmerge.numerics.lapack import single_threaded
 from taskmerge.numerics.memory import peak_memory, return_large_blocks
 from taskmerge.numerics.rank import Rank
-from taskmerge.specs.merge import MergeSpec, dtype_code
+from taskmerge.specs import keywords as read
+from taskmerge.specs.keywords import Globs, Location, Names, Size
+from taskmerge.specs.merge import MergeSpec, OnBuffer, OnMissing, Svd, dtype_code
 from taskmerge.task_vectors.files import (
     CENTRE,
     ENDINGS,
@@ -43,11 +45,8 @@ from taskmerge.task_vectors.files import (
 from taskmerge.task_vectors.subtract import energy_counts, subtract
 from taskmerge.types import Space
 
-OPTIONS = (
-    "include", "exclude", "on_missing", "on_buffer", "strip_prefix", "map", "compute_dtype", "svd", "keep_base",
-    "skip_input", "allow_merged", "allow_pickle", "overwrite", "shard_size", "device", "threads", "max_memory",
-    "progress",
-)  # fmt: skip
+OWN = frozenset({"inputs", "centre", "rank", "apply", "coefficient", "dtype"})
+"""Keywords of `vectors` that a merge has not, or means otherwise."""
 
 
 @dataclass(frozen=True)
@@ -77,33 +76,29 @@ class VectorsReceipt:
 
 
 def vectors(
-    inputs: Arguments,
-    *,
-    base: str | Path | None = None,
-    output: str | Path | None = None,
-    centre: bool = False,
-    rank: str | float | Rank | None = None,
-    apply: bool = False,
-    coefficient: float = 1.0,
-    dtype: str | None = None,
-    also: Sequence[str] = (),
-    **options: Any,
-) -> VectorsReceipt:
+    inputs: Arguments, *, base: str | Path | State | None = None, output: Location = None, centre: bool = False,
+    rank: str | float | Rank | None = None, apply: bool = False, coefficient: float = 1.0,
+    dtype: str | torch.dtype | None = None, also: Names = None,
+    compute_dtype: Literal["float32", "float64"] | None = None, svd: Svd | None = None, keep_base: bool | None = None,
+    include: Globs = None, exclude: Globs = None, on_missing: OnMissing | None = None,
+    on_buffer: OnBuffer | None = None, strip_prefix: str | None = None, map: Globs = None, skip_input: Globs = None,
+    allow_merged: bool | None = None, allow_pickle: bool | None = None, overwrite: bool | None = None,
+    shard_size: Size = None, device: str | torch.device | None = None, threads: int | None = None,
+    max_memory: Size = None, progress: Callable[[int, int], None] | None = None,
+) -> VectorsReceipt:  # fmt: skip
     """Writes every expert's task vector τ_t = θ_t - θ₀ (`centre`: θ_t - θ̄, and θ̄ itself) into the folder `output`.
 
     `rank` writes matrices as their leading singular triplets; `apply` writes full checkpoints, origin plus
-    `coefficient` times the (truncated) task vector. `inputs` may be such files themselves. Further options are those
-    of `merge` that concern inputs and cost. Raises `TaskmergeError`.
+    `coefficient` times the (truncated) task vector. `inputs` may be such files themselves, or state dicts by task. The
+    other keywords are those of `merge`. Raises `TaskmergeError`.
     """
-    for name in options:
-        if name not in OPTIONS:
-            raise unknown_name("option of vectors", name, OPTIONS, where="vectors")
-    wanted = Wanted(centre, None if rank is None else Rank.parse(rank), apply, coefficient, dtype and dtype_code(dtype))
-    if not math.isfinite(coefficient):
-        raise UsageError(f"{coefficient} is no factor", where="--coefficient", hint="give a finite number")
+    spec, opening, running = split_options(read.given(locals(), OWN))
+    coefficient = read.number(coefficient, "--coefficient")
+    centre, apply = read.switch(centre, "--centre"), read.switch(apply, "--apply")
+    code = None if dtype is None else dtype_code(read.spelled(dtype, "--dtype"))
+    wanted = Wanted(centre, None if rank is None else Rank.parse(rank), apply, coefficient, code)
     if coefficient != 1.0 and not apply:
         raise UsageError("a coefficient scales what is applied", where="--coefficient", hint="add --apply")
-    spec, opening, running = split_options(None, base, output, None, {"also": tuple(also), **options})
     return _carry_out(_prepare(inputs, wanted, spec, opening, running), running)
 
 

@@ -17,13 +17,13 @@ from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
-from taskmerge.experts.inputs import named
+from taskmerge.experts.arguments import named_files
 from taskmerge.methods.composed import Learned
 from taskmerge.numerics.memory import peak_memory
 from taskmerge.numerics.solved_heads import Solved
 from taskmerge.specs.recipe_file import recipe_text
 from taskmerge.version import __version__
-from taskmerge.workflows.adapt_request import AdaptRequest, Encoder
+from taskmerge.workflows.adapt_request import ADAPT, AdaptRequest, Encoder
 from taskmerge.workflows.adapt_schema import KIND, SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -95,7 +95,8 @@ def recipe(done: Done, place: Path) -> str:
     with open_checkpoint(done.run.folder / MODEL) as model:
         record: Mapping[str, Any] = provenance_of(model) or {}
     base = done.encoder.experts.inputs.base
-    given = dict(named(done.encoder.request.inputs))  # of a checkpoint of --init that one, else the experts, and others
+    # of a checkpoint of --init that one, else the experts, and others
+    given = dict(named_files(done.encoder.request.inputs, ADAPT))
     experts = {task: path for task, path in given.items() if task in done.encoder.experts.plan.tasks} or given
     return recipe_text(record["recipe"], experts, base.files[0] if base and record.get("base") else None, place)
 

@@ -9,8 +9,7 @@ from typing import Any
 from taskmerge.checkpoint.adapted import is_adapted, read_adapted
 from taskmerge.errors import UsageError, listed, nearest
 from taskmerge.evaluation.workload import named_tasks
-from taskmerge.experts.inputs import named
-from taskmerge.merging.options import Arguments
+from taskmerge.experts.arguments import Arguments, named_files
 from taskmerge.merging.prepare import Prepared, prepare
 from taskmerge.merging.request import Request, requested
 from taskmerge.methods.adaptive import Adaptive, Parts, Trimmed, Truncated
@@ -25,6 +24,7 @@ from taskmerge.workflows.adapt_init import NOWHERE, Start, check_learned, start_
 INIT = "iso_cts"
 """What methods that leave the encoder as it is start from where nobody says: of the training-free methods the one on
 which fitted heads do best on the embedded example (docs/adapt.md)."""
+ADAPT = "an adaptation"
 SHAPE = frozenset(field.name for field in fields(AdaptSpec)) - {"options", "init_options", "rank"}
 MERGING = ("base", "qkv", "include", "exclude", "also", "dtype", "compute_dtype", "svd", "strip_prefix", "map",
            "on_missing", "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory",
@@ -74,6 +74,7 @@ def adapt_requested(suite: Suite, inputs: Arguments, keywords: Mapping[str, Any]
             f"`{spec.method}` starts from its own coefficients", where="--init",
             hint="name a file of coefficients or a folder of adapt (a merge as it is serves heads and surgery)",
         )  # fmt: skip
+    named_files(inputs, ADAPT)
     if spec.tasks:
         suite = replace(suite, tasks=named_tasks(suite, spec.tasks))
     return AdaptRequest(spec, spec.parts(), suite, inputs, merging)
@@ -163,7 +164,7 @@ def heard(asked: AdaptRequest, encoder: Encoder) -> AdaptRequest:
     if not tasks or (asked.spec.tasks and lacking):
         what = f"no input is the expert of {listed(lacking)}: these are {listed(merged)}"
         raise UsageError(what, where=asked.suite.where, hint=f"name it on the command line, such as {lacking[0]}=FILE")
-    given = dict(named(asked.inputs))
+    given = dict(named_files(asked.inputs, ADAPT))
     tasks = tuple(replace(task, expert=given.get(task.name, task.expert)) for task in tasks)
     return replace(asked, suite=replace(asked.suite, tasks=tasks))
 

@@ -1,4 +1,4 @@
-"""`adapt`: learns on unlabelled items, has the merge engine write the model, and scores that very file."""
+"""An adaptation: learns on unlabelled items, has the merge engine write the model, and scores that very file."""
 
 import hashlib
 import time
@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,9 +36,7 @@ from taskmerge.checkpoint.hub import resolve
 from taskmerge.errors import Mismatch, listed
 from taskmerge.experts.rows import Rows, even
 from taskmerge.merging.merge import merge_requested
-from taskmerge.merging.options import Arguments
 from taskmerge.methods.adaptive import Adapter, Block, Heads, Relaxed
-from taskmerge.methods.adaptive_registry import RECOMMENDED
 from taskmerge.methods.composed import Learned
 from taskmerge.models.backbones import build
 from taskmerge.models.fill import completed
@@ -48,13 +45,12 @@ from taskmerge.numerics.solved_heads import Solved
 from taskmerge.processes import ALONE, Group, group
 from taskmerge.specs.adapt import short_of_flips
 from taskmerge.specs.suite import Suite
-from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.stops import unfinished
 from taskmerge.types import Note, Space, unheard
 from taskmerge.workflows.adapt_init import begun, own_blocks
 from taskmerge.workflows.adapt_labels import labels_as_teachers, watcher
 from taskmerge.workflows.adapt_report import AdaptReceipt, Done, receipt_of
-from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, adapt_requested, encoder_of, heard
+from taskmerge.workflows.adapt_request import AdaptRequest, Encoder, encoder_of, heard
 
 SPACES: Mapping[str, Space] = {"base": "delta", "mean": "centred", "init": "weight"}
 AT_ONCE = 2 * 10**9
@@ -98,37 +94,6 @@ class AdaptRunning:
         if together.is_first:
             return replace(self, group=together)
         return replace(self, group=together, heard=None, planned=_unheard, doing=unheard, note=unheard)
-
-
-def adapt(
-    inputs: Arguments = (),
-    *,
-    suite: Suite | str | Path | None = None,
-    method: str = RECOMMENDED,
-    output: str | Path | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    keep_state: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    cache: str | Path | None = None,
-    scores: bool = True,
-    split: str = "test",
-    **options: Any,
-) -> AdaptReceipt:
-    """Adapts a merge of a suite's experts on unlabelled items, and writes a folder (`adapted-METHOD/`).
-
-    Every option of the command is a keyword of the same name (`iterations=100`, `origin="mean"`, `with_="tint"`), and
-    so is every option of the method (`rank=0.16`). No label is read, except to score the result on `split` at the end.
-    Raises a TaskmergeError.
-    """
-    loaded = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite) if suite else None)[0])
-    asked = adapt_requested(loaded, inputs, {"method": method, **options})
-    running = AdaptRunning(
-        output=Path(output) if output else None, overwrite=overwrite, resume=resume, keep_state=keep_state,
-        device=device, threads=threads, cache=Path(cache) if cache else None, scores=scores, split=split,
-    )  # fmt: skip
-    return adapt_asked(asked, running)
 
 
 def place_of(asked: AdaptRequest, running: AdaptRunning) -> Path:

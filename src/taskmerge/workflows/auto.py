@@ -15,7 +15,7 @@ from taskmerge.checkpoint.publish import publish_folder
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.errors import BadFile, BadOutput, Mismatch, UsageError
 from taskmerge.evaluation.run import evaluate
-from taskmerge.merging.options import Arguments
+from taskmerge.experts.arguments import Arguments
 from taskmerge.numerics.device import named_device
 from taskmerge.processes import group
 from taskmerge.specs.suite import Suite

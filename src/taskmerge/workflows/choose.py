@@ -7,13 +7,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from taskmerge.errors import unknown_name
-from taskmerge.evaluation.checkpoints import EXPERTS, Arguments, argument_names
+from taskmerge.evaluation.checkpoints import EXPERTS, argument_names
 from taskmerge.evaluation.criteria import CRITERIA
 from taskmerge.evaluation.label_free import ADAPT, Judged, judge
 from taskmerge.evaluation.run import BATCH, device_for, evaluate
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.selection import rows_of
+from taskmerge.experts.arguments import Arguments, named_files
+from taskmerge.specs.keywords import Globs, Location, Names, given, globs, names
 from taskmerge.specs.suite import Suite, Task
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Progress, unheard
@@ -31,12 +35,23 @@ def rank(
     by: str = "agreement",
     adapt_split: str = ADAPT,
     split: str = SPLIT,
-    tasks: str | Sequence[str] | None = None,
+    tasks: Names = None,
+    limit: int | None = None,
+    seed: int = 0,
     batch_size: int = BATCH,
-    device: str = "auto",
+    device: str | torch.device = "auto",
+    cross: bool = False,
+    compare: str | None = None,
+    corrupt: Names = None,
+    severity: int = 5,
+    loss_correlation: bool = False,
+    heads: Location = None,
+    skip_bad: bool = False,
+    cache: Location = None,
+    allow_pickle: bool = False,
+    map: Globs = None,
     progress: Progress | None = None,
     note: Note = unheard,
-    **options: Any,
 ) -> Report:
     """Orders checkpoints by a criterion that needs no labels, computed on the unlabelled `adapt_split`.
 
@@ -45,10 +60,11 @@ def rank(
     choices say what labels make of them. Labels never touch the order. What judging has to note is in the report too;
     `note` hears it when it is known: of tasks that no criterion judges, before anything is done.
     """
+    said = given(locals(), ("checkpoints", "suite", "by", "adapt_split", "note"))
     check_criterion(by, "--rank-by")
     whole = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
-    tasks = [tasks] if isinstance(tasks, str) else tasks
-    check_split(whole, split, tasks)
+    named = None if tasks is None else names(tasks, "--tasks")
+    check_split(whole, split, named)
     notes: list[str] = []
 
     def heard(text: str) -> None:
@@ -56,27 +72,20 @@ def rank(
         note(text)
 
     started = time.perf_counter()
-    shared = {name: options[name] for name in SHARED if name in options}
     judged = judge(
-        checkpoints, suite=whole, split=adapt_split, tasks=tasks, batch_size=batch_size, device=device_for(device),
-        progress=progress, note=heard, **shared,
+        checkpoints, suite=whole, split=adapt_split, tasks=named, limit=limit, seed=seed, batch_size=batch_size,
+        device=device_for(device), cache=Path(cache) if cache else None, skip_bad=skip_bad, heads=heads,
+        allow_pickle=allow_pickle, map=globs(map or (), "--map"), progress=progress, note=heard,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    if labelled(whole, split, tasks):
-        report = evaluate(
-            with_experts(checkpoints), suite=whole, split=split, tasks=tasks, batch_size=batch_size, device=device,
-            progress=progress, **options,
-        )  # fmt: skip
+    if labelled(whole, split, named):
+        report = evaluate(with_experts(checkpoints), suite=whole, **said)
         report = replace(report, timing=with_judging(report.timing, seconds))
     else:
         report = unscored(whole, split)
     ranked = choices(judged, report, by)
     notes = [*notes, *report.notes, *summary(ranked, report, by, adapt_split)]
     return replace(report, choices=ranked, notes=tuple(dict.fromkeys(notes)))
-
-
-SHARED = ("heads", "limit", "seed", "cache", "skip_bad", "allow_pickle", "map")
-"""Options that mean the same for the unlabelled split."""
 
 
 def check_criterion(name: str, where: str) -> None:
@@ -109,7 +118,7 @@ def with_judging(timing: Mapping[str, float], seconds: float) -> dict[str, float
 def with_experts(checkpoints: Arguments) -> Arguments:
     """The checkpoints and the experts, to whose scores theirs are relative."""
     if isinstance(checkpoints, Mapping):
-        return [*(f"{name}={path}" for name, path in checkpoints.items()), EXPERTS]
+        return [*(f"{name}={path}" for name, path in named_files(checkpoints, "an order without labels")), EXPERTS]
     plain = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     return plain if EXPERTS in argument_names(plain) else [*plain, EXPERTS]
 

@@ -13,14 +13,11 @@ from taskmerge.evaluation.label_free import ADAPT, judge
 from taskmerge.evaluation.run import BATCH, device_for
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import merge_requested
-from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import output_paths
 from taskmerge.merging.prepare import prepare
 from taskmerge.merging.record import MergeReceipt
-from taskmerge.merging.request import Request, requested
-from taskmerge.methods.registry import DEFAULT
+from taskmerge.merging.request import Request
 from taskmerge.specs.suite import Suite
-from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, Progress, unheard
 from taskmerge.workflows.choose import check_criterion, choices
 
@@ -28,15 +25,10 @@ ONLY = "point.safetensors"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Chosen(MergeReceipt):
     """The merge that was kept, and every grid point's place by the criterion (`choices`, as in reports)."""
 
-    receipt: MergeReceipt
     choices: tuple[Mapping[str, Any], ...]
-
-    def to_dict(self) -> dict[str, object]:
-        """The receipt as plain values, with the choices."""
-        return {**self.receipt.to_dict(), "choices": [dict(row) for row in self.choices]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,29 +46,6 @@ class Judging:
     cache: Path | None = None
     progress: Progress | None = None
     note: Note = unheard
-
-
-def choose(
-    inputs: Arguments = (),
-    *,
-    suite: str | Path,
-    by: str = "agreement",
-    method: str = DEFAULT,
-    base: str | Path | None = None,
-    output: str | Path | None = None,
-    weights: Mapping[str, float] | None = None,
-    adapt_split: str = ADAPT,
-    limit: int | None = None,
-    **options: Any,
-) -> Chosen:
-    """Merges a grid (`rank=(0.04, 0.08)`, …) and writes the one point that `by` likes best; see `merge` and `rank`.
-
-    The criterion looks at the suite's unlabelled `adapt_split` (at most `limit` items a task), never at a label.
-    """
-    loaded = load_suite(find_suite(Path(suite))[0])
-    keywords = {"method": method, "base": base, "output": output, "weights": weights, **options}
-    judging = Judging(by=by, suite=loaded, adapt_split=adapt_split, limit=limit)
-    return carry_out_choice(requested(inputs, keywords, suite=loaded), judging)
 
 
 def carry_out_choice(request: Request, judging: Judging, ahead: Ahead | None = None) -> Chosen:
@@ -100,7 +69,8 @@ def carry_out_choice(request: Request, judging: Judging, ahead: Ahead | None = N
     point = points[names.index(best)].point
     kept = replace(spec, options={name: (value,) for name, value in point.items()}, grid=spec.options)
     receipt = merge_requested(replace(request, spec=kept, running=keeping), ahead)
-    return Chosen(receipt, tuple({**row, "encoder": row["encoder"].removeprefix("point-")} for row in ranking))
+    choices = tuple({**row, "encoder": row["encoder"].removeprefix("point-")} for row in ranking)
+    return Chosen(**vars(receipt), choices=choices)
 
 
 def _ranked(request: Request, judging: Judging, final: Path) -> tuple[list[str], tuple[dict[str, Any], ...]]:

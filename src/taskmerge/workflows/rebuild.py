@@ -21,14 +21,14 @@ from taskmerge.checkpoint.adapted import (
 from taskmerge.checkpoint.checkpoint import open_checkpoint
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.errors import BadFile, UsageError, unknown_name
-from taskmerge.experts.inputs import named
+from taskmerge.experts.arguments import Arguments, named_files
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.merge import merge_requested
-from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import is_folder, output_paths
 from taskmerge.merging.prepare import prepare
 from taskmerge.merging.record import MergeReceipt, OutputRecord
 from taskmerge.merging.request import Request, requested
+from taskmerge.specs.keywords import Location, Size, given, path
 from taskmerge.specs.recipe_file import recipe_text
 from taskmerge.workflows.adapted_copy import (
     check_replaceable,
@@ -44,6 +44,8 @@ from taskmerge.workflows.adapted_copy import (
 Merge = Callable[[Request], MergeReceipt]
 RUNNING = frozenset({"output", "overwrite", "device", "threads", "max_memory", "progress", "allow_pickle"})
 """Keywords of `merge` that go with a folder: what shapes the result, the folder itself says."""
+OTHERS = ("recipe", "suite", "choose")
+REBUILDING = "making an adapted model again"
 NAMED = {"digests": "no_digest", "weights": "weight"}  # keywords whose options are called otherwise
 BESIDE: Mapping[Part, str] = {"adapters": "an adapter of its features", "tasks": "a part of its own"}
 
@@ -73,21 +75,29 @@ class Rebuilding:
 
 
 def rebuild(
-    folder: str | Path, inputs: Arguments = (), *, task: str | None = None, output: str | Path | None = None,
-    **running: Any,
+    folder: str | Path, inputs: Arguments = (), *, task: str | None = None, output: Location = None,
+    overwrite: bool | None = None, device: str | torch.device | None = None, threads: int | None = None,
+    max_memory: Size = None, allow_pickle: bool | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> MergeReceipt:  # fmt: skip
     """Makes the model of a folder that `adapt` wrote again, byte for byte, from its experts and what was learnt.
 
     Experts and base are found by content among `inputs`, where the folder's recipe says, in the folder, beside it, and
     in the working directory. An `output` that is a file gets the model, one that is a folder all other parts too. With
-    `task` the model has that task's own block in place, and a folder gets that task's head alone. `running` are
-    keywords of `merge` that do not shape the result: `overwrite`, `device` (as it was made on), `threads`,
-    `max_memory`, `progress`, `allow_pickle`. Raises `TaskmergeError`.
+    `task` the model has that task's own block in place, and a folder gets that task's head alone. The other keywords
+    are those of `merge` that do not shape the result; `device` is that which it was made on. Raises `TaskmergeError`.
     """
-    return carry_out_rebuilding(rebuilding(Path(folder), inputs, {**running, "output": output}, task=task))
+    said = given(locals(), ("folder", "inputs", "task"))
+    return carry_out_rebuilding(rebuilding(path(folder, "--from"), inputs, said, task=task))
 
 
 # --- what is to be done ----------------------------------------------------------------------------------------
+
+
+def check_alone(said: Mapping[str, Any]) -> None:
+    """Refuses what names another source of what is merged beside --from."""
+    for name in OTHERS:
+        if said.get(name) is not None:
+            raise UsageError(f"`--{name}` does not go with --from", where=f"--{name}", hint="give one of the two")
 
 
 def rebuilding(folder: Path, inputs: Arguments, keywords: Mapping[str, Any], *, task: str | None = None) -> Rebuilding:
@@ -100,10 +110,11 @@ def rebuilding(folder: Path, inputs: Arguments, keywords: Mapping[str, Any], *, 
     adapted = _whole(folder)
     recipe, device, warnings = _recipe(adapted)
     given = {name: value for name, value in keywords.items() if value is not None}
+    named_files(inputs, REBUILDING)
     request = requested(inputs, {"device": device, **given}, recipe=recipe)
     if task is None:
         return Rebuilding(adapted, request, task, tuple(warnings))
-    tasks = [name for name, _ in named(request.inputs)]
+    tasks = [name for name, _ in named_files(request.inputs, REBUILDING)]
     if task not in tasks:
         raise unknown_name("task", task, tasks, where="--task")
     for part, words in BESIDE.items():
@@ -193,7 +204,8 @@ def _into(request: Request, output: Path) -> Request:
 def _recipe_of(request: Request, folder: Path) -> str:
     """The recipe that will lie in `folder`: what was merged, from where it was found."""
     recipe = request.spec.recipe(bind_points(request.spec)[0].point)
-    return recipe_text(recipe, dict(named(request.inputs)), request.opening.base, folder)
+    base = None if request.opening.base is None else Path(str(request.opening.base))
+    return recipe_text(recipe, dict(named_files(request.inputs, REBUILDING)), base, folder)
 
 
 def _receipt(
