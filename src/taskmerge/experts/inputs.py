@@ -4,14 +4,15 @@ import fnmatch
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskmerge.checkpoint.checkpoint import open_checkpoint, open_plain
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
-from taskmerge.errors import BadFile, Mismatch, UsageError, listed, nearest
+from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError, listed, nearest
 from taskmerge.experts.adapters import AdapterSource
 from taskmerge.experts.earlier import earlier_result, is_own_output, same_file
 from taskmerge.experts.factors import VectorSource
@@ -79,18 +80,46 @@ class Inputs:
             source.close()
 
 
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """An input that could not be opened, or is none, and why."""
+
+    task: str
+    path: Path
+    error: TaskmergeError
+
+
 @dataclass
 class _Found:
-    """Inputs while they are being sorted out."""
+    """Inputs while they are being sorted out. `aside` collects those that cannot be taken; without it they are
+    errors."""
 
     paths: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    aside: list[SetAside] | None = None
+
+    @contextmanager
+    def setting_aside(self, task: str, path: Path) -> Iterator[None]:
+        """Errors from inside set this one input aside, if there is a place for it."""
+        try:
+            yield
+        except (BadFile, Mismatch, UsageError) as error:
+            if self.aside is None:
+                raise
+            self.aside.append(SetAside(task, path, error))
 
 
-def resolve(arguments: Sequence[str | Path] | Mapping[str, str | Path], options: InputOptions) -> Inputs:
-    """Opens all inputs (headers only) and finds the base; `UsageError`, `BadFile` or `Mismatch` where that fails."""
-    sorting = _Found(notes=list(options.told))
+def resolve(
+    arguments: Sequence[str | Path] | Mapping[str, str | Path], options: InputOptions,
+    aside: list[SetAside] | None = None,
+) -> Inputs:  # fmt: skip
+    """Opens all inputs (headers only) and finds the base; `UsageError`, `BadFile` or `Mismatch` where that fails.
+
+    Given a list `aside`, inputs that cannot be taken one by one are put there, and the others opened: there may be
+    none. What concerns several at once, and names of what is not there, are errors all the same.
+    """
+    sorting = _Found(notes=list(options.told), aside=aside)
     given = [(task, path) for task, path in named(arguments) if not _left_out(path, options, sorting)]
     base, rule = named_base(given, several=options.keep_base) if options.base is None else (None, options.base_rule)
     if options.base is not None:
@@ -183,7 +212,9 @@ def _elsewhere(path: Path) -> str:
     if close := nearest(path.name, _beside(path)):
         return f"did you mean `{path.with_name(close)}`?"
     if (named := REPOSITORY.fullmatch(str(path))) and not path.parent.is_dir():
-        return f"`hf download {named[1]} --local-dir {path.name}` fetches it where it is on a hub; then name {path.name}"
+        return (
+            f"`hf download {named[1]} --local-dir {path.name}` fetches it where it is on a hub; then name {path.name}"
+        )
     return "check the path"
 
 
@@ -213,18 +244,20 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     """Opens what is left, in canonical order, and sets earlier results aside."""
     base: CheckpointSource | None = None
     if base_path is not None:
-        if is_adapter(base_path) and not whole_files(base_path):
-            hint = "name the checkpoint that it was trained on"
-            raise Mismatch("is an adapter, which changes a base and is none", where=str(base_path), hint=hint)
-        checkpoint = open_plain(base_path, allow_pickle=options.allow_pickle)
-        base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix, renamings=options.renamings)
+        with sorting.setting_aside("base", base_path):
+            base = _open_base(base_path, options)
+    if base_path is not None and base is not None:
         sorting.notes += base.notes
         sorting.warnings += [*base.warnings, *_odd(base_path, base)]
     experts: dict[str, Source] = {}
     earlier: list[str] = []
     origins: dict[tuple[str, ...], str] = {}
     for task, path in sorted(sorting.paths.items()):
-        source = _open(task, path, base, options, origins)
+        source = None
+        with sorting.setting_aside(task, path):
+            source = _open(task, path, base, options, origins)
+        if source is None:
+            continue
         sorting.notes += source.notes
         sorting.warnings += [*source.warnings, *_odd(path, source)]
         if source.record.get("kind") in MERGED and not options.allow_merged:
@@ -238,12 +271,22 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     sorting.notes += _in_one_dialect(base, experts, earlier, options)
     for task in earlier:
         merged = experts.pop(task)
-        sorting.warnings.append(earlier_result(merged, experts))
-    if not experts:
+        with sorting.setting_aside(task, Path(merged.where)):
+            sorting.warnings.append(earlier_result(merged, experts))
+    if not experts and not sorting.aside:
         raise UsageError("there is no expert to merge", hint="give the fine-tuned checkpoints as arguments")
     kept = tuple(experts[task] for task in sorted(experts))
     sorting.notes += one_origin(kept)
     return Inputs(kept, base, tuple(sorting.notes), tuple(sorting.warnings))
+
+
+def _open_base(path: Path, options: InputOptions) -> CheckpointSource:
+    """The base as a source."""
+    if is_adapter(path) and not whole_files(path):
+        hint = "name the checkpoint that it was trained on"
+        raise Mismatch("is an adapter, which changes a base and is none", where=str(path), hint=hint)
+    checkpoint = open_plain(path, allow_pickle=options.allow_pickle)
+    return CheckpointSource("base", checkpoint, prefix=options.strip_prefix, renamings=options.renamings)
 
 
 def _open(
