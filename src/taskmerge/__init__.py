@@ -11,6 +11,8 @@ TYPE_CHECKING = False  # as type checkers know it; importing `typing` would take
 if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.checkpoint.difference import DiffReport as DiffReport
     from taskmerge.checkpoint.difference import diff as diff
+    from taskmerge.diagnosis.doctor import doctor as doctor
+    from taskmerge.diagnosis.report import Diagnosis as Diagnosis
     from taskmerge.errors import TaskmergeError as TaskmergeError
     from taskmerge.evaluation.run import evaluate as evaluate
     from taskmerge.evaluation.scores import Report as Report
@@ -32,6 +34,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
 _HOMES = {
     "AdaptReceipt": "taskmerge.workflows.adapt_report",
     "Chosen": "taskmerge.workflows.chosen_merge",
+    "Diagnosis": "taskmerge.diagnosis.report",
     "DiffReport": "taskmerge.checkpoint.difference",
     "Inspection": "taskmerge.experts.contents",
     "MergeReceipt": "taskmerge.merging.record",
@@ -42,6 +45,7 @@ _HOMES = {
     "adapt": "taskmerge.workflows.adapted",
     "choose": "taskmerge.workflows.chosen_merge",
     "diff": "taskmerge.checkpoint.difference",
+    "doctor": "taskmerge.diagnosis.doctor",
     "evaluate": "taskmerge.evaluation.run",
     "inspect": "taskmerge.experts.contents",
     "merge": "taskmerge.merging.merge",
@@ -53,6 +57,7 @@ _HOMES = {
 __all__ = [
     "AdaptReceipt",
     "Chosen",
+    "Diagnosis",
     "DiffReport",
     "Inspection",
     "MergeReceipt",
@@ -64,6 +69,7 @@ __all__ = [
     "adapt",
     "choose",
     "diff",
+    "doctor",
     "evaluate",
     "inspect",
     "merge",

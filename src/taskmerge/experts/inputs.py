@@ -82,9 +82,9 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """An input that could not be opened, or is none, and why."""
+    """An input that could not be opened, or is none, and why; the base has no `task`."""
 
-    task: str
+    task: str | None
     path: Path
     error: TaskmergeError
 
@@ -100,7 +100,7 @@ class _Found:
     aside: list[SetAside] | None = None
 
     @contextmanager
-    def setting_aside(self, task: str, path: Path) -> Iterator[None]:
+    def setting_aside(self, task: str | None, path: Path) -> Iterator[None]:
         """Errors from inside set this one input aside, if there is a place for it."""
         try:
             yield
@@ -244,7 +244,7 @@ def _opened(sorting: _Found, base_path: Path | None, options: InputOptions) -> I
     """Opens what is left, in canonical order, and sets earlier results aside."""
     base: CheckpointSource | None = None
     if base_path is not None:
-        with sorting.setting_aside("base", base_path):
+        with sorting.setting_aside(None, base_path):
             base = _open_base(base_path, options)
     if base_path is not None and base is not None:
         sorting.notes += base.notes
