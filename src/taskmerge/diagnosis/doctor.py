@@ -83,6 +83,7 @@ def doctor(
         origin += [_aside(one, allow_pickle) for one in first.opened.aside if one.task is None]
     return Diagnosis(
         next(iter(origin), None), tuple(sorted(entries, key=lambda entry: entry.name)), kinship.pairs,
+        tuple(kinship.families),
         tuple(sorted(findings, key=lambda one: LEVELS.index(one.level))), tuple(follow), measured.tensors,
         measured.parameters, len(measured.matrices),
     )  # fmt: skip

@@ -92,8 +92,9 @@ class Kinship:
         unlike = tuple(found.matrices[index] for index in (own < UNLIKE).nonzero().flatten().tolist())
         held, changed = found.held[place], found.changed[place]
         median = _number(self.medians[0, row])
+        to_base = kin(median, shared=held.total() > 0, moved=found.moved[place] > 0)
         return Closeness(
-            "unknown" if self.tasks[place] in self.bound else kin(median, moved=found.moved[place] > 0),
+            "unknown" if self.tasks[place] in self.bound else to_base,
             (base + inner) / (math.sqrt(base) * length) if base and length else None,
             median,
             math.sqrt(step / base) if base else None,
@@ -137,9 +138,8 @@ class Kinship:
 
     @cached_property
     def families(self) -> list[tuple[str, ...]]:
-        """The experts in sets that are no strangers to each other; those of which nothing is known are strangers to
-        nobody."""
-        close = ~(self.among_experts < UNLIKE)
+        """The experts in sets that are no strangers to each other: they share tensors, and matrices don't contradict."""
+        close = self.measured.shared & ~(self.among_experts < UNLIKE)
         return [self._named(group) for group in groups(close)]
 
     def _named(self, places: Sequence[int]) -> tuple[str, ...]:
@@ -178,10 +178,7 @@ class Kinship:
             found.append(Finding("warning", "weights", what, hint=hint))
         for task, one in self.closeness.items():
             if one.kin == "unrelated" and task not in grouped:
-                what = f"{task} is probably not a fine-tuning of this base: the median cosine of its {one.matrices} "
-                what += f"matrices with the base's is {_shown(one.median)} (below {UNLIKE:g})"
-                hint = "another start, or the same neurons in another order: leave it out, or name another base"
-                found.append(Finding("warning", "weights", what, hint=hint))
+                found.append(_stranger(task, one))
             if one.kin == "far" and task not in grouped:
                 what = f"{task} is far from the base: median cosine {_shown(one.median)} (fine-tuning leaves {ALIKE:g} "
                 what += "and more): long training, pruning, noise, or another base"
@@ -225,6 +222,18 @@ class Kinship:
         sets = " | ".join(listed(family, plain=True) for family in self.families)
         what = f"these are of different starts (median cosine of matrices below {UNLIKE:g}): {sets}"
         return [Finding("warning", "weights", what, hint="merge those of one start")]
+
+
+def _stranger(task: str, one: Closeness) -> Finding:
+    """The warning of an expert that is probably of something else."""
+    what = f"{task} is probably not a fine-tuning of this base: "
+    if not one.changed:
+        what, hint = what + "they have no tensor of one name and shape", "leave it out, or name another base"
+    else:
+        what += f"the median cosine of its {one.matrices} matrices with the base's is {_shown(one.median)} "
+        what += f"(below {UNLIKE:g})"
+        hint = "another start, or the same neurons in another order: leave it out, or name another base"
+    return Finding("warning", "weights", what, hint=hint)
 
 
 def _fault(where: str, tensors: Mapping[str, int]) -> Finding:

@@ -37,7 +37,8 @@ class Measured:
     are those of weights in each of `matrices`, NaN where an expert lacks it. By expert: `moved` counts the entries that
     differ from the base's, `changed` and `held`, by class, those that differ from the base's in the expert's type and
     all; `rounding` is the square of what that type takes from the base; `alone` says whether it has tensors that the
-    base lacks or has in another shape. `same[s, t]`: the experts are equal. `faults` counts entries that are not finite,
+    base lacks or has in another shape. `same[s, t]`: the experts are equal; `shared[s, t]`: they have a
+    tensor of one name and shape. `faults` counts entries that are not finite,
     by expert and tensor, `base_faults` those of the base.
     """
 
@@ -53,6 +54,7 @@ class Measured:
     rounding: tuple[float, ...]
     alone: tuple[bool, ...]
     same: Tensor
+    shared: Tensor
     faults: Mapping[str, Mapping[str, int]]
     base_faults: Mapping[str, int]
     tensors: int
@@ -265,12 +267,14 @@ class _Totals:
         self._changed: list[Counter[TensorClass]] = [Counter() for _ in experts]
         self._held: list[Counter[TensorClass]] = [Counter() for _ in experts]
         self._same = torch.ones(count, count, dtype=torch.bool)
+        self._shared = torch.zeros(count, count, dtype=torch.bool)
 
     def add(self, piece: _Piece, sums: _Sums) -> None:
         """Adds the next piece."""
         members = torch.tensor(piece.members)
         places = members[:, None], members
         self._same[places] &= sums.same
+        self._shared[places] = True
         if piece.start == 0:
             others = torch.tensor([place for place in range(len(self._experts)) if place not in piece.members]).long()
             self._same[members[:, None], others] = False
@@ -306,6 +310,6 @@ class _Totals:
         return Measured(
             tuple(expert.task for expert in self._experts), self._based, self._inner, self._squares, self._matrices,
             self._cosines, tuple(self._moved), tuple(self._changed), tuple(self._held), tuple(self._rounding),
-            tuple(self._alone), self._same, counts, faults.of(self._base),
+            tuple(self._alone), self._same, self._shared, counts, faults.of(self._base),
             self._tensors, self._parameters,
         )  # fmt: skip

@@ -22,8 +22,11 @@ UNLIKE = 0.5
 Kin = Literal["equal", "fine-tuning", "far", "unrelated", "unknown"]
 
 
-def kin(median: float | None, *, moved: bool) -> Kin:
-    """What a model is to a base, by the median cosine of its matrices with the base's (None: it has none)."""
+def kin(median: float | None, *, shared: bool, moved: bool) -> Kin:
+    """What a model is to a base, by the median cosine of its matrices with the base's (None: it has none); `shared`:
+    both have some tensor of one name and shape; `moved`: they differ somewhere in these."""
+    if not shared:
+        return "unrelated"
     if not moved:
         return "equal"
     if median is None:
