@@ -61,7 +61,7 @@ def kin(diagnosis: "Diagnosis") -> list[str]:
     of = f"median cosine of {diagnosis.matrices} matrices"
     if diagnosis.base is None and len(diagnosis.families) == 1 and len(diagnosis.experts) > 1 and diagnosis.matrices:
         return [f"all that could be compared are of one start ({of}: 0.5 and more)"]
-    counts = Counter(one.closeness.kin for one in diagnosis.experts if one.closeness)
+    counts = Counter[str](one.closeness.kin for one in diagnosis.experts if one.closeness)
     said = [f"{counts[one]} {words}" for one, words in KIN.items() if counts[one]]
     return [f"{', '.join(said)} ({of})"] if said else []
 

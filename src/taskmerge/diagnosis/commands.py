@@ -1,11 +1,12 @@
 """Which commands follow, by stated rules; each has been planned as a merge plans it.
 
-Of whom: all experts that could be opened, hold only finite numbers and are no strangers to the base; where there are none
-of these but a set of experts that are close to each other, that set, without the base; without a base the largest set of
-experts that are no strangers to each other. By which methods: the plainest on differences from the base, where there is
-one, and the usual one, which needs none. With which options: those that were given, the ways out of what stood in the
-way (of several the one that loses least), `--tokenizer-from` where tokenizers differ, `--on-missing base` where a folder
-would lack what only the base has, and `--qkv fused` where matrices are factored and a CLIP's q, k and v lie apart.
+Of whom: all experts that could be opened, hold only finite numbers and are no strangers to the base; where there are
+none of these but a set of experts that are close to each other, that set, without the base; without a base the largest
+set of experts that are no strangers to each other. By which methods: the plainest on differences from the base, where
+there is one, and the usual one, which needs none. With which options: those that were given, the ways out of what stood
+in the way (of several the one that loses least; the second command has those of the first too), `--tokenizer-from`
+where tokenizers differ, `--on-missing base` where a folder would lack what only the base has, and `--qkv fused` where
+matrices are factored and a CLIP's q, k and v lie apart.
 """
 
 import itertools
@@ -35,7 +36,7 @@ CLIP = ("clip", "chinese_clip", "siglip")
 ABOUT_BASE = "differences from the base"
 ABOUT_MEAN = "about the experts' average: no base is needed"
 NAMED = ("skip_input", "base")
-"""Options that choose among arguments: here experts and base are named one by one."""
+"""Options that choose among arguments: experts and base are named one by one here."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,15 @@ class _Chosen:
 def commands(openings: Openings, first: Tried, kinship: Kinship, asked: Keywords) -> list[Command]:
     """The merges that can follow, at most one of each kind; none where no two experts belong together."""
     chosen = _chosen(first.opened.inputs, kinship)
-    kinds: list[tuple[str, str | None]] = [(ABOUT_BASE, None)] if chosen.base and chosen.experts else []
-    kinds += [(ABOUT_MEAN, DEFAULT)] if len(chosen.experts) > 1 else []
-    found = (_command(openings, chosen, asked, about, method) for about, method in kinds)
-    return [command for command in found if command is not None]
+    asked = {name: value for name, value in asked.items() if name not in NAMED}
+    asked |= {"base": chosen.base} if chosen.base else {}
+    trials = list[tuple[str, Tried]]()
+    if chosen.base and chosen.experts and (trial := _planned(openings, chosen, asked)):
+        trials.append((ABOUT_BASE, trial))
+        asked = {**trial.keywords}  # so that both merge the same tensors
+    if len(chosen.experts) > 1 and (trial := _planned(openings, chosen, asked, DEFAULT)):
+        trials.append((ABOUT_MEAN, trial))
+    return [_written(trial, chosen, about) for about, trial in trials]
 
 
 def _chosen(inputs: Inputs, kinship: Kinship) -> _Chosen:
@@ -70,10 +76,8 @@ def _chosen(inputs: Inputs, kinship: Kinship) -> _Chosen:
     return _Chosen(max(families, key=len, default=()), None)
 
 
-def _command(openings: Openings, chosen: _Chosen, asked: Keywords, about: str, method: str | None) -> Command | None:
+def _planned(openings: Openings, chosen: _Chosen, asked: Keywords, method: str | None = None) -> Tried | None:
     """One merge, if it can be planned."""
-    asked = {name: value for name, value in asked.items() if name not in NAMED}
-    asked |= {"base": chosen.base} if chosen.base else {}
     arguments = {expert.task: expert.where for expert in chosen.experts}
     try:
         trial = tried(openings, arguments, asked, method)
@@ -82,7 +86,7 @@ def _command(openings: Openings, chosen: _Chosen, asked: Keywords, about: str, m
             trial = again if again.plan is not None else trial
     except UsageError:  # what was given names an input that is left out here
         return None
-    return None if trial.plan is None or trial.opened.errors else _written(trial, chosen, about)
+    return None if trial.plan is None or trial.opened.errors else trial
 
 
 def _more(trial: Tried) -> Iterator[Way]:
@@ -111,8 +115,7 @@ def _split_clip(inputs: Inputs) -> bool:
 def _written(trial: Tried, chosen: _Chosen, about: str) -> Command:
     """The words of a merge that has been planned, to a new file or folder."""
     arguments = {expert.task: expert.where for expert in chosen.experts}
-    base = trial.opened.inputs.base
-    (path,) = output_paths(trial.spec, None, bind_points(trial.spec), arguments, base and Path(base.where))
+    (path,) = output_paths(trial.spec, None, bind_points(trial.spec), arguments, chosen.base)
     output = next(one for one in _numbered(path) if not os.path.lexists(one))
     return Command(about, (
         ("taskmerge", "merge"), *map(tuple, options({**trial.keywords, "method": trial.spec.method})),

@@ -13,6 +13,7 @@ from taskmerge.diagnosis.commands import commands
 from taskmerge.diagnosis.findings import LEVELS
 from taskmerge.diagnosis.kinship import Closeness, Kinship
 from taskmerge.diagnosis.measure import measure
+from taskmerge.diagnosis.remarks import remarks
 from taskmerge.diagnosis.report import Diagnosis, Entry
 from taskmerge.diagnosis.trial import Openings, tried
 from taskmerge.errors import TaskmergeError
@@ -76,7 +77,7 @@ def doctor(
         follow = commands(openings, first, kinship, asked)
         found.check_unchanged()
         places = {expert.task: expert.where for expert in found.experts}
-        findings = [*first.findings, *kinship.findings(found.base.where if found.base else "", places)]
+        findings = [*first.findings, *remarks(kinship, found.base.where if found.base else "", places)]
         entries = [_entry(expert, kinship.closeness.get(expert.task)) for expert in found.experts]
         entries += [_aside(one, allow_pickle) for one in first.opened.aside if one.task is not None]
         origin = [_entry(found.base)] if found.base else []

@@ -32,14 +32,14 @@ PIECE = 16 * CHUNK
 class Measured:
     """What the pass found of T experts.
 
-    With a base (`based`) index 0 of the matrices is the base, and `inner` and `squares` are of task vectors; without one
-    all are of the experts' weights. `squares[s, t]` is the square of s over what s and t share. `cosines` [matrix, k, k]
-    are those of weights in each of `matrices`, NaN where an expert lacks it. By expert: `moved` counts the entries that
-    differ from the base's, `changed` and `held`, by class, those that differ from the base's in the expert's type and
-    all; `rounding` is the square of what that type takes from the base; `alone` says whether it has tensors that the
-    base lacks or has in another shape. `same[s, t]`: the experts are equal; `shared[s, t]`: they have a
-    tensor of one name and shape. `faults` counts entries that are not finite,
-    by expert and tensor, `base_faults` those of the base.
+    With a base (`based`) index 0 of the matrices is the base, and `inner` and `squares` are of task vectors; without
+    one all are of the experts' weights. `squares[s, t]` is the square of s over what s and t share. `cosines`
+    [matrix, k, k] and `lengths` [matrix, k] are those of weights in each of `matrices`, NaN where an expert lacks it.
+    By expert: `moved` counts the entries that differ from the base's, `changed` and `held`, by class, those that differ
+    from the base's in the expert's type and all; `rounding` is the square of what that type takes from the base;
+    `alone` says whether it has tensors that the base lacks or has in another shape. `same[s, t]`: the experts are equal;
+    `shared[s, t]`: they have a tensor of one name and shape. `faults` counts entries that are not finite, by expert and
+    tensor, `base_faults` those of the base.
     """
 
     tasks: tuple[str, ...]
@@ -48,6 +48,7 @@ class Measured:
     squares: Matrix
     matrices: tuple[str, ...]
     cosines: Tensor
+    lengths: Tensor
     moved: tuple[int, ...]
     changed: tuple[Counter[TensorClass], ...]
     held: tuple[Counter[TensorClass], ...]
@@ -261,6 +262,7 @@ class _Totals:
         matrices = [piece for piece in pieces if piece.last and piece.matrix and piece.based == based]
         self._matrices = tuple(piece.unit.name for piece in matrices)
         self._cosines = torch.full((len(matrices), side, side), torch.nan)
+        self._lengths = torch.full((len(matrices), side), torch.nan)
         self._filled = self._tensors = self._parameters = 0
         self._gram = torch.zeros(0, 0)
         self._moved, self._rounding, self._alone = [0] * count, [0.0] * count, [False] * count
@@ -302,6 +304,7 @@ class _Totals:
         if piece.matrix:
             weights = of_weights(self._gram) if self._based else self._gram
             self._cosines[self._filled][places] = cosines(weights).float()
+            self._lengths[self._filled][members] = weights.diagonal().clamp(min=0).sqrt().float()
             self._filled += 1
 
     def measured(self, faults: _Faults) -> Measured:
@@ -309,7 +312,7 @@ class _Totals:
         counts = {expert.task: found for expert in self._experts if (found := faults.of(expert))}
         return Measured(
             tuple(expert.task for expert in self._experts), self._based, self._inner, self._squares, self._matrices,
-            self._cosines, tuple(self._moved), tuple(self._changed), tuple(self._held), tuple(self._rounding),
-            tuple(self._alone), self._same, self._shared, counts, faults.of(self._base),
+            self._cosines, self._lengths, tuple(self._moved), tuple(self._changed), tuple(self._held),
+            tuple(self._rounding), tuple(self._alone), self._same, self._shared, counts, faults.of(self._base),
             self._tensors, self._parameters,
         )  # fmt: skip

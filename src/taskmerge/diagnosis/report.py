@@ -56,8 +56,8 @@ class Command:
 class Diagnosis:
     """What was found of inputs before a merge. `exit_code` is 0 where a merge of them would go through, 3 where one is
     damaged, 4 where something else stands in the way. `families` are the experts in sets whose matrices have median
-    cosines of 0.5 and more with each other; `tensors`, `parameters` and `matrices` count what was compared with the base
-    (without one: with each other)."""
+    cosines of 0.5 and more with each other; `tensors`, `parameters` and `matrices` count what was compared with the
+    base (without one: with each other)."""
 
     base: Entry | None
     experts: tuple[Entry, ...]

@@ -1,7 +1,7 @@
 """Plans a merge again and again: every refusal is a finding, and the way out that it names is taken until none is left.
 
-So a page lists all that stands in the way and not the first of it, and the options of the commands that follow have been
-through the same plan as those that a user types.
+So a page lists all that stands in the way and not the first of it, and the options of the commands that follow have
+been through the same plan as those that a user types.
 """
 
 from collections.abc import Mapping
@@ -161,7 +161,9 @@ def _planned(trial: Tried, asked: Keywords) -> Tried | tuple[TaskmergeError, Top
             if job.action == "buffer":
                 merged_buffer(rows, job, spec.on_buffer)
         topic = "files"
-        folder = all_folders({one.task: one.where for one in inputs.experts}, inputs.base and Path(inputs.base.where))
+        folder = all_folders(
+            {one.task: one.where for one in inputs.experts}, Path(inputs.base.where) if inputs.base else None
+        )
         own = replace(spec, config_from=asked.get("config_from"))  # what differs is said though a way out decides it
         travels = along(inputs, own, plan) if folder else of_file(inputs)
     except (Mismatch, BadFile) as error:

@@ -42,7 +42,7 @@ def input_word(expert: Source) -> str:
     path = Path(expert.where)
     own = default_name(path) if expert.record.get("kind") not in ("vector", "factors") else expert.record.get("task")
     word = path_word(path)
-    return word if expert.task == own and "=" not in word else f"{expert.task}={path}"
+    return word if expert.task == own else f"{expert.task}={path}"
 
 
 def path_word(path: Path) -> str:
