@@ -11,6 +11,8 @@ TYPE_CHECKING = False  # as type checkers know it; importing `typing` would take
 if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.checkpoint.difference import DiffReport as DiffReport
     from taskmerge.checkpoint.difference import diff as diff
+    from taskmerge.diagnosis.doctor import doctor as doctor
+    from taskmerge.diagnosis.report import Diagnosis as Diagnosis
     from taskmerge.errors import TaskmergeError as TaskmergeError
     from taskmerge.errors import TaskmergeWarning as TaskmergeWarning
     from taskmerge.evaluation.run import evaluate as evaluate
@@ -33,6 +35,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
 _HOMES = {
     "AdaptReceipt": "taskmerge.workflows.adapt_report",
     "Chosen": "taskmerge.workflows.chosen_merge",
+    "Diagnosis": "taskmerge.diagnosis.report",
     "DiffReport": "taskmerge.checkpoint.difference",
     "Inspection": "taskmerge.experts.contents",
     "MergePlan": "taskmerge.merging.planned",
@@ -44,6 +47,7 @@ _HOMES = {
     "Verification": "taskmerge.merging.verification",
     "adapt": "taskmerge.workflows.adapt",
     "diff": "taskmerge.checkpoint.difference",
+    "doctor": "taskmerge.diagnosis.doctor",
     "evaluate": "taskmerge.evaluation.run",
     "inspect": "taskmerge.experts.contents",
     "merge": "taskmerge.workflows.merge",
@@ -55,6 +59,7 @@ _HOMES = {
 __all__ = [
     "AdaptReceipt",
     "Chosen",
+    "Diagnosis",
     "DiffReport",
     "Inspection",
     "MergePlan",
@@ -67,6 +72,7 @@ __all__ = [
     "__version__",
     "adapt",
     "diff",
+    "doctor",
     "evaluate",
     "inspect",
     "merge",

@@ -1,7 +1,7 @@
 """The one family of exceptions: what happened, where, what to do, and the exit code it stands for."""
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 LONGEST_LINE = 2_000
@@ -9,22 +9,28 @@ LONGEST_LINE = 2_000
 MOST_LINES = 60
 LONGEST_NAME = 200
 """Characters of a name for which a similar one is looked for."""
+Way = Mapping[str, object]
+"""Keywords of a merge that get past an error; lists add to those that were given."""
 
 
 class TaskmergeError(Exception):
     """Base of every error that taskmerge raises on purpose.
 
-    `what` says what happened, `where` names the file, tensor, line or option, `hint` says what to do about it.
+    `what` says what happened, `where` names the file, tensor, line or option, `hint` says what to do about it. `ways`
+    are those of the hint's options that a program may try, the one that loses least first.
     `exit_code` is the status with which the command line ends. The three hold names and values of files that anybody
     may have written: they are shown here as `told` shows them, so no error is longer or other than a text.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, where: str | None = None, hint: str | None = None, ways: Sequence[Way] = ()
+    ) -> None:
         self.what = told(what)
         self.where = where and told(where)
         self.hint = hint and told(hint)
+        self.ways = tuple(ways)
         super().__init__(self.message)
 
     @property
@@ -141,4 +147,4 @@ def located(where: str) -> Iterator[None]:
     except TaskmergeError as error:
         if error.where is not None:
             raise
-        raise type(error)(error.what, where=where, hint=error.hint) from error
+        raise type(error)(error.what, where=where, hint=error.hint, ways=error.ways) from error

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib import import_module
 
-NAMES = ("adapt", "diff", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify")
+NAMES = ("adapt", "diff", "doctor", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify")
 
 
 def load(arguments: Sequence[str] = ()) -> None:

@@ -10,7 +10,7 @@ import typer
 from taskmerge.cli import options
 from taskmerge.cli.options import ITEMS, NAMES, Names, completion, option
 from taskmerge.cli.words import Reads
-from taskmerge.specs.values import parse_pairs, parse_weights
+from taskmerge.specs.values import parse_weights
 
 PANELS = {
     "method": "What is merged, and how",
@@ -64,21 +64,17 @@ class MergeWords:
     ] = None
     task: Annotated[str | None, option("Of that folder: one task's own checkpoint, its block in place.")] = None
 
-    base: Annotated[Path | None, option("The checkpoint that the experts were fine-tuned from.")] = None
+    base: options.Base = None
     suite: Annotated[
         Path | None, option("Suite whose experts, base, qkv and heads count where none are given.", completed="suites")
     ] = None
     keep_base: options.KeepBase = False
     include: options.Include = None
     exclude: options.Exclude = None
-    keep_from: Annotated[
-        tuple[tuple[str, str], ...] | None,
-        option("Copy tensors unmerged: base or a task, and a glob (NAME GLOB, repeatable)."),
-        Reads(parse_pairs, list[str]),
-    ] = None
+    keep_from: options.KeepFrom = None
     on_missing: options.OnMissing = None
-    on_buffer: Annotated[str | None, option("Integer tensors that differ: refuse or first.")] = None
-    heads: Annotated[str | None, option("Task heads: refuse shapes that differ, or keep each whole, per task.")] = None
+    on_buffer: options.OnBuffer = None
+    heads: options.Heads = None
     strip_prefix: options.StripPrefix = None
     map: options.Map = None
     skip_input: options.SkipInput = None
@@ -95,8 +91,8 @@ class MergeWords:
     output: Annotated[
         Path | None, option("File (.safetensors) or folder (default: merged-METHOD.safetensors).", "--output", "-o")
     ] = None
-    config_from: Annotated[str | None, option("Whose configuration a folder gets: base, or a task's name.")] = None
-    tokenizer_from: Annotated[str | None, option("Whose tokenizer a folder gets: base, or a task's name.")] = None
+    config_from: options.ConfigFrom = None
+    tokenizer_from: options.TokenizerFrom = None
     with_code: Annotated[bool, option("Copy the model's own .py files too.", "--with-code")] = False
     overwrite: options.Overwrite = False
     as_adapter: Annotated[

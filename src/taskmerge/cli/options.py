@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from taskmerge.cli.words import Reads
-from taskmerge.specs.values import parse_items, parse_names, parse_size, parse_threads
+from taskmerge.specs.values import parse_items, parse_names, parse_pairs, parse_size, parse_threads
 
 INPUT, COST = "How inputs are understood", "Where it goes, and what it may cost"
 """Parts of the help pages of commands that merge."""
@@ -37,9 +38,17 @@ def completion(name: str) -> Callable[[Any, str], Any]:
 
 # --- how inputs are understood ---------------------------------------------------------------------------------
 
+Base = Annotated[Path | None, option("The checkpoint that the experts were fine-tuned from.")]
+KeepFrom = Annotated[
+    tuple[tuple[str, str], ...] | None,
+    option("Copy tensors unmerged: base or a task, and a glob (NAME GLOB, repeatable)."),
+    Reads(parse_pairs, list[str]),
+]
 Include = Annotated[list[str] | None, option("Only tensors whose names match (glob, repeatable).")]
 Exclude = Annotated[list[str] | None, option("Not tensors whose names match (glob, repeatable).")]
 OnMissing = Annotated[str | None, option("Tensors that some input lacks: refuse, base or skip.")]
+OnBuffer = Annotated[str | None, option("Integer tensors that differ: refuse or first.")]
+Heads = Annotated[str | None, option("Task heads: refuse shapes that differ, or keep each whole, per task.")]
 StripPrefix = Annotated[str | None, option("Prefix to take off tensor names.")]
 Map = Annotated[list[str] | None, option("Read tensors under other names, 'FROM* = TO*' (repeatable).", "--map")]
 SkipInput = Annotated[list[str] | None, option("Leave out inputs of this name (or glob; repeatable).")]
@@ -64,6 +73,8 @@ NAMES, ITEMS = Reads(parse_names), Reads(parse_items, int)
 
 # --- what is written and printed -------------------------------------------------------------------------------
 
+ConfigFrom = Annotated[str | None, option("Whose configuration a folder gets: base, or a task's name.")]
+TokenizerFrom = Annotated[str | None, option("Whose tokenizer a folder gets: base, or a task's name.")]
 Overwrite = Annotated[bool, option("Replace existing files.", "--overwrite")]
 Json = Annotated[bool, option("Print one JSON document.", "--json")]
 JsonReceipt = Annotated[bool, option("Print one JSON document instead of paths.", "--json")]

@@ -19,13 +19,12 @@ from taskmerge.checkpoint.held import Place
 from taskmerge.checkpoint.identity import check_unchanged
 from taskmerge.checkpoint.quantised import read_config
 from taskmerge.checkpoint.weights import default_name
-from taskmerge.errors import BadFile
 from taskmerge.experts.classes import Block, block_of
 from taskmerge.experts.lora import Adapter, Pair
 from taskmerge.experts.lora_files import open_adapter
 from taskmerge.experts.low_rank import fill
 from taskmerge.experts.placing import place
-from taskmerge.experts.sources import CheckpointSource, LowRank, Source, Tally, finite
+from taskmerge.experts.sources import CheckpointSource, LowRank, NotFinite, Source, Tally, finite
 from taskmerge.experts.tensors import unit_of
 from taskmerge.numerics.spectral import Factors
 from taskmerge.specs.renaming import Renaming
@@ -180,7 +179,7 @@ class AdapterSource:
     def _finite(self, spec: TensorSpec) -> Tensor:
         factor = self.adapter.checkpoint.tensor(spec.name).double()
         if not finite(factor):
-            raise BadFile(
+            raise NotFinite(
                 "the tensor holds NaN or infinity", where=f"{spec.file}: `{spec.name}`",
                 hint="this adapter is damaged or its training diverged; leave it out",
             )  # fmt: skip

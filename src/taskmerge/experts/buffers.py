@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.checkpoint.quantised import weights_like
-from taskmerge.errors import Mismatch
+from taskmerge.errors import Mismatch, Way
 from taskmerge.experts.sources import Source
 from taskmerge.specs.merge import OnBuffer
 
@@ -44,13 +44,15 @@ def common_buffer(
     keep = f"`--keep-from {holders[odd].task} '{escape(name)}'` copies that of {holders[odd].task}"
     other = keep if keeps else "`--exclude` leaves it out"
     hint = f"`--on-buffer first` takes the first expert's, {other}"
+    ways: list[Way] = [{"on_buffer": "first"}]
     if weights_like(name, holders[0].specs[name]):
         hint = (
             "it looks like quantised weights, of which no expert's can stand for the others': dequantise the experts "
             f"first; {other}"
         )
+        ways = []
     what = f"the integer tensor differs between {holders[0].where} and {holders[odd].where}"
-    raise Mismatch(what, where=f"`{name}`", hint=hint)
+    raise Mismatch(what, where=f"`{name}`", hint=hint, ways=ways)
 
 
 def _largest(values: Sequence[Tensor], code: str) -> Tensor:

@@ -10,8 +10,8 @@ from glob import escape
 
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.errors import Mismatch, UsageError, listed
-from taskmerge.experts.classes import TABLE_WORDS, block_of
+from taskmerge.errors import Mismatch, UsageError, Way, listed
+from taskmerge.experts.classes import TABLE_WORDS, block_of, classify
 from taskmerge.experts.lora_names import factor
 from taskmerge.experts.sources import Source
 from taskmerge.specs.heads import head_names
@@ -21,6 +21,8 @@ from taskmerge.specs.renaming import helpful
 BASE = "base"  # what --keep-from calls the base
 SHOWN = 12  # names and options that a message lists in full
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+Keeping = Callable[[Sequence[str]], tuple[str, Way | None]]
+"""How a hint says that tensors can stand in the output unmerged, and the way out that this is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,9 @@ def agree(
     if absent and used is not None:
         problems.append(f"{used.where}: the base lacks {len(absent)} tensors that experts have: {listed(absent)}")
     if problems:
-        hint = _hint(
-            spec, names, absent, used, experts, lambda odd: _keeping(odd, names, base, experts) if keeps else ""
-        )
-        raise Mismatch("the inputs do not fit together\n" + "\n".join(problems), hint=hint)
+        keeping: Keeping = lambda odd: _keeping(odd, names, base, experts) if keeps else ("", None)  # noqa: E731
+        hint, ways = _hint(spec, names, absent, used, experts, keeping)
+        raise Mismatch("the inputs do not fit together\n" + "\n".join(problems), hint=hint, ways=ways)
     held = set(union)
     alone = [name for name in selected(base.specs, spec) if name not in held] if base else []
     copied = alone if spec.on_missing == "base" else []
@@ -113,6 +114,7 @@ def _refuse_lone_base(spec: MergeSpec, base: Source | None, experts: Sequence[So
         raise Mismatch(
             f"it has {len(extra)} tensors that no other input has ({listed(extra)}); is it the base?", where=where,
             hint=f"say `--base {where}` to use it as the base, or `--on-missing skip` to merge what all inputs share",
+            ways=({"base": where}, {"on_missing": "skip"}),
         )  # fmt: skip
 
 
@@ -127,6 +129,7 @@ def _refuse_factors(names: Sequence[str], experts: Sequence[Source]) -> None:
             f"it holds LoRA factors beside whole weights: {listed(paired)}; factors averaged apart are no average of "
             "their products", where=holders[0].where,
             hint="fold the adapter in (peft's `merge_and_unload`), or leave it out: `--exclude '*lora_*'`",
+            ways=({"exclude": ("*lora_*",)},),
         )  # fmt: skip
 
 
@@ -242,15 +245,17 @@ def _said(spec: TensorSpec) -> str:
 
 def _hint(
     spec: MergeSpec, names: Sequence[str], absent: Sequence[str], base: Source | None, experts: Sequence[Source],
-    keeping: Callable[[Sequence[str]], str],
-) -> str:  # fmt: skip
-    """The options that mend the mismatch: a prefix, other names, the exact --exclude line, or --on-missing."""
+    keeping: Keeping,
+) -> tuple[str, list[Way]]:  # fmt: skip
+    """The options that mend the mismatch: a prefix, other names, the exact --exclude line, or --on-missing; and the
+    same for programs."""
     chosen = [_chosen(expert, names) for expert in experts]
     prefix = mending_prefix(chosen, base.specs if base else None)
     if prefix:
         heads = any(map(head_names, chosen)) and spec.heads == "refuse"
         options = f"--strip-prefix {prefix}" + (" --heads keep" if heads else "")
-        return f"the names agree without the prefix `{prefix}`: `{options}`"
+        way = {"strip_prefix": prefix, **({"heads": "keep"} if heads else {})}
+        return f"the names agree without the prefix `{prefix}`: `{options}`", [way]
     strangers = _strangers(names, base, experts)
     pairs = zip(strangers, chosen, strict=True)
     if any(lacking and extra and _no_heads(extra, own) for (lacking, extra), own in pairs):
@@ -259,8 +264,22 @@ def _hint(
     if odd:
         keep = spec.heads == "refuse" and not any(block_of(name) for name in odd)
         own = ", or keep every task's own with `--heads keep`" if keep else ""
-        return _leaving_out(odd, names) + keeping(odd) + own
-    return "`--on-missing skip` merges what all experts share; `--on-missing base` takes absent tensors as unchanged"
+        (left, without), (kept, taken) = _leaving_out(odd, names), keeping(odd)
+        ways = [way for way in (taken, {"heads": "keep"} if keep else None, without) if way is not None]
+        if keep and _like_heads(odd, names, base, experts):
+            ways.insert(0, {"heads": "keep"})
+        return left + kept + own, ways
+    hint = "`--on-missing skip` merges what all experts share; `--on-missing base` takes absent tensors as unchanged"
+    return hint, [*([{"on_missing": "base"}] if base is not None else []), {"on_missing": "skip"}]
+
+
+def _like_heads(odd: Sequence[str], names: Sequence[str], base: Source | None, experts: Sequence[Source]) -> bool:
+    """Whether tensors that differ are heads: by name, or because there is no base that has any and none is a table."""
+    if head_names(names).issuperset(odd):
+        return True
+    shapes = _shapes_of(experts)
+    tables = [name for name in odd if classify(name, shapes[name], floating=True) == "embedding"]
+    return not tables and (base is None or not any(name in base.specs for name in odd))
 
 
 def _strangers(
@@ -284,14 +303,16 @@ def _no_heads(extra: Sequence[str], names: Collection[str]) -> bool:
     return 2 * len(extra) > len(names) or any(block_of(name) for name in extra)
 
 
-def _other_names(strangers: Sequence[tuple[list[str], list[str]]], sources: Sequence[Source]) -> str:
+def _other_names(strangers: Sequence[tuple[list[str], list[str]]], sources: Sequence[Source]) -> tuple[str, list[Way]]:
     """The renamings by which inputs would agree; that they may be of two models, where there are none."""
     shapes = _shapes_of(sources)
     renamings = dict.fromkeys(text for lacking, extra in strangers for text in helpful(extra, lacking, shapes))
     if not renamings:
-        return "the names on both sides differ: are these fine-tunings of one model? `--map 'FROM* = TO*'` renames"
-    options = " ".join(f"--map '{text}'" for text in list(renamings)[:SHOWN])
-    return f"if these are the same tensors under other names, `{options}` reads them so"
+        hint = "the names on both sides differ: are these fine-tunings of one model? `--map 'FROM* = TO*'` renames"
+        return hint, []
+    some = tuple(renamings)[:SHOWN]
+    options = " ".join(f"--map '{text}'" for text in some)
+    return f"if these are the same tensors under other names, `{options}` reads them so", [{"map": some}]
 
 
 def _shapes_of(sources: Sequence[Source]) -> dict[str, tuple[int, ...]]:
@@ -308,26 +329,32 @@ def _refuse_skipped(names: Sequence[str], base: Source | None, experts: Sequence
             raise Mismatch(
                 f"--on-missing skip would drop tensors that other inputs have under other names: {listed(own)}",
                 where=expert.where, hint=f"`{options}` reads them so; to drop them all the same, say `--exclude GLOB`",
+                ways=({"map": tuple(renamings)},),
             )  # fmt: skip
 
 
-def _leaving_out(odd: Sequence[str], names: Sequence[str]) -> str:
+def _leaving_out(odd: Sequence[str], names: Sequence[str]) -> tuple[str, Way | None]:
     """The options that leave `odd` out of `names`: name by name if they are few, else by globs that match no other."""
     if 2 * len(odd) > len(names) and len(odd) > SHOWN:
-        return f"{len(odd):,} of {len(names):,} tensors differ: are these fine-tunings of one model?"
+        return f"{len(odd):,} of {len(names):,} tensors differ: are these fine-tunings of one model?", None
     globs = globs_of(odd, names)
     if not globs:
-        return f"leave these {len(odd):,} tensors out with `--exclude GLOB`"
-    return "leave these tensors out: " + " ".join(f"--exclude '{glob}'" for glob in globs)
+        return f"leave these {len(odd):,} tensors out with `--exclude GLOB`", None
+    options = " ".join(f"--exclude '{glob}'" for glob in globs)
+    return f"leave these tensors out: {options}", {"exclude": tuple(globs)}
 
 
-def _keeping(odd: Sequence[str], names: Sequence[str], base: Source | None, experts: Sequence[Source]) -> str:
+def _keeping(
+    odd: Sequence[str], names: Sequence[str], base: Source | None, experts: Sequence[Source]
+) -> tuple[str, Way | None]:
     """Whose tensors can stand in the output instead: a folder that lacks them is no whole model."""
     globs, who = globs_of(odd, names), keeper_of(odd, base, experts)
     if not globs or who is None or (2 * len(odd) > len(names) and len(odd) > SHOWN):
-        return ""
+        return "", None
     whose = "the base's" if who == BASE else f"those of {who}"
-    return f", or take {whose}, unmerged: " + " ".join(f"--keep-from {who} '{glob}'" for glob in globs)
+    options = " ".join(f"--keep-from {who} '{glob}'" for glob in globs)
+    way = {"keep_from": tuple((who, glob) for glob in globs)}
+    return f", or take {whose}, unmerged: {options}", way if who == BASE else None
 
 
 def globs_of(odd: Sequence[str], names: Iterable[str]) -> list[str]:

@@ -12,7 +12,7 @@ from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.dtypes import is_float
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.errors import BadFile
-from taskmerge.experts.sources import CheckpointSource, LowRank, Source, Tally, finite
+from taskmerge.experts.sources import CheckpointSource, LowRank, NotFinite, Source, Tally, finite
 from taskmerge.numerics.spectral import Factors
 from taskmerge.types import Space
 
@@ -68,7 +68,7 @@ class VectorSource(CheckpointSource):
             done += len(piece)
         if not finite(out):
             where = f"{self.where}: `{name}`"
-            raise BadFile("its factors hold NaN or infinity", where=where, hint="write the file again")
+            raise NotFinite("its factors hold NaN or infinity", where=where, hint="write the file again")
 
     def _multiply(self, name: str, matrix: int, start: int, out: Tensor) -> None:
         """Elements of U diag(s) Vt of one matrix from `start` on; of U only the rows that hold them are read."""

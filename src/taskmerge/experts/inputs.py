@@ -1,7 +1,8 @@
 """Turns arguments into experts and a base: paths, globs and names become open sources in canonical order."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from taskmerge.checkpoint.checkpoint import checked_plain, open_checkpoint
 from taskmerge.checkpoint.held import Held, Place, open_place
 from taskmerge.checkpoint.provenance import provenance_of
 from taskmerge.checkpoint.weights import default_name
-from taskmerge.errors import Mismatch, UsageError, listed, nearest
+from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError, listed, nearest
 from taskmerge.experts.adapters import AdapterSource
 from taskmerge.experts.arguments import Arguments, existing, named
 from taskmerge.experts.earlier import earlier_result, is_own_output, same_place
@@ -76,18 +77,43 @@ class Inputs:
             source.close()
 
 
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """An input that could not be opened, or is none, and why; the base has no `task`."""
+
+    task: str | None
+    path: Place
+    error: TaskmergeError
+
+
 @dataclass
 class _Found:
-    """Inputs while they are being sorted out."""
+    """Inputs while they are being sorted out. `aside` collects those that cannot be taken; without it they are
+    errors."""
 
     places: dict[str, Place] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    aside: list[SetAside] | None = None
+
+    @contextmanager
+    def setting_aside(self, task: str | None, path: Place) -> Iterator[None]:
+        """Errors from inside set this one input aside, if there is a place for it."""
+        try:
+            yield
+        except (BadFile, Mismatch, UsageError) as error:
+            if self.aside is None:
+                raise
+            self.aside.append(SetAside(task, path, error))
 
 
-def resolve(arguments: Arguments, options: InputOptions) -> Inputs:
-    """Opens all inputs (headers only) and finds the base; `UsageError`, `BadFile` or `Mismatch` where that fails."""
-    sorting = _Found(notes=list(options.told))
+def resolve(arguments: Arguments, options: InputOptions, aside: list[SetAside] | None = None) -> Inputs:
+    """Opens all inputs (headers only) and finds the base; `UsageError`, `BadFile` or `Mismatch` where that fails.
+
+    Given a list `aside`, inputs that cannot be taken one by one are put there, and the others opened: there may be
+    none. What concerns several at once, and names of what is not there, are errors all the same.
+    """
+    sorting = _Found(notes=list(options.told), aside=aside)
     given = [(task, place) for task, place in named(arguments) if not _left_out(place, options, sorting)]
     base, rule = named_base(given, several=options.keep_base) if options.base is None else (None, options.base_rule)
     if options.base is not None:
@@ -136,18 +162,20 @@ def _opened(sorting: _Found, base_place: Place | None, options: InputOptions) ->
     """Opens what is left, in canonical order, and sets earlier results aside."""
     base: CheckpointSource | None = None
     if base_place is not None:
-        if is_adapter(base_place) and not (isinstance(base_place, Path) and whole_files(base_place)):
-            hint = "name the checkpoint that it was trained on"
-            raise Mismatch("is an adapter, which changes a base and is none", where=str(base_place), hint=hint)
-        checkpoint = checked_plain(open_place(base_place, allow_pickle=options.allow_pickle))
-        base = CheckpointSource("base", checkpoint, prefix=options.strip_prefix, renamings=options.renamings)
+        with sorting.setting_aside(None, base_place):
+            base = _open_base(base_place, options)
+    if base_place is not None and base is not None:
         sorting.notes += base.notes
         sorting.warnings += [*base.warnings, *_odd(base_place, base)]
     experts: dict[str, Source] = {}
     earlier: list[str] = []
     origins: dict[tuple[str, ...], str] = {}
     for task, place in sorted(sorting.places.items()):
-        source = _open(task, place, base, options, origins)
+        source = None
+        with sorting.setting_aside(task, place):
+            source = _open(task, place, base, options, origins)
+        if source is None:
+            continue
         sorting.notes += source.notes
         sorting.warnings += [*source.warnings, *_odd(place, source)]
         if source.record.get("kind") in MERGED and not options.allow_merged:
@@ -161,12 +189,22 @@ def _opened(sorting: _Found, base_place: Place | None, options: InputOptions) ->
     sorting.notes += _in_one_dialect(base, experts, earlier, options)
     for task in earlier:
         merged = experts.pop(task)
-        sorting.warnings.append(earlier_result(merged, experts))
-    if not experts:
+        with sorting.setting_aside(task, Path(merged.where)):
+            sorting.warnings.append(earlier_result(merged, experts))
+    if not experts and not sorting.aside:
         raise UsageError("there is no expert to merge", hint="give the fine-tuned checkpoints as arguments")
     kept = tuple(experts[task] for task in sorted(experts))
     sorting.notes += one_origin(kept)
     return Inputs(kept, base, tuple(sorting.notes), tuple(sorting.warnings))
+
+
+def _open_base(place: Place, options: InputOptions) -> CheckpointSource:
+    """The base as a source."""
+    if is_adapter(place) and not (isinstance(place, Path) and whole_files(place)):
+        hint = "name the checkpoint that it was trained on"
+        raise Mismatch("is an adapter, which changes a base and is none", where=str(place), hint=hint)
+    checkpoint = checked_plain(open_place(place, allow_pickle=options.allow_pickle))
+    return CheckpointSource("base", checkpoint, prefix=options.strip_prefix, renamings=options.renamings)
 
 
 def _open(

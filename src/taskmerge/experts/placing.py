@@ -202,4 +202,6 @@ def _homeless(
     if renamings:
         options = " ".join(f"--map '{text}'" for text in renamings)
         hint += f"; if these are its tensors under other names, `{options}` says so"
-    return Mismatch(f"{reason}: {listed(said, between='; ', plain=True)}", where=str(adapter.place), hint=hint)
+    what = f"{reason}: {listed(said, between='; ', plain=True)}"
+    ways = [{"map": tuple(renamings)}] if renamings else []
+    return Mismatch(what, where=str(adapter.place), hint=hint, ways=ways)

@@ -1,7 +1,7 @@
 """The experts' rows of any tensor, without a plan: read, in the compute dtype, about the origin asked for."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskmerge.errors import Mismatch
 from taskmerge.experts.parallel import Stopped
-from taskmerge.experts.sources import Source, Tally
+from taskmerge.experts.sources import NotFinite, Source, Tally
 from taskmerge.experts.tensors import Part, Unit
 from taskmerge.numerics.centre import centre_
 from taskmerge.types import Space, Weights
@@ -26,8 +26,10 @@ def even(experts: Sequence[Source]) -> Weights:
 class Rows:
     """Reads rows of the experts: `weight` θ_t, `delta` θ_t - θ₀, or `centred` θ_t - θ̄, the mean weighed by `weights`.
 
-    `tallies`, by the identity of a source (two may read one file), collect digests of what is read. Safe to use from
-    several threads, each of which keeps its own scratch memory; once `stop` is set, they give up.
+    `tallies`, by the identity of a source (two may read one file), collect digests of what is read. Where elements are
+    not all finite, `mend` makes them so, given source, name and the elements as they were read; without it they are
+    refused. Safe to use from several threads, each of which keeps its own scratch memory; once `stop` is set, they give
+    up.
     """
 
     base: Source | None
@@ -37,6 +39,7 @@ class Rows:
     dtype: torch.dtype = torch.float32
     device: torch.device = CPU
     tallies: Mapping[int, Tally] = field(default_factory=dict)
+    mend: Callable[[Source, str, Tensor], None] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     scratch: threading.local = field(default_factory=threading.local)
 
@@ -121,7 +124,12 @@ class Rows:
             if holder is None:
                 raise Mismatch(f"no input holds `{part.name}`")
             tally = self.tallies.get(id(source)) if tallied and holder is source else None
-            holder.read(part.name, offset, place, self._scratch("raw", len(place) * 8, torch.uint8), tally)
+            try:
+                holder.read(part.name, offset, place, self._scratch("raw", len(place) * 8, torch.uint8), tally)
+            except NotFinite:
+                if self.mend is None:
+                    raise
+                self.mend(holder, part.name, place)
 
 
 def _overlaps(unit: Unit, start: int, out: Tensor) -> Iterator[tuple[Part, int, Tensor]]:

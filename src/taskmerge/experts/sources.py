@@ -24,6 +24,11 @@ LowRank = tuple[Tensor, Tensor]
 """left [m, r] and right [r, n]: their product is the task matrix, exactly."""
 
 
+class NotFinite(BadFile):
+    """A tensor holds NaN or infinity. Whoever reads whole numbers has them all the same, for what it was given to fill
+    is filled; factors are not multiplied."""
+
+
 class Tally:
     """Collects the content digest of one source while its tensors are read, each from front to back.
 
@@ -257,7 +262,7 @@ class CheckpointSource:
         if dtype != out.dtype:
             out.copy_(buffer.view(dtype))
         if not finite(out):
-            raise BadFile(
+            raise NotFinite(
                 "the tensor holds NaN or infinity", where=f"{self.where}: `{name}`",
                 hint="this checkpoint is damaged or its training diverged; leave it out",
             )  # fmt: skip

@@ -65,7 +65,7 @@ def costed(
         max(heaviest.memory, promised - held),
     )
     if allowed.limit is not None:
-        _check_limit(heaviest, allowed.limit, max(allowed.peak, allowed.resident + heaviest.memory))
+        check_limit("this merge", heaviest.name, allowed.limit, max(allowed.peak, allowed.resident + heaviest.memory))
         in_flight = min(in_flight, allowed.limit - allowed.resident)
     solving = sum(map(_seconds, jobs)) * tasks / allowed.workers
     memory = max(allowed.peak, allowed.resident + in_flight)
@@ -73,12 +73,12 @@ def costed(
     return jobs, Costs(allowed.workers, read, written, in_flight, memory, seconds)
 
 
-def _check_limit(heaviest: TensorJob, limit: int, needed: int) -> None:
+def check_limit(what: str, heaviest: str, limit: int, needed: int) -> None:
     """Refuses a limit that one tensor alone exceeds."""
     if needed > limit:
         raise NotEnough(
-            f"this merge needs {needed / 1e6:.0f} MB, --max-memory allows {limit / 1e6:.0f} MB",
-            where=f"`{heaviest.name}`", hint="allow more, or merge fewer experts at a time",
+            f"{what} needs {needed / 1e6:.0f} MB, --max-memory allows {limit / 1e6:.0f} MB",
+            where=f"`{heaviest}`", hint="allow more, or take fewer experts at a time",
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from taskmerge.errors import Mismatch, located
 from taskmerge.experts.buffers import common_buffer
 from taskmerge.experts.low_rank import subspaces
 from taskmerge.experts.matrices import given_factors, task_matrices
+from taskmerge.experts.rows import Rows
 from taskmerge.merging.kernels import BoundPoint, Handed
 from taskmerge.merging.plan import TensorJob, Treatment
 from taskmerge.merging.run import Run
@@ -16,6 +17,7 @@ from taskmerge.numerics.centre import centre_
 from taskmerge.numerics.lapack import single_threaded
 from taskmerge.numerics.memory import return_large_blocks
 from taskmerge.numerics.spectral import TaskMatrices
+from taskmerge.specs.merge import OnBuffer
 
 
 def execute(run: Run) -> None:
@@ -151,9 +153,13 @@ def _copy(run: Run, job: TensorJob) -> None:
 
 def _buffer(run: Run, job: TensorJob) -> None:
     """An integer or bool tensor: equal everywhere, or BatchNorm's counter (the largest), or the first."""
-    code = job.outputs[0].dtype
-    holders = [expert for expert in run.rows.experts if job.name in expert.specs]
-    values = [run.rows.raw(holder, job.name) for holder in holders]
-    chosen = common_buffer(job.name, code, holders, values, run.spec.on_buffer, keeps=True)
+    chosen = merged_buffer(run.rows, job, run.spec.on_buffer)
     for sink in run.sinks:
-        sink.write(job.name, chosen.view(DTYPES[code]).reshape(-1))
+        sink.write(job.name, chosen.view(DTYPES[job.outputs[0].dtype]).reshape(-1))
+
+
+def merged_buffer(rows: Rows, job: TensorJob, rule: OnBuffer) -> Tensor:
+    """The bytes of a merged integer or bool tensor; `Mismatch` where the experts' differ and no rule decides."""
+    holders = [expert for expert in rows.experts if job.name in expert.specs]
+    values = [rows.raw(holder, job.name) for holder in holders]
+    return common_buffer(job.name, job.outputs[0].dtype, holders, values, rule, keeps=True)

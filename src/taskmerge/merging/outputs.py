@@ -30,7 +30,7 @@ def output_paths(
     folders comes a folder."""
     chain = [spec.method, *([spec.then] if spec.then else []), *(["lines"] if spec.lines else [])]
     plain = Path(f"merged-{'-'.join(part.replace('_', '-') for part in chain)}.safetensors")
-    output = output or (plain.with_suffix("") if _all_folders(inputs, base) else plain)
+    output = output or (plain.with_suffix("") if all_folders(inputs, base) else plain)
     if output.suffix in PICKLE_ENDINGS:
         hint = f"such as `-o {output.with_suffix('.safetensors')}`"
         raise UsageError(f"{output} does not end in .safetensors: pickles are not written", where="-o", hint=hint)
@@ -45,7 +45,7 @@ def output_paths(
     return [output.with_name(f"{output.stem}-{re.sub('_', '-', name)}.safetensors") for name in names]
 
 
-def _all_folders(inputs: Arguments, base: Place | None) -> bool:
+def all_folders(inputs: Arguments, base: Place | None) -> bool:
     """Whether all inputs are folders of models; of adapters alone, whether their base is one."""
     places = [place for _, place in named(inputs)]
     whole = [place for place in places if not is_adapter(place)] or ([base] if places and base else [])

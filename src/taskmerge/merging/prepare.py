@@ -92,7 +92,7 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     if paths:
         check_disk(0 if running.as_adapter else plan.costs.bytes_written, paths)
     device = named_device(running.device, accelerate=granularity(points) == "matrix")
-    travels = _travels(resolved, spec, plan, running) if any(map(is_folder, paths)) else of_file(resolved)
+    travels = along(resolved, spec, plan, code=running.with_code) if any(map(is_folder, paths)) else of_file(resolved)
     resolved = replace(resolved, warnings=(*resolved.warnings, *warnings, *travels.warnings))
     plan = replace(plan, notes=(*plan.notes, *travels.notes))
     prepared = Prepared(spec, resolved, plan, tuple(points), tuple(paths), device, travels)
@@ -110,13 +110,13 @@ def keeps_results(inputs: Arguments, running: RunOptions) -> bool:
     return any(held)
 
 
-def _travels(inputs: Inputs, spec: MergeSpec, plan: Plan, running: RunOptions) -> Travelling:
+def along(inputs: Inputs, spec: MergeSpec, plan: Plan, *, code: bool = False) -> Travelling:
     """What goes into an output folder beside its weights."""
     sizes: Counter[str] = Counter()
     for output in plan.outputs():
         sizes[output.dtype] += math.prod(output.shape) * is_float(output.dtype)
     written = str(DTYPES[max(sizes, key=lambda code: sizes[code])]).removeprefix("torch.")
-    found = travel(inputs, spec, code=running.with_code, written=written)
+    found = travel(inputs, spec, code=code, written=written)
     lacking = lacking_warnings(inputs, plan, found) if CONFIG in found.files else []
     return replace(found, warnings=[*found.warnings, *licence_warnings(inputs), *lacking])
 
@@ -325,6 +325,7 @@ def _refuse_nothing(jobs: Sequence[TensorJob], last: Method, reads: Reads) -> No
     raise Mismatch(
         f"`{last.name}` finds no matrix to truncate: no tensor is of the class `linear`",
         hint=f"{widen}use `--method average`",
+        ways=[*([{"also": tuple(there)}] if there else []), {"method": "average"}],
     )
 
 

@@ -25,12 +25,14 @@ COMBINED = (CONFIG, "generation_config.json")
 
 @dataclass
 class Travelling:
-    """What travels, name -> path or content; the versions of all files that were looked at; what is to be said."""
+    """What travels, name -> path or content; the versions of all files that were looked at; what is to be said;
+    whose tokenizer is taken where those of the experts differ."""
 
     files: dict[str, bytes | Path] = field(default_factory=dict)
     versions: Mapping[Path, Stamp | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    tokenizer_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def check_configs(inputs: Inputs, spec: MergeSpec) -> list[str]:
         raise Mismatch(
             f"{CONFIG} of the inputs differs in what changes the meaning of weights\n" + "\n".join(lines),
             hint="merge fine-tunings of one model; where one of these is wrong, `--config-from NAME` takes another's",
+            ways=({"config_from": BASE if BASE in configs else next(iter(configs))},),
         )  # fmt: skip
     return [f"{CONFIG} is {spec.config_from}'s (--config-from), though inputs differ: {line}" for line in lines]
 
@@ -149,6 +152,7 @@ def _tokenizer(folders: Folders, chosen: str | None, result: Travelling, places:
     if any(files != versions[0] for files in versions):
         decides = "--tokenizer-from" if chosen else "--tokenizer-from decides"
         result.warnings += [f"{text}; {_whose(owner)} is taken ({decides})" for text in _between(folders, places)]
+        result.tokenizer_of = owner
     elif folders.base is not None and owner != BASE and own != base and chosen is None:
         odd = listed(sorted(file for file in {**base, **own} if base.get(file) != own.get(file)), 5)
         differs = f"the base's differs in {odd} (--tokenizer-from {BASE} takes that)" if base else "the base has none"

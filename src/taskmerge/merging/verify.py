@@ -47,9 +47,9 @@ def verify(
 
     Experts are looked for among `experts` (files, folders, globs, state dicts), beside `path` and in the working
     directory. The new merge goes to a temporary folder. Where another torch or another type of CPU merged it, last bits
-    may differ as far as rounding explains. Raises `Changed` (a `BadFile`) for files that are not what was written, `BadNumber` for
-    NaN or infinity, `BadFile` for a damaged file and an expert that is not found, `UsageError` where there is no
-    recipe.
+    may differ as far as rounding explains. Raises `Changed` (a `BadFile`) for files that are not what was written,
+    `BadNumber` for NaN or infinity, `BadFile` for a damaged file and an expert that is not found, `UsageError` where
+    there is no recipe.
     """
     path = Path(path)
     with open_checkpoint(path, allow_pickle=allow_pickle) as checkpoint:
