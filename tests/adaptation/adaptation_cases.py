@@ -23,6 +23,7 @@ from taskmerge.adaptation.opening import Opened, Place
 from taskmerge.adaptation.teachers import Teacher
 from taskmerge.specs.suite import BackboneSpec, Preprocess, Split, Suite, Task
 from taskmerge.specs.suite_file import load_suite
+from taskmerge.workflows import adapt as adapting
 from taskmerge.workflows import adapted
 
 TASKS = ("cars", "digits", "signs")
@@ -186,7 +187,7 @@ class Assembled:
 def adapt(suite: Suite, output: Path, inputs: Any = (), **keywords: Any) -> adapted.AdaptReceipt:
     """`taskmerge.adapt` on one thread, without scores; the batch is one that these suites can fill."""
     plain = {"suite": suite, "output": output, "threads": 1, "scores": False, "batch_size": 8}
-    return adapted.adapt(inputs, **{**plain, **LABELLED.get(keywords.get("method", ""), {}), **keywords})
+    return adapting.adapt(inputs, **{**plain, **LABELLED.get(keywords.get("method", ""), {}), **keywords})
 
 
 class _EnoughError(Exception):
@@ -223,7 +224,7 @@ def hearing(patch: pytest.MonkeyPatch, heard: Callable[[Any, int], None]) -> Ite
         return plain(**{**values, "heard": heard})
 
     with patch.context() as inner:
-        inner.setattr(adapted, "AdaptRunning", running)
+        inner.setattr(adapting, "AdaptRunning", running)
         yield
 
 

@@ -250,7 +250,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, package: str, form: 
 
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == package else find_spec(name))
     ask = {"model": resolve, "data": partial(module.load_hub_dataset, configuration=None)}[form]
-    with pytest.raises(UsageError, match=rf"`{package}`\nhint: pip install 'taskmerge\[hub\]'"):
+    with pytest.raises(UsageError, match=rf"`{package}`\nhint: install `huggingface_hub`"):
         ask(HubPath("org/name"))
 
 

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import taskmerge
+from taskmerge.checkpoint.provenance import SEAL
 from taskmerge.methods.contract import Method
 from taskmerge.methods.options import settled
 from taskmerge.methods.registry import methods
@@ -102,12 +103,13 @@ def test_records_that_left_a_value_out_are_verified_and_replayed(
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     record = json.loads(metadata["taskmerge"])
+    record = {key: value for key, value in record.items() if key not in (SEAL, "arithmetic", "files")}
     ran, record["recipe"]["options"][name] = record["recipe"]["options"][name], None
     tensors = load_file(path)
     save_file(tensors, path, {**metadata, "taskmerge": json.dumps(record)})
     found = taskmerge.verify(path, ["models"])
     assert found.replayed
-    assert f"does not say which `{name}` ran" in found.notes[0]
+    assert any(f"does not say which `{name}` ran" in note for note in found.notes)
     again = taskmerge.merge(["models/*.safetensors"], recipe=path, output="again.safetensors").paths[0]
     assert recorded(again)[name] == ran
     again_tensors = load_file(again)
