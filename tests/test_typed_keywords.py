@@ -74,7 +74,7 @@ def test_a_function_takes_what_its_command_takes(
 
 def test_eval_is_evaluate_and_rank() -> None:
     files = {"csv", "markdown", "output", "clip_benchmark", "overwrite", "no_cache"}  # how a report is shown
-    judged = {"fail_under", "fail_over", "baseline", "tolerance"}  # what a command may end with
+    judged = {"fail_under", "fail_over", "tolerance"}  # what a command may end with
     taken = parameters("evaluate") | parameters("rank") - {"by"} | {"rank_by"}
     assert words(EvalWords) - PRINTING - files - judged == taken - {"progress", "manifests", "note"}
 

@@ -79,12 +79,12 @@ class Heard:
     """How a command hears a stop: as KeyboardInterrupt, once; `number` is the signal's, None if there was none.
 
     While modules are imported and nothing is unfinished the process just ends: libraries make all sorts of errors of a
-    KeyboardInterrupt in their midst. Another stop is heard `patience` seconds after one at the earliest.
+    KeyboardInterrupt in their midst. Another stop is heard `patience` seconds (`PATIENCE`) after one at the earliest.
     """
 
-    def __init__(self, patience: float = PATIENCE) -> None:
+    def __init__(self, patience: float | None = None) -> None:
         self.number: int | None = None
-        self._patience = patience
+        self._patience = PATIENCE if patience is None else patience
         self._at: float | None = None
 
     @property

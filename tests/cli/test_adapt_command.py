@@ -50,7 +50,7 @@ def test_the_folder_goes_to_stdout_and_everything_else_to_stderr(tiny: Path) -> 
         "experts, filter code",
         "3 iterations of 32 items a task, one update a task: 6 updates; rates: coefficients 0.01, heads 0.01",
         "split `adapt` of tiny, at most 64 items a task; no label is read; seed 0; on cpu",
-        "--coefficient 0.3, from 14 tasks on 0.1",
+        "--coefficient 0.3",
         "note: merging the 2 experts of suite.yaml",
         "tiny, split test: accuracy, in percent ± 95% interval",
     ):
