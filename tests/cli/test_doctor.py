@@ -1,12 +1,10 @@
 """`taskmerge doctor`: what it finds is what a merge does, what it proposes runs, and how it prints."""
 
 import json
-import os
 import random
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -398,12 +396,13 @@ def test_the_page_as_a_shell_script(here: Path) -> None:
     page = doctor(*(f"./{name}.safetensors" for name in NAMES), "--base", "base.safetensors").out
     script = page[page.index("# differences from the base") :]
     assert script.isascii() or script.replace("\n", "").isprintable()
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-e", "-c", script], capture_output=True, text=True, env={**os.environ, "PATH": path}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "merged-task-arithmetic.safetensors\nmerged-cart.safetensors\n"
+    told = "taskmerge() { printf '%s\\0' \"$@\" ''; }\n"  # what the shell makes of the words, instead of the program
+    done = subprocess.run(["bash", "-e", "-c", told + script], capture_output=True, check=True)
+    commands = [one.split("\0") for one in done.stdout.decode().removesuffix("\0\0").split("\0\0")]
+    assert [run(*words).out for words in commands] == [
+        "merged-task-arithmetic.safetensors\n",
+        "merged-cart.safetensors\n",
+    ]
 
 
 def test_names_that_were_given_are_kept(experts: Files, here: Path) -> None:
@@ -423,3 +422,13 @@ def test_what_is_said_of_a_terminal_is_not_obeyed(here: Path) -> None:
     for arguments in ((), ("--json",)):
         out = run("doctor", "*.safetensors", *arguments).out
         assert set(out) - {"\n"} == {one for one in out if one.isprintable()}
+
+
+def test_the_page_in_the_docs_is_what_comes_out(here: Path) -> None:
+    root = Path(__file__).parents[2]
+    (here / "examples").symlink_to(root / "examples")
+    (session,) = re.findall(
+        r"^```console\n\$ (.*?)^```$", (root / "docs/doctor.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    command, page = session.split("\n", 1)
+    assert doctor(*shlex.split(command)[2:]).out == page

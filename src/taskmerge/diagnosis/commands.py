@@ -27,6 +27,7 @@ from taskmerge.experts.classes import attention_groups
 from taskmerge.experts.inputs import Inputs
 from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import bind_points
+from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import output_paths
 from taskmerge.merging.prepare import granularity, lacking_warnings
 from taskmerge.methods.registry import DEFAULT
@@ -47,18 +48,32 @@ class _Chosen:
     base: Path | None
 
 
-def commands(openings: Openings, first: Tried, kinship: Kinship, asked: Keywords) -> list[Command]:
-    """The merges that can follow, at most one of each kind; none where no two experts belong together."""
-    chosen = _chosen(first.opened.inputs, kinship)
-    asked = {name: value for name, value in asked.items() if name not in NAMED}
-    asked |= {"base": chosen.base} if chosen.base else {}
+def commands(
+    openings: Openings, arguments: Arguments, asked: Keywords, first: Tried, kinship: Kinship
+) -> list[Command]:
+    """The merges that can follow what `first` tried, at most one of each kind; none where no two experts belong
+    together."""
+    inputs = first.opened.inputs
+    chosen = _chosen(inputs, kinship)
+    trial = None
+    if not first.opened.errors and (chosen.experts, chosen.base) == (inputs.experts, _place(inputs)):
+        trial, asked = first, first.keywords  # all of them: headers are opened, and the plan made
+    else:
+        arguments = {expert.task: expert.where for expert in chosen.experts}
+        asked = {name: value for name, value in asked.items() if name not in NAMED}
+        asked |= {"base": chosen.base} if chosen.base else {}
     trials = list[tuple[str, Tried]]()
-    if chosen.base and chosen.experts and (trial := _planned(openings, chosen, asked)):
-        trials.append((ABOUT_BASE, trial))
-        asked = {**trial.keywords}  # so that both merge the same tensors
-    if len(chosen.experts) > 1 and (trial := _planned(openings, chosen, asked, DEFAULT)):
-        trials.append((ABOUT_MEAN, trial))
+    if chosen.base and chosen.experts and (found := _planned(openings, arguments, asked, trial=trial)):
+        trials.append((ABOUT_BASE, found))
+        asked = found.keywords  # so that both merge the same tensors
+    if len(chosen.experts) > 1 and (found := _planned(openings, arguments, asked, DEFAULT)):
+        trials.append((ABOUT_MEAN, found))
     return [_written(trial, chosen, about) for about, trial in trials]
+
+
+def _place(inputs: Inputs) -> Path | None:
+    """Where the base lies."""
+    return Path(inputs.base.where) if inputs.base else None
 
 
 def _chosen(inputs: Inputs, kinship: Kinship) -> _Chosen:
@@ -69,18 +84,19 @@ def _chosen(inputs: Inputs, kinship: Kinship) -> _Chosen:
         kin = {task for task, one in kinship.closeness.items() if one.kin != "unrelated"}
         own = tuple(expert for expert in sound if expert.task in kin)
         if own:
-            return _Chosen(own, Path(base.where))
+            return _Chosen(own, _place(inputs))
     lone = [expert for expert in sound if expert.kind == "weight"]
     sets = kinship.strangers if base is not None else kinship.families
     families = [tuple(expert for expert in lone if expert.task in family) for family in sets]
     return _Chosen(max(families, key=len, default=()), None)
 
 
-def _planned(openings: Openings, chosen: _Chosen, asked: Keywords, method: str | None = None) -> Tried | None:
-    """One merge, if it can be planned."""
-    arguments = {expert.task: expert.where for expert in chosen.experts}
+def _planned(
+    openings: Openings, arguments: Arguments, asked: Keywords, method: str | None = None, trial: Tried | None = None
+) -> Tried | None:
+    """One merge with all its options, if it can be planned; `trial` has tried what is asked for."""
     try:
-        trial = tried(openings, arguments, asked, method)
+        trial = trial or tried(openings, arguments, asked, method)
         for more in _more(trial):
             again = tried(openings, arguments, with_way(trial.keywords, more), method)
             trial = again if again.plan is not None else trial
@@ -115,10 +131,12 @@ def _split_clip(inputs: Inputs) -> bool:
 def _written(trial: Tried, chosen: _Chosen, about: str) -> Command:
     """The words of a merge that has been planned, to a new file or folder."""
     arguments = {expert.task: expert.where for expert in chosen.experts}
+    keywords = {name: value for name, value in trial.keywords.items() if name not in NAMED}
+    keywords |= {"method": trial.spec.method, "base": chosen.base}
     (path,) = output_paths(trial.spec, None, bind_points(trial.spec), arguments, chosen.base)
     output = next(one for one in _numbered(path) if not os.path.lexists(one))
     return Command(about, (
-        ("taskmerge", "merge"), *map(tuple, options({**trial.keywords, "method": trial.spec.method})),
+        ("taskmerge", "merge"), *map(tuple, options(keywords)),
         *((input_word(expert),) for expert in chosen.experts), ("-o", f"{output}{'' if output.suffix else '/'}"),
     ))  # fmt: skip
 

@@ -74,7 +74,7 @@ def doctor(
         measured = measure(found, names, budget(threads, max_memory), progress)
         bound = frozenset(expert.task for expert in found.experts if expert.kind != "weight")
         kinship = Kinship(measured, bound)
-        follow = commands(openings, first, kinship, asked)
+        follow = commands(openings, inputs, asked, first, kinship)
         found.check_unchanged()
         places = {expert.task: expert.where for expert in found.experts}
         findings = [*first.findings, *remarks(kinship, found.base.where if found.base else "", places)]

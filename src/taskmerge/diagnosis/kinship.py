@@ -89,7 +89,7 @@ class Kinship:
         held, changed = found.held[place], found.changed[place]
         median = _number(self.medians[0, row])
         scale = _number(medians(found.lengths[:, row] / found.lengths[:, 0]))
-        to_base = kin(median, scale, shared=held.total() > 0, moved=found.moved[place] > 0)
+        to_base = kin(median, scale, shared=held.total() > 0, moved=changed.total() > 0)
         return Closeness(
             "unknown" if self.tasks[place] in self.bound else to_base,
             (base + inner) / (math.sqrt(base) * length) if base and length else None,

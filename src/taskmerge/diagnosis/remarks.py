@@ -45,7 +45,8 @@ def _warning(what: str, hint: str | None = None) -> Finding:
 def _beside_base(task: str, one: Closeness, *, alone: bool, grouped: bool) -> Iterator[Finding]:
     """What one expert is to the base, where that is not a fine-tuning; `grouped`: it is said of several at once."""
     if one.kin == "equal":
-        rest = " in all that both have" if alone else ""
+        rest = " but for rounding to its own type" if one.relative_norm else ""
+        rest += " in all that both have" if alone else ""
         yield _warning(f"{task} equals the base{rest}: it changes nothing")
     elif one.kin == "unknown":
         what = f"{task}: no matrix of it can be compared with the base's, which would tell whether it is its kin"
@@ -111,7 +112,11 @@ def _one_step(kinship: Kinship) -> Iterator[Finding]:
 def _rounded(kinship: Kinship) -> Iterator[Finding]:
     """Experts whose task vector is in good part the rounding of a base in a finer type."""
     shares = {task: one.rounding for task, one in kinship.closeness.items() if one.rounding is not None}
-    odd = ", ".join(f"{task} {share:.0%}" for task, share in shares.items() if share >= ROUNDED)
+    odd = ", ".join(
+        f"{task} {share:.0%}"
+        for task, share in shares.items()
+        if share >= ROUNDED and kinship.closeness[task].kin != "equal"
+    )
     if odd:
         what = f"the base is held in a finer type than experts, and so much of ‖τ‖² is its rounding to theirs: {odd}"
         yield _warning(what, "take the base in the experts' type")

@@ -1,10 +1,10 @@
 """Whether models have one origin, by the angles between their weights: cosines, medians over matrices, the rule.
 
 Fine-tuning moves a model by 0.1 to 10% of its norm, so that matrices keep a cosine of 0.995 and more with where they
-came from; training on for as long as the base was trained leaves 0.8 and 0.9 of small networks, noise as large as the
-weights 0.71, 90% of the entries set to zero 0.66. Matrices of n entries that were trained from another start, or whose
-neurons stand in another order, have cosines around 0 with a spread of 1/√n. The median over matrices counts: one that
-was trained anew, or is alike in all models (sinusoids, norms, what all share in their mean), decides nothing.
+came from; training on for about as long as the base was trained leaves 0.8 to 0.9 of small networks, noise as large as
+the weights 0.71, 90% of the entries set to zero 0.66. Matrices of n entries that were trained from another start, or
+whose neurons stand in another order, have cosines around 0 with a spread of 1/√n. The median over matrices counts: one
+that was trained anew, or is alike in all models (sinusoids, norms, what all share in their mean), decides nothing.
 """
 
 from collections.abc import Sequence
