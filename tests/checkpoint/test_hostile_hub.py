@@ -310,6 +310,15 @@ def test_a_secret_is_not_linked_into_the_cache(hub: Hub, place: Place, monkeypat
     assert not [path for path in place.home.rglob("*") if path.is_symlink() and path.resolve() == secret]
 
 
+def test_the_cache_is_made_where_there_is_none(
+    hub: Hub, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "no" / "such" / "folder"
+    monkeypatch.setenv("HF_HOME", str(home))
+    hub.repositories[f"models/{place.repository}"] = dict(FILES)
+    assert resolve(HubPath(place.repository, "config.json")).is_relative_to(home)
+
+
 @pytest.mark.slow
 def test_lies_about_data_sets_are_heard_too(hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     location, before = HubPath(place.repository), place.picture()

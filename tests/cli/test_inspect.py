@@ -92,6 +92,7 @@ def test_what_taskmerge_wrote_says_how(experts: Files) -> None:
     for task in record["tasks"]:
         assert f"task {task['name']}: {task['digest']}" in out
     assert f"written by: taskmerge {taskmerge.__version__} on cpu" in out
+    del record["seal"]
     assert document("m.safetensors")[0]["provenance"] == record
     merge("*.safetensors", "-m", "ties", "-o", "t.safetensors", "--skip-input", "m.*")
     assert re.search(r"base: sha256:\w{64}", inspect("t.safetensors").out)

@@ -132,5 +132,5 @@ def test_wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UsageError, match=r"hint: pip install 'taskmerge\[corruptions\]'"):
+    with pytest.raises(UsageError, match=r"hint: install `imagecorruptions-imaug`"):
         corrupted("contrast")

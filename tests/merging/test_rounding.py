@@ -56,7 +56,9 @@ def unit(value: float, dtype: torch.dtype) -> float:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.sampled_from(sorted(DIGITS, key=str)), st.integers(0, 2**32), st.lists(st.integers(-3, 3), min_size=64, max_size=64)
+    st.sampled_from(sorted(DIGITS, key=str)),
+    st.integers(0, 2**32),
+    st.lists(st.integers(-3, 3), min_size=64, max_size=64),
 )
 def test_the_last_bits_are_counted_in_units_of_the_largest_entry(
     tmp_path_factory: pytest.TempPathFactory, dtype: torch.dtype, seed: int, steps: list[int]
@@ -87,7 +89,8 @@ def test_how_far_rounding_goes(dtype: torch.dtype, terms: int, tmp_path: Path) -
     off = 5e-7
     again = (exact + off * (-1.0) ** torch.arange(301)).to(dtype)
     error = max(
-        0.0, *(abs(float(a) - float(e)) - abs(float(e)) * 2.0 ** -DIGITS[dtype] for a, e in zip(again, exact, strict=True))
+        0.0,
+        *(abs(float(a) - float(e)) - abs(float(e)) * 2.0 ** -DIGITS[dtype] for a, e in zip(again, exact, strict=True)),
     )
     edge = 4 * error + 7 * math.sqrt(terms) * 2.0**-24
     for place in (0, 150, 299):
@@ -169,8 +172,9 @@ def test_last_bits_from_elsewhere_are_explained(
 ) -> None:
     rank = {"rank": 3} if method == "cart" else {}
     path = Path(
-        taskmerge.merge(experts(models), method=method, base=models["base"], dtype=dtype, output=tmp_path / "m.safetensors",
-                        **rank).paths[0]
+        taskmerge.merge(
+            experts(models), method=method, base=models["base"], dtype=dtype, output=tmp_path / "m.safetensors", **rank
+        ).paths[0]
     )  # fmt: skip
     names = [name for name, value in load(path).items() if value.is_floating_point() and value.numel() > 1]
     held = {name: load(path)[name] for name in names}
@@ -244,7 +248,9 @@ def test_where_it_was_merged_may_not_be_recorded(models: dict[str, Path], tmp_pa
     """Files of before, without a seal."""
     path = merged(models, tmp_path / "m.safetensors")
     record = {key: value for key, value in record_of(path).items() if key not in ("arithmetic", "seal")}
-    save_file({**load(path), "proj": nudged(load(path)["proj"])}, path, {"format": "pt", "taskmerge": json.dumps(record)})
+    save_file(
+        {**load(path), "proj": nudged(load(path)["proj"])}, path, {"format": "pt", "taskmerge": json.dumps(record)}
+    )
     found = taskmerge.verify(path, [tmp_path / "models"])
     assert (found.last_bits, found.elsewhere) == (1, ("where it was merged is not recorded",))
 
@@ -279,7 +285,8 @@ import json, sys, taskmerge
 folder, methods = sys.argv[1], sys.argv[2].split()
 for method in methods:
     ins = [f"{folder}/models/{task}.safetensors" for task in "abcd"]
-    taskmerge.merge(ins, method=method, base=f"{folder}/models/base.safetensors", output=f"{folder}/out/{method}.safetensors")
+    base, output = f"{folder}/models/base.safetensors", f"{folder}/out/{method}.safetensors"
+    taskmerge.merge(ins, method=method, base=base, output=output)
 """
 CODE = (
     {"ATEN_CPU_CAPABILITY": "default"},

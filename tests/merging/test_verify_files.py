@@ -1,4 +1,4 @@
-"""`verify` over everything that a merge wrote: what is not as it was is named, what others put beside it is not opened."""
+"""`verify` over all that a merge wrote: what is not as it was is named, what others put beside it is not opened."""
 
 import json
 import os
@@ -390,8 +390,8 @@ def test_a_huge_stranger_of_the_same_names_is_not_read(merged: Path, tmp_path: P
 
 
 LOADED = (
-    "preprocessor_config.json", "added_tokens.json", "special_tokens_map.json", "adapter_config.json", "chat_template.json",
-    "vocab.txt", "spiece.model", "additional_chat_templates/more.jinja",
+    "preprocessor_config.json", "added_tokens.json", "special_tokens_map.json", "adapter_config.json",
+    "chat_template.json", "vocab.txt", "spiece.model", "additional_chat_templates/more.jinja",
 )  # fmt: skip
 
 

@@ -11,7 +11,11 @@ import torch
 from taskmerge.numerics.arithmetic import arithmetic
 
 CPU = torch.device("cpu")
-KINDS = ({"products": False, "factors": False}, {"products": True, "factors": False}, {"products": True, "factors": True})
+KINDS = (
+    {"products": False, "factors": False},
+    {"products": True, "factors": False},
+    {"products": True, "factors": True},
+)
 SCRIPT = """
 import json, sys, torch
 from taskmerge.numerics.arithmetic import arithmetic

@@ -7,8 +7,8 @@ import typer
 
 from taskmerge.cli import doctor_page, options, show
 from taskmerge.cli.meter import Bar
-from taskmerge.cli.options import option
 from taskmerge.cli.method_command import WithPairs
+from taskmerge.cli.options import option
 from taskmerge.cli.words import command, given_options
 
 PANELS = {"base": options.INPUT, "threads": "What it may cost, and what is printed"}

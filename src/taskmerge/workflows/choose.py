@@ -51,6 +51,7 @@ def rank(
     allow_pickle: bool = False,
     map: Globs = None,
     progress: Progress | None = None,
+    baseline: Report | None = None,
     note: Note = unheard,
 ) -> Report:
     """Orders checkpoints by a criterion that needs no labels, computed on the unlabelled `adapt_split`.
