@@ -1,4 +1,4 @@
-"""What a plan costs: memory, traffic and time, and whether that is allowed."""
+"""What a plan costs in memory and traffic, and whether that is allowed."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -67,10 +67,8 @@ def costed(
     if allowed.limit is not None:
         check_limit("this merge", heaviest.name, allowed.limit, max(allowed.peak, allowed.resident + heaviest.memory))
         in_flight = min(in_flight, allowed.limit - allowed.resident)
-    solving = sum(map(_seconds, jobs)) * tasks / allowed.workers
     memory = max(allowed.peak, allowed.resident + in_flight)
-    seconds = 2.0 + read / 2.5e9 + written / 1e9 + solving
-    return jobs, Costs(allowed.workers, read, written, in_flight, memory, seconds)
+    return jobs, Costs(allowed.workers, read, written, in_flight, memory)
 
 
 def check_limit(what: str, heaviest: str, limit: int, needed: int) -> None:
@@ -96,12 +94,3 @@ def _triplets(job: TensorJob, components: int) -> int:
     """The numbers that a task's components take side by side: as factored, joined, scaled, and those of them chosen."""
     small, large = sorted(job.unit.matrix)
     return components * (3 * small + 4 * large)
-
-
-def _seconds(job: TensorJob) -> float:
-    """Seconds of one factorisation of all its matrices on one core: Gram, eigensolver, product."""
-    if not job.factored:
-        return 0.0
-    m, n = job.unit.matrix
-    r = min(m, n)
-    return job.unit.matrices * (m * n * r + 4 * r**3) / 7e10

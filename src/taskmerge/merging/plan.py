@@ -64,14 +64,15 @@ class TensorJob:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What the work takes: bytes read and written, bytes that jobs may hold at once, peak memory, seconds."""
+    """What the work takes: bytes read and written, bytes that jobs may hold at once, peak memory; and seconds, of a
+    merge."""
 
     workers: int
     bytes_read: int
     bytes_written: int
     in_flight: int
     memory: int
-    seconds: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit, unit_of, units
 from taskmerge.merging.card import card, licence_warnings
 from taskmerge.merging.costs import Budget, budget, costed
+from taskmerge.merging.duration import seconds_of
 from taskmerge.merging.heads import head_files, heads_folder, holds
 from taskmerge.merging.kernels import BoundPoint, bind_points
 from taskmerge.merging.learned import check_asked, check_fits
@@ -92,6 +93,11 @@ def prepare(inputs: Arguments, spec: MergeSpec, opening: InputOptions, running: 
     if paths:
         check_disk(0 if running.as_adapter else plan.costs.bytes_written, paths)
     device = named_device(running.device, accelerate=granularity(points) == "matrix")
+    seconds = seconds_of(
+        plan.jobs, points, len(resolved.experts), plan.costs, precise=spec.compute_dtype == "float64",
+        digests=running.digests, gpu=device.type == "cuda",
+    )  # fmt: skip
+    plan = replace(plan, costs=replace(plan.costs, seconds=seconds))
     travels = along(resolved, spec, plan, code=running.with_code) if any(map(is_folder, paths)) else of_file(resolved)
     resolved = replace(resolved, warnings=(*resolved.warnings, *warnings, *travels.warnings))
     plan = replace(plan, notes=(*plan.notes, *travels.notes))

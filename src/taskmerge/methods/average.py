@@ -1,6 +1,6 @@
 """Weight averaging."""
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.numerics.centre import mean
 from taskmerge.types import Merged, Stack, Weights
 
@@ -13,6 +13,7 @@ from taskmerge.types import Merged, Stack, Weights
     paper="arXiv:2203.05482",
     aliases=("linear", "simple_average", "weighted_average"),
     laws=Laws(equal_experts={}),
+    work=Work(sweeps=1),
 )
 def average(stack: Stack, weights: Weights) -> Merged:
     """The (weighted) mean of the experts.

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
+from taskmerge.numerics import durations
 from taskmerge.numerics.centre import shares
 from taskmerge.numerics.powers import norm
 from taskmerge.numerics.rank import Rank
@@ -39,6 +40,7 @@ def _cancel(matrices: TaskMatrices, weights: Weights) -> bool:
     ),
     note_for={2: "CART of two experts with equal weights is their average: the centred task vectors cancel"},
     laws=Laws(equal_experts={}),
+    work=Work(matrix=lambda m, n, tasks, options: durations.truncated(m, n, tasks, options["rank"])),
 )
 def cart(
     matrices: TaskMatrices,

@@ -1,6 +1,7 @@
 """What is refused of a method: a declaration that nobody could serve, and a result of another form than promised."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, get_args
@@ -32,6 +33,7 @@ def check_declaration(method: "Method") -> None:
     _check_kernel(method)
     _check_helpers(method)
     _check_laws(method)
+    _check_work(method)
 
 
 def _check_words(method: "Method") -> None:
@@ -121,6 +123,17 @@ def _check_laws(method: "Method") -> None:
             bind(method, getattr(method.laws, name) or {})
         except TaskmergeError as error:
             raise BadDeclaration(method.name, f"`{name}` of its laws: {error.what}") from error
+
+
+def _check_work(method: "Method") -> None:
+    """What it is said to take is a number."""
+    try:
+        defaults = method.defaults()
+        found = (method.work.sweeps, method.first_passes(defaults), method.matrix_seconds(6, 4, 3, defaults))
+    except Exception as error:
+        raise BadDeclaration(method.name, f"`work` fails on the defaults: {error!r}") from error
+    if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in found):
+        raise BadDeclaration(method.name, f"`work` says numbers from 0 on, not {found}")
 
 
 # --- results ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.types import Merged, Stack, Weights
 
@@ -33,6 +33,7 @@ def consensus(stack: Stack, weights: Weights, multi_task: Merged, strictness: fl
         "the authors choose strictness per task and the coefficient on validation data",
     ),
     laws=Laws(zero_task={}),
+    work=Work(sweeps=8),
 )
 def consensus_ta(
     stack: Stack,

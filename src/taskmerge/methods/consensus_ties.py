@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 
 from taskmerge.methods.consensus_ta import consensus
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.methods.ties import Trim, elected_sum, measure
 from taskmerge.numerics.selection import Scan, slices
@@ -30,6 +30,7 @@ def model_trim(scan: Scan, *, density: float, weights: Weights | None = None) ->
         "the authors choose strictness per task and the coefficient on validation data",
     ),
     laws=Laws(zero_task={}),
+    work=Work(sweeps=45, passes=2),
 )
 def consensus_ties(
     stack: Stack,

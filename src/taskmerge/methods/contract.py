@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from taskmerge.methods.checks import check_declaration
 from taskmerge.methods.kernel import Factor, Kernel, Shared, Statistic, first_parameter, takes
 from taskmerge.methods.options import Options, Setting, Value, declared_settings
+from taskmerge.numerics import durations
 from taskmerge.types import Space
 
 Reads = Literal["elements", "tensor", "matrix"]
@@ -45,6 +46,21 @@ class Laws:
     """Options under which one more expert, equal to the base, changes nothing; None where no options do."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What a method takes, by which `--dry-run` predicts its time; nothing else depends on it."""
+
+    sweeps: float = 4.0
+    """How often kernel and first passes together go over every number of the tasks' rows."""
+
+    passes: int | Callable[[Options], int] = 0
+    """How often first passes read the whole model."""
+
+    matrix: Callable[[int, int, int, Options], float] | None = None
+    """Of methods on matrices: seconds (`numerics/durations.py`) for the matrices [m, n] of so many tasks, without what
+    grid points share. Without it, all components of every matrix are taken to be needed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """A method's declaration: everything that engine, command line, docs and tests know about it.
@@ -70,6 +86,7 @@ class Method:
     note_for: Mapping[int, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     laws: Laws = Laws()
+    work: Work = Work()
     internal: bool = False
 
     @property
@@ -108,6 +125,16 @@ class Method:
         """What the kernel reads at a time under these options."""
         return self.reads(options) if callable(self.reads) else self.reads
 
+    def first_passes(self, options: Options) -> int:
+        """How often the whole model is read before it is merged, under these options."""
+        return self.work.passes(options) if callable(self.work.passes) else self.work.passes
+
+    def matrix_seconds(self, m: int, n: int, tasks: int, options: Options) -> float:
+        """What the tasks' matrices [m, n] take on one core of the machine that `numerics/durations.py` is of."""
+        if self.work.matrix is not None:
+            return self.work.matrix(m, n, tasks, options)
+        return durations.truncated(m, n, tasks, None)
+
     def defaults(self) -> dict[str, Value]:
         return {name: setting.default for name, setting in self.settings.items()}
 
@@ -129,6 +156,7 @@ def method(
     note_for: Mapping[int, str] | None = None,
     aliases: tuple[str, ...] = (),
     laws: Laws | None = None,
+    work: Work | None = None,
     internal: bool = False,
 ) -> Callable[[K], K]:
     """Declares a function as the method of its name; the function itself comes back, with its declaration attached.
@@ -152,6 +180,7 @@ def method(
     - `note_for`: a number of experts, and what a merge of just so many should be told.
     - `aliases`: what other tools call it. Asking for one of them names this method.
     - `laws`: what the shared tests may expect of it.
+    - `work`: what it takes, for predictions of time.
     - `internal`: no list shows it; other commands' files name it in their recipes.
     """
 
@@ -161,7 +190,7 @@ def method(
             name=name, kernel=kernel, settings=declared_settings(kernel, name), space=space, reads=reads, title=title,
             formula=formula, paper=paper, gives=gives, elsewhere=elsewhere, statistic=statistic, shared=shared,
             factor=factor, tasks=tasks, notes=notes, note_for=note_for or {}, aliases=aliases, laws=laws or Laws(),
-            internal=internal,
+            work=work or Work(), internal=internal,
         )  # fmt: skip
         check_declaration(declared)
         setattr(kernel, "declaration", declared)  # noqa: B010  mypy knows no attributes of functions

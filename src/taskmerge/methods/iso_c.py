@@ -5,8 +5,9 @@ from typing import Annotated, NamedTuple
 import torch
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
+from taskmerge.numerics import durations
 from taskmerge.numerics.powers import total
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
@@ -48,6 +49,7 @@ def flattened(matrices: TaskMatrices) -> Flat:
         "the authors' code treats every 2-D tensor as a matrix: --also projection,embedding",
     ),
     laws=Laws(zero_task={}),
+    work=Work(matrix=lambda m, n, tasks, options: durations.truncated(m, n, 1, None)),
 )
 def iso_c(
     matrices: TaskMatrices,

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.iso_c import Flat, summed
-from taskmerge.methods.options import Option
+from taskmerge.methods.options import Option, Options
+from taskmerge.numerics import durations
 from taskmerge.numerics.polar import RULE, notes, polar
 from taskmerge.numerics.powers import norm, total
 from taskmerge.numerics.rank import GUARD
@@ -59,6 +60,16 @@ def flattened(matrices: TaskMatrices, common_fraction: float) -> Flat:
     return Flat(sum(total(part.s) for part in parts), left.factor.mT @ right.factor, notes(left, right))
 
 
+def takes(m: int, n: int, tasks: int, options: Options) -> float:
+    """Seconds: the common components in float64, every task's own beside them, and two polar factors of all of them."""
+    r = min(m, n)
+    count, each = split(r, tasks, float(str(options["common_fraction"])))
+    common = durations.gram(m, n, double=True) + durations.eigenpairs(r, count, double=True)
+    outside = 2 * durations.product(m, count, n, double=True) + durations.leading(m, n, max(each, 1))
+    both = durations.polar(r, m) + durations.polar(r, n)
+    return common + tasks * outside + both + durations.product(m, r, n)
+
+
 @method(
     space="delta",
     reads="matrix",
@@ -75,6 +86,7 @@ def flattened(matrices: TaskMatrices, common_fraction: float) -> Flat:
         RULE,
     ),
     laws=Laws(transposes=False),  # projects from the left only, as its authors do
+    work=Work(matrix=takes),
 )
 def iso_cts(
     matrices: TaskMatrices,

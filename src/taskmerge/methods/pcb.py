@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.numerics.rank import GUARD
 from taskmerge.numerics.selection import OrderStatistic, Scan, largest, slices
@@ -61,6 +61,7 @@ def scores(stack: Stack, magnitudes: Sequence[Range]) -> Iterator[Tensor]:
         "the authors' scripts use ratio 0.05, and search one coefficient a task in 0.8 to 1.3 on validation data",
     ),
     laws=Laws(homogeneous=False, absent_at_zero=False),  # tanh measures against 1; all compete, whatever their weight
+    work=Work(sweeps=80, passes=4),
 )
 def pcb(
     stack: Stack,

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import Laws, method
-from taskmerge.methods.options import Option
+from taskmerge.methods.contract import Laws, Work, method
+from taskmerge.methods.options import Option, Options
+from taskmerge.numerics import durations
 from taskmerge.numerics.centre import shares
 from taskmerge.numerics.powers import exponent_of, times_power
 from taskmerge.numerics.spectral import TaskMatrices
@@ -29,6 +30,13 @@ def growth(values: Tensor, kept: Tensor) -> float:
     return float(whole / part)
 
 
+def takes(m: int, n: int, tasks: int, options: Options) -> float:
+    """Seconds: every task's spectrum, and the components up to a share of it."""
+    r = min(m, n)
+    k = max(1, round(r * float(str(options["eta"])) ** 2))  # of a spectrum that falls evenly, or faster
+    return tasks * (durations.spectrum(m, n) + durations.leading(m, n, k) + durations.product(m, k, n))
+
+
 @method(
     space="delta",
     reads="matrix",
@@ -38,6 +46,7 @@ def growth(values: Tensor, kept: Tensor) -> float:
     elsewhere=average,
     notes=("k differs by task and tensor; with eta 1 it is the average",),
     laws=Laws(equal_experts={"eta": 1.0}),
+    work=Work(matrix=takes),
 )
 def star(
     matrices: TaskMatrices,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.types import Merged, Stack, Weights
 
@@ -24,6 +24,7 @@ def usual_coefficient(tasks: int) -> float:
     paper="arXiv:2212.04089",
     notes=("a negative coefficient or weight removes a task (negation)",),
     laws=Laws(equal_experts={"coefficient": 1 / 3}, zero_task={"coefficient": 0.3}),  # of three experts
+    work=Work(sweeps=2),
 )
 def task_arithmetic(
     stack: Stack,

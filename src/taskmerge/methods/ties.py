@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.numerics.selection import OrderStatistic, Scan, largest, share_of, slices
 from taskmerge.numerics.signs import agreeing, balance, elect, split, split_and_count, trimmed
@@ -107,6 +107,7 @@ def elected_rows(stack: Stack, trim: Trim) -> Stack:
         "mergekit trims per tensor and divides by the agreeing weights; peft divides by their count",
     ),
     laws=Laws(equal_experts={"density": 1.0}, zero_task={"aggregate": "sum"}),
+    work=Work(sweeps=40, passes=lambda options: 2 if options["scope"] == "model" else 0),
 )
 def ties(
     stack: Stack,

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.methods.task_arithmetic import task_arithmetic, usual_coefficient
+from taskmerge.numerics import durations
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix, Weights
@@ -19,6 +20,7 @@ from taskmerge.types import Matrix, Weights
     elsewhere=task_arithmetic,
     notes=("at full rank it is task arithmetic", "the rank is cut about the base; `cart` cuts it about the average"),
     laws=Laws(zero_task={"coefficient": 0.3, "rank": 0.5}),
+    work=Work(matrix=lambda m, n, tasks, options: durations.truncated(m, n, tasks, options["rank"])),
 )
 def truncated_task_arithmetic(
     matrices: TaskMatrices,

@@ -5,8 +5,9 @@ from typing import Annotated, NamedTuple
 import torch
 
 from taskmerge.methods.average import average
-from taskmerge.methods.contract import method
-from taskmerge.methods.options import Option
+from taskmerge.methods.contract import Work, method
+from taskmerge.methods.options import Option, Options
+from taskmerge.numerics import durations
 from taskmerge.numerics.polar import RULE, notes, polar
 from taskmerge.numerics.spectral import TaskMatrices
 from taskmerge.types import Matrix
@@ -28,6 +29,13 @@ def whitened(matrices: TaskMatrices) -> Whitened:
     return Whitened(left.factor.mul_(values[:, None]).mT @ right.factor, notes(left, right))
 
 
+def takes(m: int, n: int, tasks: int, options: Options) -> float:
+    """Seconds: every task's share of the components, and two polar factors of all of them."""
+    k = max(1, min(m, n) // tasks)
+    both = durations.polar(tasks * k, m) + durations.polar(tasks * k, n)
+    return tasks * durations.leading(m, n, k) + both + durations.product(m, tasks * k, n)
+
+
 @method(
     space="delta",
     reads="matrix",
@@ -42,6 +50,7 @@ def whitened(matrices: TaskMatrices) -> Whitened:
         RULE,
     ),
     aliases=("tsv",),
+    work=Work(matrix=takes),
 )
 def tsv_m(
     matrices: TaskMatrices,

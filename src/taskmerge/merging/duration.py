@@ -1,0 +1,63 @@
+"""How long a merge will take: from shapes and from what its method says that it takes."""
+
+from collections.abc import Sequence
+
+from taskmerge.merging.kernels import BoundPoint
+from taskmerge.merging.plan import Costs, TensorJob
+from taskmerge.numerics import durations
+from taskmerge.numerics.speed import DIGESTED, REFERENCE, Speed, speed
+
+STARTING = 1.5  # seconds until Python has imported what is needed
+READ, WRITTEN = 2.0e-10, 1.0e-9  # seconds a byte: out of the page cache, and synced onto a disk
+LONG = 2.0  # seconds of one core from which on it is worth while to measure this machine
+PRECISE = 2.0  # float64 in place of float32
+ON_GPU = 10.0  # times as fast as one core, roughly: nothing is measured there
+
+
+def seconds_of(
+    jobs: Sequence[TensorJob], points: Sequence[BoundPoint], tasks: int, costs: Costs, *, precise: bool, digests: bool,
+    gpu: bool = False,
+) -> float:  # fmt: skip
+    """Seconds of a whole command: to start, to read (first passes too), to compute on its workers, to write.
+
+    `precise`: in float64. Where that is much, a measurement says how fast this machine is.
+    """
+    shared, longest = _working(jobs, points, tasks, costs, REFERENCE, precise=precise, digests=digests, gpu=gpu)
+    if shared > LONG:
+        here = speed(factoring=any(job.factored for job in jobs))
+        shared, longest = _working(jobs, points, tasks, costs, here, precise=precise, digests=digests, gpu=gpu)
+    return STARTING + max(shared / costs.workers, longest) + WRITTEN * costs.bytes_written
+
+
+def _working(
+    jobs: Sequence[TensorJob], points: Sequence[BoundPoint], tasks: int, costs: Costs, here: Speed, *, precise: bool,
+    digests: bool, gpu: bool,
+) -> tuple[float, float]:  # fmt: skip
+    """(seconds of one core, seconds of the longest job, which cannot be shared)."""
+    factor = here.factoring * (PRECISE if precise else 1.0) / (ON_GPU if gpu else 1.0)
+    each = [_computing(job, points, tasks, factor, here.products) for job in jobs]
+    passes = 1 + max(_passes(point) for point in points)
+    reading = costs.bytes_read * (passes * READ + digests * DIGESTED * here.digests)
+    return sum(each) + reading, max(each)
+
+
+def _passes(point: BoundPoint) -> int:
+    """How often first passes read the whole model."""
+    return sum(one.first_passes(options) for one, options in zip(point.chain, point.options, strict=True))
+
+
+def _computing(job: TensorJob, points: Sequence[BoundPoint], tasks: int, factoring: float, sweeping: float) -> float:
+    """Seconds of one core for one job, at all points of the grid."""
+    sweep = durations.SWEEP * sweeping * job.numel
+    if job.action != "merge":
+        return sweep
+    if not job.factored:
+        own = job.treatment == "method"
+        return sweep * tasks * sum(method.work.sweeps if own else 1 for point in points for method in point.chain)
+    m, n = job.unit.matrix
+    found: dict[str, float] = {}
+    for point in points:  # those that share what is costly count once
+        seconds = point.last.matrix_seconds(m, n, tasks, point.options[-1])
+        found[point.shared_by] = max(seconds, found.get(point.shared_by, 0.0))
+    again = (len(points) - len(found)) * durations.product(m, min(m, n), n)
+    return 2 * sweep * tasks + factoring * job.unit.matrices * (sum(found.values()) + again)
