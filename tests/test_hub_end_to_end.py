@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,15 +274,22 @@ def test_all_clip_experts_are_merged_and_the_result_is_scored(
     assert found == {("merged", task): clip.accuracy(tensors, task) for task in PICTURED}
 
 
-def test_a_second_run_needs_no_hub(hub: Hub, clip: Clip, environment: dict[str, str]) -> None:
+def test_a_second_run_needs_no_hub(hub: Hub, clip: Clip, environment: dict[str, str], tmp_path: Path) -> None:
     """The command itself, in a process of its own, with what the others left in the cache."""
     hub.asked.clear()
     command = ["-m", "taskmerge", "eval", "base", "--suite", CLIP, "--tasks", "mnist", "--csv", "-"]
-    offline = {**environment, "HF_HUB_OFFLINE": "1"}
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    offline = {**environment, "HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}
     done = subprocess.run([sys.executable, *command], env=offline, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f",{clip.accuracy(clip.base.state_dict(), 'mnist')}," in done.stdout
     assert hub.asked == []
+    for _ in range(100):  # the process that asks the hub may end a moment later
+        if not list(scratch.iterdir()):
+            break
+        time.sleep(0.05)
+    assert list(scratch.iterdir()) == []
 
 
 # --- GLUE: the experts' own heads, texts and pairs of texts ----------------------------------------------------------

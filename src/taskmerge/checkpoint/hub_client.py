@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -134,6 +135,7 @@ class Watch:
             asleep(0.5)
             now = time.monotonic()
             if os.getppid() != asking:
+                shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
                 os._exit(1)
             if not self.busy:
                 told = now
@@ -195,7 +197,7 @@ class Bounded:
 
 
 def main(scratch: str) -> None:
-    """Answers questions until there are none; `scratch` is a folder for temporary files."""
+    """Answers questions until there are none; `scratch` is a folder for temporary files, which goes at the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks ends this one
     sys.dont_write_bytecode = True
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -220,6 +222,7 @@ def main(scratch: str) -> None:
             answer({"causes": _causes(error), "outside": guard.refused})
         else:
             answer(found)
+    shutil.rmtree(scratch, ignore_errors=True)  # whoever asked may have gone without a word
 
 
 def _prepare(guard: Guard, watch: Watch, question: dict[str, Any], scratch: str) -> None:
