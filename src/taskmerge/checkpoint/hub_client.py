@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,12 +66,27 @@ class Guard:
             paths = [target, os.path.join(os.path.dirname(target), source)]
         else:
             count, folders = EVENTS.get(event, (0, 0))
-            inside = any(number >= 0 for number in arguments[len(arguments) - folders :])
+            inside = any(isinstance(number, int) and number >= 0 for number in arguments[len(arguments) - folders :])
             paths = [] if inside else list(arguments[:count])
-        for path in paths:
-            if isinstance(path, str | bytes | os.PathLike) and not self.allows(os.fsdecode(path)):
+        for place, path in enumerate(paths):
+            if not isinstance(path, str | bytes | os.PathLike):  # a descriptor, or nothing
+                continue
+            goes_up = self._goes_up(os.fsdecode(path)) and not (event == "os.symlink" and place == 1)
+            if goes_up or not self.allows(os.fsdecode(path)):
                 self.refused = self.refused or os.fsdecode(path)
                 raise PermissionError(1, "outside the cache of the hub's client", os.fsdecode(path))
+
+    def _goes_up(self, path: str) -> bool:
+        """Whether a path leads up again once it is in the own repository's folder: no client's own does."""
+        inside = path.partition(f"{os.sep}{self.own}{os.sep}")[2] if self.own else ""
+        return ".." in inside.split(os.sep)
+
+    def open(self, *places: str) -> None:
+        """Lets the clients write below further places, which are made if they are not there."""
+        for place in map(os.path.expanduser, map(str, places)):
+            with suppress(OSError):  # a cache that can only be read is of use too
+                os.makedirs(place, exist_ok=True)
+            self.roots = (*self.roots, os.path.realpath(place))
 
     def allows(self, path: str) -> bool:
         """Whether a path is one that the clients may touch, links on the way followed."""
@@ -216,22 +232,19 @@ def main(scratch: str) -> None:
 
 def _prepare(guard: Guard, watch: Watch, question: dict[str, Any], scratch: str) -> None:
     """Imports the client, and has it and Python watched from here on."""
-    import huggingface_hub
-    import tqdm.std
+    bars, utils = import_module("tqdm.std"), import_module("huggingface_hub.utils")
     from huggingface_hub import constants, file_download
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 
-    watch.mute, watch.loud = are_progress_bars_disabled(), not sys.stderr.isatty()
+    watch.mute, watch.loud = utils.are_progress_bars_disabled(), not sys.stderr.isatty()
     if not sys.stderr.isatty():
-        disable_progress_bars()
-    _count(tqdm.std.tqdm, watch)
+        utils.disable_progress_bars()
+    _count(bars.tqdm, watch)
     _bound(file_download, constants, watch)
     _limit_sleep(watch, question["pace"])
-    logging.getLogger(huggingface_hub.__name__).addHandler(_Last(watch))
-    roots = [scratch, constants.HF_HOME, constants.HF_HUB_CACHE]
-    roots += [value for name in ("HF_XET_CACHE", "HF_ASSETS_CACHE") if (value := getattr(constants, name, None))]
+    logging.getLogger("huggingface_hub").addHandler(_Last(watch))
+    names = ("HF_HOME", "HF_HUB_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE")
+    guard.open(scratch, *(getattr(constants, name) for name in names if hasattr(constants, name)))
     guard.hub = os.path.realpath(constants.HF_HUB_CACHE)
-    guard.roots = tuple(os.path.realpath(os.path.expanduser(root)) for root in roots)
     sys.addaudithook(guard.hear)
     threading.Thread(target=watch.run, daemon=True).start()
 
@@ -267,7 +280,7 @@ def _limit_sleep(watch: Watch, pace: float) -> None:
     Whoever waits for another process, which fetches the same, waits as long as that takes.
     """
 
-    def limited(seconds: float) -> None:
+    def limited(seconds: Any) -> None:
         if seconds > watch.patience:
             raise TooLong(f"it asks to wait {seconds:,.0f} s")
         if sys._getframe(1).f_globals.get("__name__", "").startswith("filelock"):
@@ -346,8 +359,7 @@ def _load(question: dict[str, Any], guard: Guard, watch: Watch) -> dict[str, lis
     import datasets
     from datasets import config
 
-    places = (config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.HF_MODULES_CACHE)
-    guard.roots = tuple({*guard.roots, *(os.path.realpath(os.path.expanduser(place)) for place in places)})
+    guard.open(config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.HF_MODULES_CACHE)
     if not sys.stderr.isatty():
         datasets.utils.disable_progress_bars()
     watch.note()
