@@ -31,13 +31,14 @@ CHUNKED = {"Content-Length": None, "Transfer-Encoding": "chunked"}
 class Place:
     """A cache, and what lies beside it: secrets that are not to be read, and other people's places.
 
-    `own` is the folder of the repository that is asked for, `victim` that of another one in the same cache.
+    `own` is the folder of the repository that is asked for, `victim` that of another one in the same cache, `shared`
+    what all repositories of it may share.
     """
 
     def __init__(self, folder: Path, repository: str) -> None:
         self.home, self.outside, self.repository = folder / "home", folder / "outside", repository
         self.own = self.home / "hub" / f"models--{repository.replace('/', '--')}"
-        self.victim = self.home / "hub" / "models--org--victim"
+        self.victim, self.shared = self.home / "hub" / "models--org--victim", self.home / "hub" / "blobs"
         for path in (self.outside / "there" / "secret.json", self.victim / "snapshots" / COMMIT / "config.json"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"a secret")
@@ -48,14 +49,15 @@ class Place:
         place = chance.choice([
             self.outside, self.outside / "evil", self.outside / "there" / "evil", self.outside / "new" / "folder" / "x",
             self.outside / "there" / "secret.json", self.home.parent / "evil", self.victim / "blobs" / "evil",
-            self.victim / "snapshots" / "x",
+            self.victim / "snapshots" / "x", self.shared / "ab" / ("ab" * 32),
         ])  # fmt: skip
         text = str(place) if chance.random() < 0.3 else os.path.relpath(place, start)
         return f"./{text}" if text.startswith("..") and chance.random() < 0.2 else text
 
     def picture(self) -> dict[str, bytes | None]:
         """Everything beside the cache, and in the other repository's folder, with its content."""
-        found = [*self.home.parent.glob("*"), *self.outside.rglob("*"), *self.victim.rglob("*")]
+        places = (self.outside, self.victim, self.shared)
+        found = [*self.home.parent.glob("*"), *(path for place in places for path in place.rglob("*"))]
         return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(found)}
 
 

@@ -69,10 +69,18 @@ class Guard:
             count, folders = EVENTS.get(event, (0, 0))
             inside = any(isinstance(number, int) and number >= 0 for number in arguments[len(arguments) - folders :])
             paths = [] if inside else list(arguments[:count])
-        for path in paths:
-            if isinstance(path, str | bytes | os.PathLike) and not self.allows(os.fsdecode(path)):
+        for place, path in enumerate(paths):
+            if not isinstance(path, str | bytes | os.PathLike):  # a descriptor, or nothing
+                continue
+            goes_up = self._goes_up(os.fsdecode(path)) and not (event == "os.symlink" and place == 1)
+            if goes_up or not self.allows(os.fsdecode(path)):
                 self.refused = self.refused or os.fsdecode(path)
                 raise PermissionError(1, "outside the cache of the hub's client", os.fsdecode(path))
+
+    def _goes_up(self, path: str) -> bool:
+        """Whether a path leads up again once it is in the own repository's folder: no client's own does."""
+        inside = path.partition(f"{os.sep}{self.own}{os.sep}")[2] if self.own else ""
+        return ".." in inside.split(os.sep)
 
     def open(self, *places: str) -> None:
         """Lets the clients write below further places, which are made if they are not there."""

@@ -29,6 +29,7 @@ SHARE = 64  # of every slice, the sample takes the first of so many parts
 ENOUGH = 1 << 16  # numbers of a sample that is trusted to say where to look
 EDGE = 0.01  # share of the numbers at either end whose ranks a sample does not know
 AROUND = 2  # leading digits on either side of the guessed one that are counted too
+FEW = 1 << 11  # numbers that are counted one by one: a histogram of their own has more bins
 SLICE = 1 << 17  # measured: smaller slices pay for their histograms, larger ones leave the L2 cache
 
 
@@ -173,12 +174,16 @@ class _Leading:
         for index, row in enumerate(self.rows(piece)):
             width = 8 * row.element_size()
             leading = _ordered(row, self.signed) >> (width - DIGIT)
-            histogram = torch.bincount(leading.add_(BINS // 2) if self.signed else leading).numpy()
+            leading = leading.add_(BINS // 2) if self.signed else leading
+            histogram = None if len(leading) < FEW else torch.bincount(leading).numpy()
             with self._lock:
                 self.width = width
                 if index == len(self.totals):
                     self.totals.append(np.zeros(BINS, np.int64))
-                self.totals[index][: len(histogram)] += histogram
+                if histogram is None:
+                    np.add.at(self.totals[index], leading.numpy(), 1)
+                else:
+                    self.totals[index][: len(histogram)] += histogram
 
     def settled(self, wanted: Sequence[Sequence[int]]) -> list[list[_Settled]]:
         """The first digit of the numbers at some ranks of each row."""
