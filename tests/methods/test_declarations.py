@@ -13,7 +13,7 @@ from taskmerge.errors import UsageError
 from taskmerge.methods.apply import apply
 from taskmerge.methods.average import average
 from taskmerge.methods.checks import check_result
-from taskmerge.methods.contract import Laws, Method, declaration, method
+from taskmerge.methods.contract import Laws, Method, Work, declaration, method
 from taskmerge.methods.options import RESERVED, BadDeclaration, Option
 from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.selection import Scan
@@ -203,6 +203,9 @@ def by_size(position: Any, tasks: int, amount: float) -> float: ...
         ({"aliases": ("Weighted Sum",)}, "a method's name is of a-z, 0-9 and _, not `Weighted Sum`"),
         ({"laws": Laws(equal_experts={"rank": 1})}, "`equal_experts` of its laws: unknown option of mine `rank`"),
         ({"laws": Laws(zero_task={"size": -1})}, "`zero_task` of its laws: -1 is out of range"),
+        ({"work": Work(sweeps=-1)}, "`work` says numbers from 0 on"),
+        ({"work": Work(passes=lambda options: options["rank"])}, "`work` fails on the defaults: KeyError"),
+        ({"work": Work(matrix=lambda m, n, tasks, options: float("nan"))}, "`work` says numbers from 0 on"),
     ],
 )
 def test_declarations_that_are_not_served(declared: dict[str, Any], says: str) -> None:

@@ -1,6 +1,7 @@
 """How long a merge will take: from shapes and from what its method says that it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from taskmerge.merging.kernels import BoundPoint
 from taskmerge.merging.plan import Costs, TensorJob
@@ -34,8 +35,20 @@ def _working(
     digests: bool, gpu: bool,
 ) -> tuple[float, float]:  # fmt: skip
     """(seconds of one core, seconds of the longest job, which cannot be shared)."""
-    factor = here.factoring * (PRECISE if precise else 1.0) / (ON_GPU if gpu else 1.0)
-    each = [_computing(job, points, tasks, factor, here.products) for job in jobs]
+    factoring = here.factoring * (PRECISE if precise else 1.0) / (ON_GPU if gpu else 1.0)
+    sweep = durations.SWEEP * here.products
+    kernels = tasks * sum(method.work.sweeps for point in points for method in point.chain)
+    matrix = _of_matrices(points, tasks)
+    each = []
+    for job in jobs:
+        sweeps = kernels if job.treatment == "method" else tasks * len(points)
+        if job.action != "merge":
+            each.append(sweep * job.numel)
+        elif job.factored:
+            own = factoring * job.unit.matrices * matrix(*job.unit.matrix)
+            each.append(2 * sweep * tasks * job.numel + own)
+        else:
+            each.append(sweep * sweeps * job.numel)
     passes = 1 + max(_passes(point) for point in points)
     reading = costs.bytes_read * (passes * READ + digests * DIGESTED * here.digests)
     return sum(each) + reading, max(each)
@@ -46,18 +59,17 @@ def _passes(point: BoundPoint) -> int:
     return sum(one.first_passes(options) for one, options in zip(point.chain, point.options, strict=True))
 
 
-def _computing(job: TensorJob, points: Sequence[BoundPoint], tasks: int, factoring: float, sweeping: float) -> float:
-    """Seconds of one core for one job, at all points of the grid."""
-    sweep = durations.SWEEP * sweeping * job.numel
-    if job.action != "merge":
-        return sweep
-    if not job.factored:
-        own = job.treatment == "method"
-        return sweep * tasks * sum(method.work.sweeps if own else 1 for point in points for method in point.chain)
-    m, n = job.unit.matrix
-    found: dict[str, float] = {}
-    for point in points:  # those that share what is costly count once
-        seconds = point.last.matrix_seconds(m, n, tasks, point.options[-1])
-        found[point.shared_by] = max(seconds, found.get(point.shared_by, 0.0))
-    again = (len(points) - len(found)) * durations.product(m, min(m, n), n)
-    return 2 * sweep * tasks + factoring * job.unit.matrices * (sum(found.values()) + again)
+def _of_matrices(points: Sequence[BoundPoint], tasks: int) -> Callable[[int, int], float]:
+    """Seconds of one core for the tasks' matrices [m, n] at all points of the grid, which share what is costly."""
+    shared = [point.shared_by for point in points]
+    again = len(points) - len(set(shared))
+
+    @cache
+    def seconds(m: int, n: int) -> float:
+        found: dict[str, float] = {}
+        for key, point in zip(shared, points, strict=True):
+            own = point.last.matrix_seconds(m, n, tasks, point.options[-1])
+            found[key] = max(own, found.get(key, 0.0))
+        return sum(found.values()) + again * durations.product(m, min(m, n), n)
+
+    return seconds
