@@ -432,3 +432,19 @@ def test_the_page_in_the_docs_is_what_comes_out(here: Path) -> None:
     )
     command, page = session.split("\n", 1)
     assert doctor(*shlex.split(command)[2:]).out == page
+
+
+def test_state_dicts_in_memory_are_looked_at_like_files(experts: Files, here: Path) -> None:
+    states = {name: load(path) for name, path in experts.items()}
+    base = states.pop("base")
+    found, filed = taskmerge.doctor(states, base=base), taskmerge.doctor(["*.safetensors"])
+    assert found.pairs == filed.pairs
+    assert [one.closeness for one in found.experts] == [one.closeness for one in filed.experts]
+    assert found.fits
+    assert found.commands == ()
+    CHECK.validate(json.loads(json.dumps(found.to_dict())))
+    states["cars"]["proj"] = torch.ones(2, 2)
+    states["dogs"]["norm.weight"] = torch.full((8,), float("nan"))
+    odd = taskmerge.doctor(states, base=base, max_memory="2G")
+    assert odd.exit_code == 3
+    assert {one.where for one in odd.refusals} == {None, "dogs (in memory)"}

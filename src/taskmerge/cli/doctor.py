@@ -7,7 +7,7 @@ import typer
 
 from taskmerge.cli import doctor_page, options, show
 from taskmerge.cli.meter import Bar
-from taskmerge.cli.method_command import WithPairs
+from taskmerge.cli.method_command import PairCommand
 from taskmerge.cli.options import option
 from taskmerge.cli.words import command, given_options
 
@@ -46,7 +46,7 @@ class DoctorWords:
     debug: options.Debug = False
 
 
-@command(DoctorWords, "doctor", panels=PANELS, cls=WithPairs)
+@command(DoctorWords, "doctor", panels=PANELS, cls=PairCommand)
 def doctor(words: DoctorWords) -> None:
     """Look at experts and their base before any merge: do they belong together, and what stands in the way?
 

@@ -9,15 +9,15 @@ from typer.core import TyperCommand
 PAIRED = "--keep-from"
 
 
-class WithPairs(TyperCommand):
+class PairCommand(TyperCommand):
     """A command whose paired options reach the parser as one word, NAME=GLOB."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, joined(args))
 
 
-class MethodCommand(WithPairs):
-    """A command that completes options of methods too."""
+class MethodCommand(PairCommand):
+    """Such a command that completes options of methods too."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         from taskmerge.cli.completing import as_items, options_of

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskmerge.checkpoint.dialects import model_types
+from taskmerge.checkpoint.held import Held
 from taskmerge.checkpoint.quantised import read_config
 from taskmerge.checkpoint.sidecars import CONFIG
 from taskmerge.diagnosis.kinship import Kinship
@@ -23,11 +24,11 @@ from taskmerge.diagnosis.report import Command
 from taskmerge.diagnosis.trial import Keywords, Openings, Tried, tried, with_way
 from taskmerge.diagnosis.words import input_word, options
 from taskmerge.errors import UsageError, Way
+from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.classes import attention_groups
 from taskmerge.experts.inputs import Inputs
 from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import bind_points
-from taskmerge.merging.options import Arguments
 from taskmerge.merging.outputs import output_paths
 from taskmerge.merging.prepare import granularity, lacking_warnings
 from taskmerge.methods.registry import DEFAULT
@@ -52,8 +53,10 @@ def commands(
     openings: Openings, arguments: Arguments, asked: Keywords, first: Tried, kinship: Kinship
 ) -> list[Command]:
     """The merges that can follow what `first` tried, at most one of each kind; none where no two experts belong
-    together."""
+    together, or some are in memory."""
     inputs = first.opened.inputs
+    if any(isinstance(place, Held) for _, place in (*named(arguments), ("base", asked.get("base")))):
+        return []
     chosen = _chosen(inputs, kinship)
     trial = None
     if not first.opened.errors and (chosen.experts, chosen.base) == (inputs.experts, _place(inputs)):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from taskmerge.checkpoint.header import TensorSpec
 from taskmerge.checkpoint.held import open_place
@@ -18,80 +18,69 @@ from taskmerge.diagnosis.report import Diagnosis, Entry
 from taskmerge.diagnosis.trial import Openings, tried
 from taskmerge.errors import TaskmergeError
 from taskmerge.experts.adapters import AdapterSource
+from taskmerge.experts.arguments import Arguments, State, checked, placed
 from taskmerge.experts.compare import selected
 from taskmerge.experts.inputs import SetAside
 from taskmerge.experts.lora_files import open_adapter
 from taskmerge.experts.lora_names import is_adapter
 from taskmerge.experts.sources import Source
 from taskmerge.merging.costs import budget
-from taskmerge.merging.options import Arguments
+from taskmerge.merging.options import READERS
 from taskmerge.numerics.memory import return_large_blocks
+from taskmerge.specs.keywords import Globs, Size, given, read_keywords
+from taskmerge.specs.merge import OnBuffer, OnMissing
+
+RUNNING = ("threads", "max_memory", "progress")
+"""Keywords that are none of what is asked of a merge."""
 
 
 def doctor(
-    inputs: Arguments,
-    *,
-    base: str | Path | None = None,
-    keep_base: bool = False,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    keep_from: Sequence[tuple[str, str]] = (),
-    on_missing: str = "refuse",
-    on_buffer: str = "refuse",
-    heads: str = "refuse",
-    strip_prefix: str = "",
-    map: Sequence[str] = (),
-    skip_input: Sequence[str] = (),
-    allow_merged: bool = False,
-    allow_pickle: bool = False,
-    config_from: str | None = None,
-    tokenizer_from: str | None = None,
-    threads: int | None = None,
-    max_memory: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Diagnosis:
+    inputs: Arguments, *,
+    base: str | Path | State | None = None, keep_base: bool | None = None, include: Globs = None,
+    exclude: Globs = None, keep_from: Sequence[tuple[str, str]] | None = None, on_missing: OnMissing | None = None,
+    on_buffer: OnBuffer | None = None, heads: Literal["refuse", "keep"] | None = None, strip_prefix: str | None = None,
+    map: Globs = None, skip_input: Globs = None, allow_merged: bool | None = None, allow_pickle: bool | None = None,
+    config_from: str | None = None, tokenizer_from: str | None = None, threads: int | None = None,
+    max_memory: Size = None, progress: Callable[[int, int], None] | None = None,
+) -> Diagnosis:  # fmt: skip
     """Looks at experts and their base before any merge: whether they belong together, what a merge would refuse or
-    leave out, and which commands follow.
+    leave out, and which commands follow (none for state dicts in memory).
 
     Inputs and options are those of `merge`, and mean the same. Reads headers, and every weight once; writes nothing.
     What a merge would stop at is found by its own plan, and is no error here but a finding. Raises `UsageError` for
     wrong options, `BadFile` for names of what is not there, `NotEnough` where `max_memory` is too little.
     """
-    given: dict[str, Any] = {
-        "base": base, "keep_base": keep_base, "include": _names(include), "exclude": _names(exclude),
-        "keep_from": tuple(keep_from), "on_missing": on_missing, "on_buffer": on_buffer, "heads": heads,
-        "strip_prefix": strip_prefix, "map": _names(map), "skip_input": _names(skip_input),
-        "allow_merged": allow_merged, "allow_pickle": allow_pickle, "config_from": config_from,
-        "tokenizer_from": tokenizer_from,
-    }  # fmt: skip
-    asked = {name: value for name, value in given.items() if value and value != "refuse"}
+    asked = read_keywords(READERS, given(locals(), ("inputs",)))
+    workers, limit, heard = (asked.pop(name, None) for name in RUNNING)
+    arguments = _held(checked(inputs))
     with ExitStack() as stack:
         openings = Openings(stack)
-        first = tried(openings, inputs, asked)
+        first = tried(openings, arguments, asked)
         found = first.opened.inputs
         names = selected({name for expert in found.experts for name in expert.specs}, first.spec)
         return_large_blocks()
-        measured = measure(found, names, budget(threads, max_memory), progress)
+        measured = measure(found, names, budget(workers, limit), heard)
         bound = frozenset(expert.task for expert in found.experts if expert.kind != "weight")
         kinship = Kinship(measured, bound)
-        follow = commands(openings, inputs, asked, first, kinship)
+        follow = commands(openings, arguments, asked, first, kinship)
         found.check_unchanged()
         places = {expert.task: expert.where for expert in found.experts}
         findings = [*first.findings, *remarks(kinship, found.base.where if found.base else "", places)]
         entries = [_entry(expert, kinship.closeness.get(expert.task)) for expert in found.experts]
-        entries += [_aside(one, allow_pickle) for one in first.opened.aside if one.task is not None]
+        pickles = bool(asked.get("allow_pickle"))
+        entries += [_aside(one, pickles) for one in first.opened.aside if one.task is not None]
         origin = [_entry(found.base)] if found.base else []
-        origin += [_aside(one, allow_pickle) for one in first.opened.aside if one.task is None]
+        origin += [_aside(one, pickles) for one in first.opened.aside if one.task is None]
     return Diagnosis(
         next(iter(origin), None), tuple(sorted(entries, key=lambda entry: entry.name)), kinship.pairs,
-        tuple(kinship.families),
-        tuple(sorted(findings, key=lambda one: LEVELS.index(one.level))), tuple(follow), measured.tensors,
-        measured.parameters, len(measured.matrices),
+        tuple(kinship.families), tuple(sorted(findings, key=lambda one: LEVELS.index(one.level))), tuple(follow),
+        measured.tensors, measured.parameters, len(measured.matrices),
     )  # fmt: skip
 
 
-def _names(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _held(inputs: Arguments) -> Arguments:
+    """The arguments, state dicts as the one place each that they are."""
+    return {task: placed(task, value) for task, value in inputs.items()} if isinstance(inputs, Mapping) else inputs
 
 
 # --- what headers say of one input -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ So a page lists all that stands in the way and not the first of it, and the opti
 been through the same plan as those that a user types.
 """
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -82,7 +83,6 @@ class Tried:
     plan: Plan | None = None
     travels: Travelling = field(default_factory=Travelling)
     warnings: tuple[str, ...] = ()
-    folder: bool = False
 
     @property
     def findings(self) -> list[Finding]:
@@ -161,15 +161,20 @@ def _planned(trial: Tried, asked: Keywords) -> Tried | tuple[TaskmergeError, Top
             if job.action == "buffer":
                 merged_buffer(rows, job, spec.on_buffer)
         topic = "files"
-        folder = all_folders(
-            {one.task: one.where for one in inputs.experts}, Path(inputs.base.where) if inputs.base else None
-        )
         own = replace(spec, config_from=asked.get("config_from"))  # what differs is said though a way out decides it
-        travels = along(inputs, own, plan) if folder else of_file(inputs)
+        travels = along(inputs, own, plan) if _of_folders(inputs) else of_file(inputs)
     except (Mismatch, BadFile) as error:
         return error, topic
     except UsageError as error:
         if not trial.added:
             raise
         return error, topic
-    return replace(trial, plan=plan, travels=travels, warnings=tuple(warnings), folder=folder)
+    return replace(trial, plan=plan, travels=travels, warnings=tuple(warnings))
+
+
+def _of_folders(inputs: Inputs) -> bool:
+    """Whether a folder comes of the inputs, unless told otherwise; state dicts in memory lie nowhere."""
+    places = {one.task: one.where for one in inputs.experts}
+    base = Path(inputs.base.where) if inputs.base else None
+    there = [*map(Path, places.values()), *([base] if base else [])]
+    return all(map(os.path.exists, there)) and all_folders(places, base)
