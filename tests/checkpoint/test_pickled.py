@@ -1,6 +1,7 @@
 """Zip archives of torch.save as other tools rewrite them: read right, or refused by name, never mapped as they lie."""
 
 import os
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,17 +120,22 @@ def test_what_is_no_regular_file(tmp_path: Path, make: Callable[[Path], None]) -
         open_checkpoint(tmp_path / "x.bin", allow_pickle=True)
 
 
-def test_torchs_advice_is_never_passed_on(tmp_path: Path) -> None:
+def test_torchs_advice_is_never_passed_on(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is to go
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / "script.pt"))
+    recwarn.clear()
     save_file({"w": torch.zeros(4)}, tmp_path / "model.ckpt")
     torch.save({"w": torch.zeros(2), "f": print}, tmp_path / "print.bin")
     torch.save({"w": torch.zeros(2), "path": Path("x")}, tmp_path / "path.bin")
     (tmp_path / "text.pt").write_text("no pickle at all")
     (tmp_path / "cut.pt").write_bytes(b"\x80\x02}q\x00")
-    for name in ("model.ckpt", "print.bin", "path.bin", "text.pt", "cut.pt"):
+    for name in ("model.ckpt", "print.bin", "path.bin", "text.pt", "cut.pt", "script.pt"):
         with pytest.raises(BadFile, match=name) as caught:
             open_checkpoint(tmp_path / name, allow_pickle=True)
         assert not any(word in caught.value.message for word in ("weights_only", "default", "trust", "PyTorch"))
         assert name != "model.ckpt" or "name it .safetensors" in caught.value.message
+    assert not list(recwarn)
 
 
 def nested(layout: torch.layout) -> torch.Tensor:

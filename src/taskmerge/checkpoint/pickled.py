@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,9 @@ def _load(file: Path) -> dict[str, Tensor]:
         raise BadFile("is a safetensors file, not a pickle", where=str(file), hint="name it .safetensors")
     mapped = start.startswith(b"PK") and _stored_plainly(file)
     try:
-        loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():  # torch's own advice: what can be said of a file is in our message
+            warnings.simplefilter("ignore")
+            loaded = torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle can raise anything
         hint = "only plain state dicts of tensors are read: convert it to safetensors where it was made"
         raise BadFile(f"cannot be loaded weights-only: {_reason(error)}", where=str(file), hint=hint) from error
