@@ -135,6 +135,7 @@ def test_torchs_advice_is_never_passed_on(tmp_path: Path, recwarn: pytest.Warnin
             open_checkpoint(tmp_path / name, allow_pickle=True)
         assert not any(word in caught.value.message for word in ("weights_only", "default", "trust", "PyTorch"))
         assert name != "model.ckpt" or "name it .safetensors" in caught.value.message
+        assert name != "script.pt" or "it is a TorchScript archive" in caught.value.message
     assert not list(recwarn)
 
 

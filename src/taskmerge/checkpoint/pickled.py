@@ -123,6 +123,8 @@ def _reason(error: Exception) -> str:
     if blamed:
         return f"it needs `{blamed[1]}`, which is no part of a state dict"
     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if "TorchScript" in said:
+        return "it is a TorchScript archive, which holds code"
     if "weights_only" in said:
         own = re.search(r"WeightsUnpickler error: *([^\n]*)", said)
         return own[1][:200] if own and own[1] else "it is no state dict"
