@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from taskmerge.adaptation.build import all_cores
 from taskmerge.adaptation.folder import Folder
 from taskmerge.adaptation.running import Running
@@ -19,6 +21,7 @@ from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
 from taskmerge.experts.arguments import named_files
 from taskmerge.methods.composed import Learned
+from taskmerge.numerics.arithmetic import arithmetic
 from taskmerge.numerics.memory import peak_memory
 from taskmerge.numerics.solved_heads import Solved
 from taskmerge.specs.recipe_file import recipe_text
@@ -152,6 +155,7 @@ def document(done: Done, found: Report | None, told: Sequence[str]) -> dict[str,
         "experts": done.about["experts"],
         "merging": done.asked.shaping(),
         "processes": done.about["processes"],
+        "arithmetic": arithmetic(torch.device(str(done.about["device"])), products=True, factors=True),
         "learned": {
             "updates": done.run.records[-1].update, "skipped": run.counts["skipped"], "flips": run.counts["flips"],
             "coefficients": dict(done.run.records[-1].coefficients),
