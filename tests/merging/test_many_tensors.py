@@ -15,7 +15,7 @@ from taskmerge.checkpoint.header import read_header
 from taskmerge.errors import BadFile, TaskmergeError
 
 FEW, MANY = 1_000, 8_000
-GROWTH = 12.0
+GROWTH = 20.0
 """Times as long as for few may it take for many, eight times as many: what begins every command is not taken off."""
 
 
@@ -87,7 +87,7 @@ def test_time_grows_with_the_number_of_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_header_of_sixty_megabytes_is_read_in_seconds(tmp_path: Path) -> None:
-    path = written(tmp_path / "large.safetensors", 450_000, 0, side=1)
+    path = written(tmp_path / "large.safetensors", 540_000, 0, side=1)
     assert int.from_bytes(path.read_bytes()[:8], "little") > 55_000_000
     assert seconds(lambda: read_header(path)) < 20
 
