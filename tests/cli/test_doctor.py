@@ -383,6 +383,31 @@ def test_task_vectors_are_of_this_base(experts: Files, here: Path) -> None:
     assert document("v/*.safetensors", "--base", "maps.safetensors", code=4)["commands"] == []
 
 
+def test_heads_of_other_sizes_are_kept_per_task_though_the_base_has_one(experts: Files, here: Path) -> None:
+    """Not the base's in place of theirs, which would be no head of any task."""
+    for rows, name in enumerate(("base", "cars", "dogs", "maps"), 2):
+        save(here / f"{name}.safetensors", {**load(f"{name}.safetensors"), "classifier.weight": torch.ones(rows, 8)})
+    found = document("*.safetensors", code=4)
+    for one in found["commands"]:
+        assert "--heads keep" in one["command"]
+        assert "--keep-from" not in one["command"]
+    carried_out(found)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_both_commands_merge_the_same_tensors(experts: Files, here: Path, damaged: bool) -> None:
+    """The names of the experts alone agree, so that the second needs no option for itself; one may be left out."""
+    for name in ("cars", "dogs", "maps"):
+        save(here / f"{name}.safetensors", {f"net.{key}": one for key, one in load(f"{name}.safetensors").items()})
+    if damaged:
+        (here / "pets.safetensors").write_bytes(b"nothing")
+    found = document("*.safetensors", code=3 if damaged else 4)
+    assert ["--strip-prefix net." in one["command"] for one in found["commands"]] == [True, True]
+    carried_out(found)
+    merged = [load(one["arguments"][-1]) for one in found["commands"]]
+    assert merged[0].keys() == merged[1].keys() == load("base.safetensors").keys()
+
+
 # --- commands --------------------------------------------------------------------------------------------------
 
 NAMES = ("a b", "it's", 'q"uote', "two\nlines", "-dash", "~home", "eq=ual", "[br]acket*", "ümlaut", "$(date)", "tab\t")

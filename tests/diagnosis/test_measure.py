@@ -61,6 +61,9 @@ def states(seed: int) -> tuple[State, dict[str, State]]:
         experts[task] = state
     if chance.random() < 0.3:
         experts["c"] = {name: one.clone() for name, one in experts["a"].items()}
+        fewer = chance.choice(("", "a", "c"))  # one of the two may lack what the other has
+        if fewer:
+            experts[fewer].pop(chance.choice(sorted(experts[fewer].keys() - {"steps", "none"})))
     if chance.random() < 0.3:
         experts["b"] = {name: one.clone() for name, one in base.items()}
     return base, experts
