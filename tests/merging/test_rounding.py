@@ -300,7 +300,7 @@ def large_models(folder: Path, tasks: Sequence[str] = TASKS) -> None:
     """Matrices that blocked code is used for."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(3)
-    shapes = {"a.weight": (96, 64), "b.weight": (40, 200), "c.bias": (300,)}
+    shapes = {"blocks.0.attn.weight": (96, 64), "blocks.1.mlp.weight": (40, 200), "blocks.1.mlp.bias": (300,)}
     base = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     save_file(base, folder / "base.safetensors")
     for task in tasks:
@@ -321,8 +321,7 @@ def test_every_method_verifies_under_other_code(code: dict[str, str], tmp_path: 
         path = tmp_path / "out" / f"{name}.safetensors"
         found = taskmerge.verify(path, [tmp_path / "models"])
         verdicts[name] = found.verdict
-        there, here = record_of(path)["arithmetic"], record_of(path)["arithmetic"]
         assert found.verdict in ("same bytes", "same up to last bits")
-        assert bool(found.elsewhere) or found.same_file, (there, here)
+        assert found.elsewhere or found.same_file
     if code == CODE[0] and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         assert verdicts["task_arithmetic"] == "same up to last bits", "or this tests nothing"
