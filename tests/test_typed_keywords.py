@@ -112,8 +112,8 @@ def test_options_of_methods_do_not_stand_in_the_way_of_keywords() -> None:
 
 
 SAME: tuple[tuple[dict[str, Any], list[str]], ...] = (
-    ({"max_memory": "2G"}, ["--max-memory", "2G"]),
-    ({"max_memory": 2_000_000_000}, ["--max-memory", "2G"]),
+    ({"max_memory": "8G"}, ["--max-memory", "8G"]),
+    ({"max_memory": 8_000_000_000}, ["--max-memory", "8G"]),
     ({"shard_size": "1KiB"}, ["--shard-size", "1KiB"]),
     ({"shard_size": 1024}, ["--shard-size", "1KiB"]),
     ({"also": "projection, embedding"}, ["--also", "projection,embedding"]),

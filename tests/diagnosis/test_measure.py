@@ -79,7 +79,7 @@ def measured(paths: Mapping[str, Path], base: Path | None, workers: int = 1, lim
     with ExitStack() as stack:
         inputs = resolve({task: str(path) for task, path in paths.items()}, InputOptions(base=base))
         stack.callback(inputs.close)
-        return measure(inputs, names_of(inputs), Budget(workers, limit, 0, 0))
+        return measure(inputs, names_of(inputs), Budget(workers, limit, 0, 0, 0))
 
 
 def names_of(inputs: Inputs) -> set[str]:

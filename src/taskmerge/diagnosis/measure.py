@@ -16,7 +16,7 @@ from taskmerge.experts.parallel import parallel
 from taskmerge.experts.rows import Rows, even
 from taskmerge.experts.sources import Source
 from taskmerge.experts.tensors import Unit, unit_of
-from taskmerge.merging.costs import Budget, check_limit
+from taskmerge.merging.costs import Budget
 from taskmerge.merging.plan import CHUNK
 from taskmerge.numerics.inner import gram
 from taskmerge.numerics.lapack import single_threaded
@@ -91,8 +91,7 @@ def _in_flight(pieces: Sequence["_Piece"], allowed: Budget) -> int:
     heaviest = max(pieces, key=lambda piece: piece.memory, default=None)
     if heaviest is None or allowed.limit is None:
         return allowed.workers * heaviest.memory if heaviest else 0
-    needed = max(allowed.peak, allowed.resident + heaviest.memory)
-    check_limit("comparing these", heaviest.unit.name, allowed.limit, needed)
+    allowed.check("comparing these", heaviest.unit.name, heaviest.memory)
     return min(allowed.workers * heaviest.memory, allowed.limit - allowed.resident)
 
 

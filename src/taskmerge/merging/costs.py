@@ -9,7 +9,7 @@ from taskmerge.errors import NotEnough
 from taskmerge.experts.sources import Source
 from taskmerge.merging.plan import CHUNK, Costs, TensorJob
 from taskmerge.numerics.device import cores
-from taskmerge.numerics.memory import peak_memory, settled_memory
+from taskmerge.numerics.memory import peak_memory, resident_memory, settled_memory
 
 ALLOWANCE = 697_000_000  # bytes of the promise "700 MB + (T + 4) largest tensors" that the plan may fill
 GROWTH = 120 << 20  # bytes of library code that the first factorisations page in, and of kept heaps
@@ -17,19 +17,33 @@ GROWTH = 120 << 20  # bytes of library code that the first factorisations page i
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a run may use: its workers, the limit of --max-memory, and what the process holds and held, all in bytes.
-    `keeps`: its results stay in memory."""
+    """What a run may use: its workers, the limit of --max-memory, and bytes of this process: `resident` while it runs
+    without a tensor, `held` when it began, `peak` that it ever held. `keeps`: its results stay in memory."""
 
     workers: int
     limit: int | None
     resident: int
+    held: int
     peak: int
     keeps: bool = False
+
+    def check(self, what: str, heaviest: str, memory: int) -> None:
+        """Refuses a limit that one tensor alone exceeds, or that this process exceeds already.
+
+        What it held at some other time, for another's work, is not counted.
+        """
+        needed = max(self.held, self.resident + memory)
+        if self.limit is not None and needed > self.limit:
+            raise NotEnough(
+                f"{what} needs {needed / 1e6:.0f} MB, --max-memory allows {self.limit / 1e6:.0f} MB",
+                where=f"`{heaviest}`", hint="allow more, or take fewer experts at a time",
+            )  # fmt: skip
 
 
 def budget(threads: int | None, max_memory: int | None, *, keeps: bool = False) -> Budget:
     """The budget of this process, which gives back what it holds without need."""
-    return Budget(threads or cores(), max_memory, settled_memory() + GROWTH, peak_memory(), keeps)
+    held = resident_memory()
+    return Budget(threads or cores(), max_memory, settled_memory() + GROWTH, held, peak_memory(), keeps)
 
 
 def costed(
@@ -65,19 +79,10 @@ def costed(
         max(heaviest.memory, promised - held),
     )
     if allowed.limit is not None:
-        check_limit("this merge", heaviest.name, allowed.limit, max(allowed.peak, allowed.resident + heaviest.memory))
+        allowed.check("this merge", heaviest.name, heaviest.memory)
         in_flight = min(in_flight, allowed.limit - allowed.resident)
     memory = max(allowed.peak, allowed.resident + in_flight)
     return jobs, Costs(allowed.workers, read, written, in_flight, memory)
-
-
-def check_limit(what: str, heaviest: str, limit: int, needed: int) -> None:
-    """Refuses a limit that one tensor alone exceeds."""
-    if needed > limit:
-        raise NotEnough(
-            f"{what} needs {needed / 1e6:.0f} MB, --max-memory allows {limit / 1e6:.0f} MB",
-            where=f"`{heaviest}`", hint="allow more, or take fewer experts at a time",
-        )  # fmt: skip
 
 
 def _memory(job: TensorJob, tasks: int, item: int) -> int:
