@@ -64,6 +64,13 @@ class EvalWords:
     clip_benchmark: Annotated[
         Path | None, option("Folder for one JSON file a score, which `clip_benchmark build` reads.")
     ] = None
+    features: Annotated[
+        Path | None,
+        option("Write features and predictions of some items of each task to this file: features.safetensors."),
+    ] = None
+    feature_items: Annotated[int | None, option("So many items of each task (default: 100, at most 500)."), ITEMS] = (
+        None
+    )
     overwrite: options.Overwrite = False
 
     fail_under: Annotated[list[str] | None, option("NAME=SCORE: exit 8 if average, normalised or a task is lower.")] = (

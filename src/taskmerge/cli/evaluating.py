@@ -16,6 +16,8 @@ from taskmerge.data.cache import default_cache
 from taskmerge.errors import BadOutput, TaskmergeError, UsageError
 from taskmerge.evaluation.baseline import against_baseline
 from taskmerge.evaluation.checkpoints import EXPERTS, argument_names, named_arguments
+from taskmerge.evaluation.feature_files import write_features
+from taskmerge.evaluation.features import USUAL
 from taskmerge.evaluation.results import dumps, read_report
 from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
@@ -69,6 +71,8 @@ def _report(
 
     keywords: dict[str, Any] = {name: value for name, value in given_options(words).items() if name in KEYWORDS}
     keywords |= {"suite": suite, "cache": _cache(words), "progress": meter.update, "baseline": baseline}
+    if words.features is not None:
+        keywords["feature_items"] = words.feature_items or USUAL
     if words.rank_by is None:
         return evaluate(words.checkpoints or [], **keywords)
     if words.adapt_split is not None:
@@ -95,6 +99,7 @@ def _check_words(words: EvalWords) -> None:
         ("severity", words.severity, "corrupt", words.corrupt),
         ("adapt-split", words.adapt_split, "rank-by", words.rank_by),
         ("tolerance", words.tolerance, "baseline", words.baseline),
+        ("feature-items", words.feature_items, "features", words.features),
     )
     for flag, value, other, needed in pairs:
         if value is not None and needed is None:
@@ -102,6 +107,9 @@ def _check_words(words: EvalWords) -> None:
             raise UsageError(complaint, where=f"--{flag}", hint=hint)
     if words.tolerance is not None and not 0 <= words.tolerance < math.inf:
         raise UsageError(f"{words.tolerance} is no tolerance", where="--tolerance", hint="such as 0.005")
+    if words.features is not None and words.rank_by is not None:
+        hint = "leave --rank-by out: features are kept of items with labels"
+        raise UsageError("--features and --rank-by do not go together", hint=hint)
     if words.no_cache and words.cache:
         raise UsageError("--cache and --no-cache contradict each other", hint="give one of them")
     if str(words.output) == "-":
@@ -110,14 +118,15 @@ def _check_words(words: EvalWords) -> None:
 
 def _files(words: EvalWords) -> list[Path]:
     """What is written besides."""
-    return [path for path in (words.output, words.csv_file) if path is not None]
+    return [path for path in (words.output, words.csv_file, words.features) if path is not None]
 
 
 def _check_places(words: EvalWords) -> None:
     """Whether everything can be written where it is wanted."""
     files = _files(words)
     if len({path.absolute() for path in files}) < len(files):
-        raise UsageError(f"{files[0]} cannot be both JSON and CSV", where="--csv", hint="name two files")
+        where = "--csv" if words.features is None else "--features"
+        raise UsageError(f"{files[0]} cannot be two outputs at once", where=where, hint="name two files")
     for path in files:
         writing.check_target(path, overwrite=words.overwrite)
     if words.clip_benchmark is not None:
@@ -173,6 +182,8 @@ def _written(report: Report, words: EvalWords, inputs: Reads) -> TaskmergeError 
     try:
         if words.output is not None:
             writing.write_text(words.output, dumps(report), overwrite=words.overwrite)
+        if words.features is not None:
+            write_features(words.features, report.features, overwrite=words.overwrite)
         if words.csv_file is not None:
             writing.write_text(words.csv_file, _rendered(report, "csv"), overwrite=words.overwrite)
         if words.clip_benchmark is not None:
