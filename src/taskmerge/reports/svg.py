@@ -45,7 +45,8 @@ class Drawing:
         size = f'width="{self.width:g}" height="{self.height:g}"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {self.width:g} {self.height:g}"'
         paper = f'<rect {size} fill="{palette["paper"]}"/>'
-        return f"{head} font-family={quoteattr(font)}>{paper}{inside}</svg>\n"
+        looks = f'font-family={quoteattr(font)} fill="none" stroke-miterlimit="10"'
+        return f"{head} {looks}>{paper}{inside}</svg>\n"
 
 
 COLOUR = re.compile(r"\x00(\w+)\x00")
