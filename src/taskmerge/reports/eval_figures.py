@@ -9,7 +9,8 @@ from taskmerge.evaluation.metrics import METRICS, Metric
 from taskmerge.evaluation.results import from_json
 from taskmerge.evaluation.scores import Report, Row
 from taskmerge.evaluation.selection import EXPERT, EXPERTS, is_own
-from taskmerge.reports.charting import WIDTH, Row as Values, data, listed_values, percent, shown_names, spec_of
+from taskmerge.reports.charting import WIDTH, data, listed_values, percent, shown_names, spec_of
+from taskmerge.reports.charting import Row as Values
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.standings import Standing, Standings, standings
 
@@ -20,9 +21,13 @@ ROW = 13
 INTERVALS = "lines are 95% intervals (Wilson's for shares of items, the bootstrap's for other metrics)"
 
 
-def score_figures(document: Mapping[str, Any]) -> list[Figure]:
-    """The plots that a report of `taskmerge eval` has something for."""
-    report = from_json(document)
+def eval_figures(document: Mapping[str, Any]) -> list[Figure]:
+    """The plots of scores in a report.json of `taskmerge eval`."""
+    return score_figures(from_json(document))
+
+
+def score_figures(report: Report) -> list[Figure]:
+    """The plots of scores that an evaluation has something for: own heads, data as it is."""
     found = standings(report)
     chosen = _chosen(found)
     rows = [row for row in report.rows if row.corruption is None and is_own(row) and _group(row) in chosen]
@@ -114,7 +119,7 @@ def _by_task(rows: Sequence[Row], chosen: Sequence[str], found: Standings, name:
         return None
     share = _is_share(METRICS[rows[0].metric])
     scale = 100 if share else 1
-    names, tasks = shown_names(chosen), shown_names(row.task for row in rows)
+    names, tasks = shown_names(chosen), shown_names(dict.fromkeys(row.task for row in rows))
     values: list[Values] = [
         {
             "task": tasks[row.task], "checkpoint": names[_group(row)], "score": scale * row.score.value,
@@ -180,18 +185,20 @@ def _relative(rows: Sequence[Row], chosen: Sequence[str], found: Standings) -> F
     drawn = [name for name in chosen if any(row.encoder == name for row in scored)]
     if not drawn:
         return None
-    names, tasks = shown_names(drawn), shown_names(row.task for row in scored)
+    names, tasks = shown_names(chosen), shown_names(dict.fromkeys(row.task for row in scored))
     title = "share of the expert's score (%)"
     values = [
         {"task": tasks[row.task], "checkpoint": names[row.encoder], "share": 100 * (row.normalised or 0.0)}
         for row in scored
     ]
-    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(drawn))]
+    legend = alt.Legend(values=[names[name] for name in drawn])
+    shapes = [SHAPES[place % len(SHAPES)] for place in range(len(chosen))]  # as in the other plots
     marks = alt.Chart(data(values)).mark_point().encode(
         x=alt.X("share:Q", title=title, scale=alt.Scale(zero=False)),
         y=alt.Y("task:N", sort=list(tasks.values()), title=None),
-        color=alt.Color("checkpoint:N", title="checkpoint", scale=alt.Scale(domain=list(names.values()))),
-        shape=alt.Shape("checkpoint:N", title="checkpoint",
+        color=alt.Color("checkpoint:N", title="checkpoint", legend=legend,
+                        scale=alt.Scale(domain=list(names.values()))),
+        shape=alt.Shape("checkpoint:N", title="checkpoint", legend=legend,
                         scale=alt.Scale(domain=list(names.values()), range=shapes)),
         tooltip=[alt.Tooltip("task:N", title="task"), alt.Tooltip("checkpoint:N", title="checkpoint"),
                  alt.Tooltip("share:Q", title=title)],

@@ -28,7 +28,7 @@ from taskmerge.reports.tables import (
 def sections(run: Run) -> list[Section]:
     """The answer, the scores behind it, and whatever else was measured."""
     report = from_json(run.document, run.name)
-    found = [answer(report), *_scores(run, report), *_others(report)]
+    found = [answer(report), score_section(report), *_others(report)]
     return [section for section in found if section.parts or section.lead]
 
 
@@ -56,7 +56,7 @@ def _sentences(report: Report, found: Standings) -> list[str]:
     best = judged[0]
     where = f"the {best.tasks} task{'s' if best.tasks > 1 else ''} of {report.suite} (split {report.split})"
     rank = f"is the best of {len(found.models)} checkpoints on" if len(found.models) > 1 else "was scored on"
-    told = [f"`{best.name}` {rank} {where}{_scored(best, found)}."]
+    told = [f"“{best.name}” {rank} {where}{_scored(best, found)}."]
     told += [sentence for sentence in (_against(best, found), _settled(report, found)) if sentence]
     return told
 
@@ -89,10 +89,10 @@ def _settled(report: Report, found: Standings) -> str:
     if ahead is None:
         return ""
     gap = -ahead.value if found.lower_is_better else ahead.value
-    told = f"It leads the next, `{ahead.other}`, by {points(gap, found)}"
+    told = f"It leads the next, “{ahead.other}”, by {points(gap, found)}"
     if ahead.low is None or ahead.high is None:
         return f"{told}; these metrics have no paired interval."
-    span = f"paired 95% interval {points(ahead.low, found)} to {points(ahead.high, found)}"
+    span = f"paired 95% interval {signed(ahead.low, found)} to {signed(ahead.high, found)}"
     return f"{told} ({span})" + ("." if ahead.settled else ": the two are not told apart.")
 
 
@@ -114,9 +114,10 @@ def _facts(report: Report, found: Standings) -> tuple[Fact, ...]:
         facts.append(Fact(f"{100 * best.normalised:.1f}%", "of the experts' scores", "mean over the tasks"))
     base = found.reference(BASE)
     ahead = lead(report, best.name, BASE) if base is not None else None
-    for label, other in (("against the base", ahead), ("against the next", _lead(report, found))):
+    second = _lead(report, found)
+    for label, other in (("against the base", ahead), (f"against the next, {second and second.other}", second)):
         if other is not None and best.value is not None:
-            facts.append(Fact(signed(other.value, found), f"{label}, {other.other}", _span(other, found)))
+            facts.append(Fact(signed(other.value, found), label, _span(other, found)))
     if report.checks:
         passed = sum(bool(check["passed"]) for check in report.checks)
         facts.append(Fact(f"{passed} of {len(report.checks)}", "checks passed"))
@@ -175,11 +176,12 @@ ABOUT = (
 # --- why -------------------------------------------------------------------------------------------------------
 
 
-def _scores(run: Run, report: Report) -> list[Section]:
+def score_section(report: Report) -> Section:
+    """The scores themselves: plots, and the table of tasks and checkpoints."""
     table = scores(report)
-    parts: tuple[Part, ...] = (*score_figures(run.document), *([table] if table else []))
+    parts: tuple[Part, ...] = (*score_figures(report), *([table] if table else []))
     lead = "Each task's data with its own head; differences smaller than the intervals may be chance."
-    return [Section("Scores by task", "scores", lead if parts else "", parts)]
+    return Section("Scores by task", "scores", lead if parts else "", parts)
 
 
 def _others(report: Report) -> list[Section]:

@@ -7,11 +7,12 @@ request and every script but its own.
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 from types import MappingProxyType
 
 from taskmerge.errors import plain
@@ -101,11 +102,18 @@ def _id(anchor: str) -> str:
 def _section(section: Section, plots: Mapping[str, Drawn], kind: str) -> str:
     anchor = _id(section.anchor)
     lead = f'<p class="lead">{text(section.lead)}</p>' if section.lead else ""
-    parts = "".join(_part(part, plots) for part in section.parts)
+    parts = "".join(_parts(section.parts, plots))
     return (
         f'<section id="{anchor}" class="{kind}" aria-labelledby="{anchor}-title">'
         f'<h2 id="{anchor}-title">{text(section.title)}</h2>{lead}{parts}</section>\n'
     )
+
+
+def _parts(parts: Sequence[Part], plots: Mapping[str, Drawn]) -> Iterator[str]:
+    """The parts in their order; figures that follow each other stand side by side where there is room."""
+    for figures, own in groupby(parts, lambda part: isinstance(part, Figure)):
+        shown = "".join(_part(part, plots) for part in own)
+        yield f'<div class="figures">{shown}</div>' if figures else shown
 
 
 def _part(part: Part, plots: Mapping[str, Drawn]) -> str:
