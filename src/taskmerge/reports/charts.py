@@ -1,9 +1,8 @@
-"""Figures drawn: one Vega-Lite specification becomes SVG for a page (light and dark, wide and narrow), SVG and PNG files.
+"""Figures drawn: one Vega-Lite specification becomes SVG for a page (light and dark, wide and narrow), and files.
 
 vl-convert draws without a browser and loads nothing: a specification whose data is elsewhere is refused.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 

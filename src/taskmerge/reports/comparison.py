@@ -78,8 +78,8 @@ def _adaptation(name: str, document: Mapping[str, Any], joined: Joined) -> tuple
     return (
         Cell(document["method"]), EMPTY if own is None else _written(*own),
         Cell("yes" if document["protocol"]["labels"] else "no"), Cell(f"{document['learned']['updates']:,}"),
-        Cell(f"{sum(int(task['items']) for task in document['tasks']):,}"), Cell(f"{document['timing']['seconds']:,.4g}"),
-        Cell(f"{document['timing']['peak_memory'] / 1e6:,.0f}"),
+        Cell(f"{sum(int(task['items']) for task in document['tasks']):,}"),
+        Cell(f"{document['timing']['seconds']:,.4g}"), Cell(f"{document['timing']['peak_memory'] / 1e6:,.0f}"),
     )  # fmt: skip
 
 

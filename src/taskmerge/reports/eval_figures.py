@@ -96,8 +96,8 @@ def _means(found: Standings) -> Figure | None:
     return Figure(
         name="means",
         title="Mean over the tasks",
-        caption=f"{title[0].upper()}{title[1:]} of each checkpoint, {every[0].tasks} tasks, {every[0].n:,} items; lines "
-        "are 95% intervals of the mean. Base and experts are there to compare with.",
+        caption=f"{title[0].upper()}{title[1:]} of each checkpoint, {every[0].tasks} tasks, {every[0].n:,} items; "
+        "lines are 95% intervals of the mean. Base and experts are there to compare with.",
         alternative=f"Means, {'lowest' if found.lower_is_better else 'highest'} first: {listed_values(told)}.",
         spec=spec_of(alt.layer(lines, marks).properties(width=WIDTH, height=max(60, 26 * len(rows)))),
     )

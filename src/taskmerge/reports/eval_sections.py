@@ -17,8 +17,8 @@ from taskmerge.reports.tables import (
     checks,
     choices,
     comparisons,
-    corruptions,
     correlations,
+    corruptions,
     cross,
     relative,
     scores,
@@ -158,7 +158,8 @@ def _standing_cells(own: Standing, found: Standings) -> tuple[Cell, ...]:
     mean = EMPTY
     if own.value is not None:
         span = f"{plain_number(own.low, found)} to {plain_number(own.high, found)}"
-        mean = Cell(plain_number(own.value, found), interval=span)
+        margin = plain_number(max(own.high - own.value, own.value - own.low), found)
+        mean = Cell(plain_number(own.value, found), margin, span)
     kept = EMPTY if own.normalised is None else Cell(f"{100 * own.normalised:.1f}")
     return mean, kept, Cell(str(own.tasks)), Cell(f"{own.n:,}")
 
@@ -189,7 +190,8 @@ def _others(report: Report) -> list[Section]:
     crossed: Sequence[Table | None] = (cross(report), relative(report))
     groups = (
         ("Every expert on every task", "cross",
-         "Encoders of experts with heads and data of other tasks: what one task's expert is worth to another.", crossed),
+         "Encoders of experts with heads and data of other tasks: what one task's expert is worth to another.",
+         crossed),
         ("Against the experts, item by item", "items",
          "Items that an expert has right and a checkpoint wrong, and the other way round.", comparisons(report)),
         ("Corrupted pictures", "corruptions",

@@ -56,7 +56,7 @@ def join(runs: Sequence[Run]) -> Joined:
 
 
 def _places(report: Report, prints: dict[Place, dict[str, str]]) -> dict[Place, list[Row]]:
-    """The rows on data as it is, by what was scored; data that differ from an earlier run's get a place of their own."""
+    """The rows on data as it is, by what was scored; other items than an earlier run's get a place of their own."""
     rows = [row for row in report.rows if row.corruption is None and is_own(row)]
     tasks = {row.task: (row.task, row.metric, row.score.n) for row in rows}
     suite, known = report.suite, {own["task"]: own["fingerprint"] for own in report.data if not own.get("corruption")}
@@ -70,7 +70,7 @@ def _places(report: Report, prints: dict[Place, dict[str, str]]) -> dict[Place, 
 def _renamed(
     rows: Sequence[Row], run: Run, origins: Mapping[str, str], there: Sequence[Row]
 ) -> list[tuple[Row, str]]:  # fmt: skip
-    """Rows under names that no other run has, each with its old name; references that are there already are left out."""
+    """Rows under names that no other run has, each with its old one, without references that are there already."""
     held = {row.encoder for row in there}
     found = []
     for row in rows:
@@ -99,7 +99,8 @@ def _adapted(run: Run, scored: Mapping[str, Any]) -> Report:
     rows = [
         Row(
             encoder=run.name, task=row["task"], head=row["task"], split=scored["split"], metric=row["metric"],
-            score=Score(row["score"], row["n"], row["low"], row["high"], lower_is_better=METRICS[row["metric"]].lower_is_better),
+            score=Score(row["score"], row["n"], row["low"], row["high"],
+                        lower_is_better=METRICS[row["metric"]].lower_is_better),
             protocol=protocol,
         )
         for row in scored["rows"]

@@ -51,7 +51,7 @@ def html(page: Page, plots: Mapping[str, Drawn]) -> str:
         "title": text(page.title),
         "style": style,
         "script": script,
-        "contents": "".join(f'<li><a href="#{_id(own.anchor)}">{text(own.title)}</a></li>' for own in page.sections),
+        "contents": "".join(f'<li><a href="#{slug(own.anchor)}">{text(own.title)}</a></li>' for own in page.sections),
         "sections": "".join(
             _section(own, plots, "answer" if number == 0 else "why") for number, own in enumerate(page.sections)
         ),
@@ -92,15 +92,16 @@ def _style() -> str:
     return SLOT.sub(lambda slot: slots[slot[1]], _asset("page.css"))
 
 
-def _id(anchor: str) -> str:
-    return re.sub(r"[^\w-]+", "-", anchor, flags=re.ASCII)
+def slug(name: str) -> str:
+    """A name as an id, or as part of a file's name."""
+    return re.sub(r"[^\w-]+", "-", name, flags=re.ASCII)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------
 
 
 def _section(section: Section, plots: Mapping[str, Drawn], kind: str) -> str:
-    anchor = _id(section.anchor)
+    anchor = slug(section.anchor)
     lead = f'<p class="lead">{text(section.lead)}</p>' if section.lead else ""
     parts = "".join(_parts(section.parts, plots))
     return (
@@ -147,7 +148,7 @@ def _prose(prose: Prose) -> str:
 
 
 def _figure(figure: Figure, drawn: Drawn) -> str:
-    name = _id(figure.name)
+    name = slug(figure.name)
     names = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-words"'
     svgs = "".join(
         drawing.on_page(f'class="{kind}" width="{drawing.width:g}" height="{drawing.height:g}" {names}')

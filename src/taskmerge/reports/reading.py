@@ -11,7 +11,9 @@ from taskmerge.reports.kinds import KINDS, kind_of
 from taskmerge.reports.runs import LARGEST, REPORT, Run
 
 AGAIN = "run the command again that wrote it"
-WHOM = "name folders that `eval -o FOLDER/`, `adapt` or `spectrum` wrote, their report.json, or what `merge --json` says"
+WHOM = (
+    "name folders that `eval -o FOLDER/`, `adapt` or `spectrum` wrote, their report.json, or what `merge --json` says"
+)
 
 
 def read_runs(arguments: Sequence[str | Path]) -> list[Run]:

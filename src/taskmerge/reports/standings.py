@@ -88,7 +88,12 @@ def lead(report: Report, first: str, second: str) -> Lead | None:
 def _difference(first: Row, second: Row) -> tuple[float, float | None, float | None]:
     """Of two scores on one task's data; an interval where it is a share and both say which items are right."""
     bits = first.correct, second.correct
-    if METRICS[first.metric].proportion and bits[0] is not None and bits[1] is not None and len(bits[0]) == len(bits[1]):
+    if (
+        METRICS[first.metric].proportion
+        and bits[0] is not None
+        and bits[1] is not None
+        and len(bits[0]) == len(bits[1])
+    ):
         return paired(bits[0], bits[1])
     return first.score.value - second.score.value, None, None
 

@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 SPACE = "{http://www.w3.org/2000/svg}"
-ELEMENTS = frozenset({"svg", "g", "path", "line", "rect", "text", "tspan", "defs", "clipPath", "linearGradient", "stop"})
+ELEMENTS = frozenset(
+    {"svg", "g", "path", "line", "rect", "text", "tspan", "defs", "clipPath", "linearGradient", "stop"}
+)
 KEPT = frozenset({
     "clip-path", "cx", "cy", "d", "dx", "dy", "fill", "fill-opacity", "font-size", "font-style", "font-weight",
     "height", "id", "offset", "opacity", "r", "stop-color", "stroke", "stroke-dasharray", "stroke-linecap",
