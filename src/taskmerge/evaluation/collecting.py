@@ -93,7 +93,7 @@ def _closing_notes(asked: Evaluation, rows: Sequence[Row]) -> list[str]:
         notes.append("the plain average mixes scores with errors: compare normalised ones")
     others = [task.name for task in asked.suite.tasks if task.kind != "classification"]
     maps = [task.name for task in asked.suite.tasks if task.kind in DENSE]
-    if maps and asked.feature_items is not None:
+    if maps and asked.features is not None:
         notes.append(f"features are not kept of tasks whose outputs are maps: {', '.join(maps)}")
     if others and (asked.compare or asked.loss_correlation):
         notes.append(f"compared on tasks of classification only: not on {', '.join(others)}")

@@ -13,8 +13,8 @@ from taskmerge.models.contract import Head
 from taskmerge.models.outputs import Outputs
 from taskmerge.seeds import uniform_at
 
-USUAL, MOST = 100, 500
-"""Items of a task whose features are kept, if nobody says, and at most."""
+MOST = 500
+"""Items of a task whose features are kept at most."""
 
 
 def sample_of(data: DataSet, count: int, seed: int) -> Tensor:

@@ -27,7 +27,7 @@ class Evaluation:
     seed: int
     compare: bool = False
     loss_correlation: bool = False
-    feature_items: int | None = None
+    features: int | None = None
 
     def compares(self, task: Task) -> bool:
         """Whether outputs on a task are compared with those of its expert."""
@@ -38,9 +38,9 @@ class Evaluation:
         """The items of a data set whose features are kept; None where none are: of data that was corrupted, of maps,
         and of experts on others' tasks."""
         own = encoder.own_task in (None, data.task.name)
-        if self.feature_items is None or not own or data.corruption is not None or data.task.kind in DENSE:
+        if self.features is None or not own or data.corruption is not None or data.task.kind in DENSE:
             return None
-        return sample_of(data, self.feature_items, self.seed)
+        return sample_of(data, self.features, self.seed)
 
 
 @dataclass(frozen=True, slots=True)

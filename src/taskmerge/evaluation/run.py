@@ -59,7 +59,7 @@ def evaluate(
     corrupt: Names = None,
     severity: int = 5,
     loss_correlation: bool = False,
-    feature_items: int | None = None,
+    features: int | None = None,
     heads: Location = None,
     skip_bad: bool = False,
     cache: Location = None,
@@ -77,7 +77,7 @@ def evaluate(
     `loss_correlation` needs them. `limit` takes that many items of each split, drawn with `seed`. `cross` scores
     every expert with every task's head on that task's data. `compare="experts"` counts what the expert gets right
     and a checkpoint wrong, and the other way round. `corrupt` adds every task with its pictures corrupted.
-    `loss_correlation` compares label-free losses with the true one. `feature_items` keeps the features and predictions
+    `loss_correlation` compares label-free losses with the true one. `features` keeps the features and predictions
     of that many items of each task (at most 500, drawn with `seed`) in the report's `features`. `heads` is a folder of
     TASK.safetensors that replaces the suite's heads, `map` says how files name tensors (`FROM* = TO*`). `manifests` are
     what folders of `adapt` will say of themselves, where that is not written yet. `baseline` is an earlier report that
@@ -89,7 +89,7 @@ def evaluate(
     """
     started = time.perf_counter()
     whole = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
-    _check(compare, limit, batch_size, severity, seed, feature_items)
+    _check(compare, limit, batch_size, severity, seed, features)
     corrupted = corruptions(read.names(corrupt or (), "--corrupt"), severity)
     picked = replace(whole, tasks=chosen(whole, None if tasks is None else read.names(tasks, "--tasks"), split))
     notes = list(picked.notes)
@@ -120,7 +120,7 @@ def evaluate(
             given.load(opened)
         choice = Choice(split, loading, (None, *corrupted))
         asked = Evaluation(picked, opened, choice, seed, compare=compare is not None,
-                           loss_correlation=loss_correlation, feature_items=feature_items)  # fmt: skip
+                           loss_correlation=loss_correlation, features=features)  # fmt: skip
         findings = _findings(asked, given, forward, baseline)
         given.check_unchanged(opened)
     return report_of(asked, findings, notes, _timing(forward, time.perf_counter() - started))
@@ -225,7 +225,7 @@ def _scored(
 
 
 def _check(
-    compare: str | None, limit: int | None, batch_size: int, severity: int, seed: int, feature_items: int | None
+    compare: str | None, limit: int | None, batch_size: int, severity: int, seed: int, features: int | None
 ) -> None:  # fmt: skip
     """Options whose values the types do not check."""
     if compare not in (None, "experts"):
@@ -233,9 +233,9 @@ def _check(
     for flag, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None:
             read.items(value, flag)
-    if feature_items is not None and not 1 <= read.whole(feature_items, "--feature-items") <= MOST_FEATURES:
+    if features is not None and not 1 <= read.whole(features, "--features") <= MOST_FEATURES:
         hint = f"give 1 to {MOST_FEATURES}"
-        raise UsageError(f"features of {feature_items} items of a task are not kept", where="--feature-items", hint=hint)
+        raise UsageError(f"features of {features} items of a task are not kept", where="--features", hint=hint)
     if not 1 <= read.whole(severity, "--severity") <= 5:
         raise UsageError(f"there is no severity {severity}", where="--severity", hint="give 1 to 5")
     if read.whole(seed, "--seed") < 0:

@@ -1,9 +1,8 @@
-"""Figures drawn: one Vega-Lite specification becomes SVG for a page (light and dark, wide and narrow), SVG and PNG files.
+"""Figures drawn: one Vega-Lite specification becomes SVG for a page (light and dark, wide and narrow), and files.
 
 vl-convert draws without a browser and loads nothing: a specification whose data is elsewhere is refused.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +29,7 @@ CONFIG: Mapping[str, Any] = {
     "axis": {
         "labelColor": MARKS["muted"], "titleColor": MARKS["ink"], "gridColor": MARKS["grid"],
         "domainColor": MARKS["line"], "tickColor": MARKS["line"], "labelFontSize": 12, "titleFontSize": 12,
-        "titleFontWeight": "normal", "labelLimit": 170, "titleLimit": 320,
+        "titleFontWeight": "normal", "labelLimit": 170, "titleLimit": 320, "labelSeparation": 6,
     },
     "legend": {
         "labelColor": MARKS["ink"], "titleColor": MARKS["ink"], "labelFontSize": 12, "titleFontSize": 12,

@@ -7,7 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskmerge.methods.composed import Learned
-from taskmerge.reports.charting import STEP, WIDTH, colours, data, heat_map, listed_values, percent, shown_names, spec_of
+from taskmerge.reports.charting import (
+    STEP,
+    WIDTH,
+    colours,
+    data,
+    heat_map,
+    listed_values,
+    percent,
+    shown_names,
+    spec_of,
+)
 from taskmerge.reports.depth_groups import grouped
 from taskmerge.reports.figures import Figure
 

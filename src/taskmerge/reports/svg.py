@@ -10,7 +10,9 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
 SPACE = "{http://www.w3.org/2000/svg}"
-ELEMENTS = frozenset({"svg", "g", "path", "line", "rect", "text", "tspan", "defs", "clipPath", "linearGradient", "stop"})
+ELEMENTS = frozenset(
+    {"svg", "g", "path", "line", "rect", "text", "tspan", "defs", "clipPath", "linearGradient", "stop"}
+)
 KEPT = frozenset({
     "clip-path", "cx", "cy", "d", "dx", "dy", "fill", "fill-opacity", "font-size", "font-style", "font-weight",
     "height", "id", "offset", "opacity", "r", "stop-color", "stroke", "stroke-dasharray", "stroke-linecap",
@@ -45,7 +47,8 @@ class Drawing:
         size = f'width="{self.width:g}" height="{self.height:g}"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {self.width:g} {self.height:g}"'
         paper = f'<rect {size} fill="{palette["paper"]}"/>'
-        return f"{head} font-family={quoteattr(font)}>{paper}{inside}</svg>\n"
+        looks = f'font-family={quoteattr(font)} fill="none" stroke-miterlimit="10"'
+        return f"{head} {looks}>{paper}{inside}</svg>\n"
 
 
 COLOUR = re.compile(r"\x00(\w+)\x00")
