@@ -67,6 +67,9 @@ class EvalWords:
     clip_benchmark: Annotated[
         Path | None, option("Folder for one JSON file a score, which `clip_benchmark build` reads.")
     ] = None
+    features: Annotated[
+        int | None, option("Keep features of so many items of each task, in -o FOLDER/ (at most 500)."), ITEMS
+    ] = None
     overwrite: options.Overwrite = False
 
     fail_under: Annotated[list[str] | None, option("NAME=SCORE: exit 8 if average, normalised or a task is lower.")] = (

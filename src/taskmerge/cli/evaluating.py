@@ -16,6 +16,8 @@ from taskmerge.data.cache import default_cache
 from taskmerge.errors import BadOutput, TaskmergeError, UsageError
 from taskmerge.evaluation.baseline import against_baseline
 from taskmerge.evaluation.checkpoints import EXPERTS, argument_names, named_arguments
+from taskmerge.evaluation.feature_files import NAME as FEATURES
+from taskmerge.evaluation.feature_files import write_features
 from taskmerge.evaluation.results import dumps, read_report, to_json
 from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
@@ -103,6 +105,12 @@ def _check_words(words: EvalWords) -> None:
             raise UsageError(complaint, where=f"--{flag}", hint=hint)
     if words.tolerance is not None and not 0 <= words.tolerance < math.inf:
         raise UsageError(f"{words.tolerance} is no tolerance", where="--tolerance", hint="such as 0.005")
+    if words.features is not None and words.rank_by is not None:
+        hint = "leave --rank-by out: features are kept of items with labels"
+        raise UsageError("--features and --rank-by do not go together", hint=hint)
+    if words.features is not None and _folder(words) is None:
+        hint = "give -o FOLDER/: they are kept there, beside the report"
+        raise UsageError("features are written into a folder", where="--features", hint=hint)
     if words.no_cache and words.cache:
         raise UsageError("--cache and --no-cache contradict each other", hint="give one of them")
     if str(words.output) == "-":
@@ -113,7 +121,8 @@ def _files(words: EvalWords) -> list[Path]:
     """What is written besides."""
     folder = _folder(words)
     output = words.output if folder is None else folder / REPORT
-    return [path for path in (output, words.csv_file) if path is not None]
+    features = folder / FEATURES if folder is not None and words.features else None
+    return [path for path in (output, words.csv_file, features) if path is not None]
 
 
 def _folder(words: EvalWords) -> Path | None:
@@ -203,10 +212,12 @@ def _written(report: Report, words: EvalWords, inputs: Reads) -> TaskmergeError 
 
 
 def _write_folder(report: Report, folder: Path, *, overwrite: bool) -> None:
-    """report.json, and the page that is made of it."""
+    """report.json, features where they were kept, and the page that is made of both."""
     from taskmerge.cli import reporting
 
     writing.write_text(folder / REPORT, dumps(report), overwrite=overwrite)
+    if report.features:
+        write_features(folder / FEATURES, report.features, overwrite=overwrite)
     reporting.write_page(to_json(report), folder, overwrite=overwrite)
 
 

@@ -120,6 +120,7 @@ def _read_row(entry: Document, where: str) -> Row:
         corruption=entry["corruption"],
         severity=entry["severity"],
         correct=None if entry["correct"] is None else _unpacked(entry["correct"], where),
+        reliability=None if entry.get("reliability") is None else tuple(entry["reliability"]),
         **given,
     )
 

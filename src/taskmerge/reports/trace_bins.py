@@ -8,9 +8,9 @@ from typing import Any
 from taskmerge.adaptation.trace import StepRecord
 from taskmerge.errors import BadFile
 
-POINTS = 480
-"""Of all tasks together."""
-MOST, FEWEST = 60, 20
+POINTS = 200
+"""Of all tasks together: every one of them can be pointed at, which takes room."""
+MOST, FEWEST = 40, 12
 """Windows of a task's line."""
 OF_TASKS = ("loss", "agreement", "entropy", "largest_class", "kept")
 OF_UPDATES = ("mean", "low", "high", "zero")

@@ -31,36 +31,37 @@ def trace_figures(
 
 
 def panels(
-    series: Mapping[str, Curves], title: str, *, share: bool, legend: str = "", bounds: Bounds | None = None,
-    rule: int | None = None,
+    curves: Curves, title: str, *, share: bool, beside: tuple[str, Curves] | None = None,
+    bounds: Bounds | None = None, rule: int | None = None,
 ) -> Mapping[str, object]:  # fmt: skip
-    """A small panel for each task with a line for each series over the updates, all on the same scales."""
-    tasks = shown_names(dict.fromkeys(task for curves in series.values() for task in curves))
+    """A small panel for each task with its curve over the updates, all on the same scales; `beside` it a second one
+    under a name, drawn as a line alone."""
+    tasks = shown_names(curves)
     rows = [
-        {"task": tasks[task], "series": name, "update": point.update, "value": point.value, "n": point.n,
+        {"task": tasks[task], "what": name, "update": point.update, "value": point.value,
          **_bounded(bounds, task, point)}
-        for name, curves in series.items() for task, curve in curves.items() for point in curve
+        for name, of_tasks in ((title, curves), *([beside] if beside else [])) for task, curve in of_tasks.items()
+        for point in curve
     ]  # fmt: skip
     axis = SHARE if share else alt.Axis()
-    colour = [alt.Color("series:N", title=legend, sort=list(series))] if len(series) > 1 else []
-    base = alt.Chart().encode(x=alt.X("update:Q", title="update", axis=alt.Axis(tickCount=3)))
-    tooltip = [
-        alt.Tooltip("task:N", title="task"), alt.Tooltip("series:N", title="what"),
-        alt.Tooltip("update:Q", title="update"),
-        alt.Tooltip("value:Q", title=title, format=".1%" if share else ".4~g"),
-    ]  # fmt: skip
-    y = alt.Y("value:Q", title=title, axis=axis)
-    layers = [base.mark_line(point=alt.OverlayMarkDef(size=12)).encode(y, *colour, tooltip=tooltip)]
-    if any("low" in row for row in rows):
-        layers.insert(0, base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title=title, axis=axis), y2="high:Q"))
-    if rule is not None:
-        layers.append(base.mark_rule(strokeDash=[3, 3]).encode(x=alt.datum(rule)))
-    across = min(COLUMNS, len(tasks))
-    chart = alt.layer(*layers, data=data(rows)).properties(width=PANEL, height=90)
-    header = alt.Header(labelLimit=PANEL)
-    return spec_of(
-        chart.facet(facet=alt.Facet("task:N", sort=list(tasks.values()), title=None, header=header), columns=across)
+    base = alt.Chart().encode(
+        x=alt.X("update:Q", title="update", axis=alt.Axis(tickCount=3)), y=alt.Y("value:Q", title=title, axis=axis)
     )
+    kinds = list(dict.fromkeys(str(row["what"]) for row in rows))
+    legend = alt.Legend(orient="bottom") if beside else None
+    colour = alt.Color("what:N", title=None, sort=kinds, legend=legend)
+    first = base.transform_filter(alt.FieldEqualPredicate(field="what", equal=title))
+    tooltip = [alt.Tooltip("task:N", title="task"), alt.Tooltip("update:Q", title="update", format=".4~g"),
+               alt.Tooltip("value:Q", title=title, format=".1%" if share else ".4~g")]  # fmt: skip
+    layers = [base.mark_line(aria=False).encode(colour), first.mark_point(size=14).encode(colour, tooltip=tooltip)]
+    if any("low" in row for row in rows):
+        band = first.mark_area(opacity=0.2, aria=False)
+        layers.insert(0, band.encode(colour, y=alt.Y("low:Q", title=title, axis=axis), y2="high:Q"))
+    if rule is not None:
+        layers.append(alt.Chart().mark_rule(strokeDash=[3, 3], aria=False).encode(x=alt.datum(rule)))
+    chart = alt.layer(*layers, data=data(rows)).properties(width=PANEL, height=90)
+    facet = alt.Facet("task:N", sort=list(tasks.values()), title=None, header=alt.Header(labelLimit=PANEL))
+    return spec_of(chart.facet(facet=facet, columns=min(COLUMNS, len(tasks))))
 
 
 def _bounded(bounds: Bounds | None, task: str, point: Point) -> dict[str, object]:
@@ -94,9 +95,7 @@ def _losses(trace: Trace) -> Figure | None:
     losses, entropy = trace.of_tasks["loss"], trace.of_tasks["entropy"]
     if not losses:
         return None
-    series: dict[str, Curves] = {"loss": losses}
-    if entropy and not _same(losses, entropy):
-        series["entropy"] = entropy
+    beside = ("entropy", entropy) if entropy and not _same(losses, entropy) else None
     unit = "the loss is entropy, in nats" if _same(losses, entropy) else "entropy of predictions in nats beside it"
     return Figure(
         name="trace-losses",
@@ -104,8 +103,8 @@ def _losses(trace: Trace) -> Figure | None:
         caption=f"Mean loss of each task's batches ({unit if entropy else 'in its own unit'}); {_windows(trace)}. "
         "Batches are the unlabelled items that were learnt from; no interval is known.",
         alternative=f"Loss from first to last window. {ends(losses, _number)}."
-        + (f" Entropy in nats: {ends(entropy, _number)}." if "entropy" in series else ""),
-        spec=panels(series, "loss", share=False, legend="what"),
+        + (f" Entropy in nats: {ends(entropy, _number)}." if beside else ""),
+        spec=panels(losses, "loss", share=False, beside=beside),
     )
 
 
@@ -123,7 +122,6 @@ def _agreement(trace: Trace) -> Figure | None:
     agreement, largest = trace.of_tasks["agreement"], trace.of_tasks["largest_class"]
     if not agreement:
         return None
-    series = {"agreement with the expert": agreement} | ({"commonest class": largest} if largest else {})
     return Figure(
         name="trace-agreement",
         title="Agreement with the experts over updates",
@@ -131,7 +129,7 @@ def _agreement(trace: Trace) -> Figure | None:
         f"commonest class (near 100%: predictions have collapsed); {_windows(trace)}. No label is used.",
         alternative=f"Agreement from first to last window. {ends(agreement, percent)}."
         + (f" Share of the commonest class: {ends(largest, percent)}." if largest else ""),
-        spec=panels(series, "share of items", share=True, legend="share"),
+        spec=panels(agreement, "agreement", share=True, beside=("commonest class", largest) if largest else None),
     )
 
 
@@ -145,7 +143,7 @@ def _filtered(trace: Trace) -> Figure | None:
         title="What the filter keeps",
         caption=f"Share of each batch's items that the filter keeps for learning; {_windows(trace)}.",
         alternative=f"Share kept from first to last window. {ends(kept, percent)}.",
-        spec=panels({"kept": kept}, "items kept", share=True),
+        spec=panels(kept, "items kept", share=True),
     )
 
 
@@ -234,7 +232,7 @@ def _held_out(trace: Trace, chosen: int | None, bounds: Bounds) -> Figure | None
         caption="Agreement with the expert on unlabelled items that nothing was learnt from, at every look; bands are "
         f"95% Wilson intervals where the agreement is a share of items.{kept}",
         alternative=f"Agreement at the first and the last look. {ends(curves, percent)}.{kept}",
-        spec=panels({"agreement": curves}, "agreement", share=True, bounds=bounds, rule=chosen),
+        spec=panels(curves, "agreement", share=True, bounds=bounds, rule=chosen),
     )
 
 
@@ -249,5 +247,5 @@ def _watched(trace: Trace, bounds: Bounds) -> Figure | None:
         caption=f"Score of the model as it was at each look, on the labelled split `{trace.split}`: a diagnostic that "
         "no choice was made by; bands are 95% Wilson intervals where the score is an accuracy.",
         alternative=f"Score at the first and the last look. {ends(curves, percent)}.",
-        spec=panels({"score": curves}, "score", share=True, bounds=bounds),
+        spec=panels(curves, "score", share=True, bounds=bounds),
     )
