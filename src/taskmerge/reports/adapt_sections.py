@@ -29,13 +29,12 @@ def _answer(run: Run) -> Section:
         Fact(f"{document['timing']['seconds']:,.3g} s", "time", f"{document['timing']['peak_memory'] / 1e6:,.0f} MB"),
     ))  # fmt: skip
     told: list[Part] = [Prose(text, "warning") for text in document["warnings"]]
-    notes = [Prose(text, "note") for text in document["notes"]]
     if report is None:
         lead = f"The adapted model was not scored: `taskmerge eval experts base {run.name}` says how good it is. {seen}"
-        return Section("In short", "answer", lead, (cost, *told, *notes))
+        return Section("In short", "answer", lead, (cost, *told))
     scored = answer(report)
     against = "Base and experts were not evaluated with it: join their evaluation with `report` to compare."
-    parts = (*scored.parts[:1], cost, *told, *scored.parts[1:], *notes)
+    parts = (*scored.parts[:1], cost, *told, *scored.parts[1:])
     return Section("In short", "answer", f"{scored.lead} {seen} {against}", parts)
 
 
@@ -47,7 +46,12 @@ def _protocol(document: Mapping[str, Any]) -> Section:
     """What it has seen, what it was asked, what it ended with."""
     tasks = document["tasks"]
     cells = tuple(
-        (Cell(f"{task['items']:,}"), Cell(f"{task['held_out']:,}"), Cell(task["objective"]), Cell(task["fingerprint"]))
+        (
+            Cell(f"{task['items']:,}"),
+            Cell(f"{task['held_out']:,}"),
+            Cell(task["objective"]),
+            Cell(f"{task['fingerprint'][:16]}…"),
+        )
         for task in tasks
     )
     columns = ("items", "held out", "objective", "fingerprint")
@@ -57,6 +61,7 @@ def _protocol(document: Mapping[str, Any]) -> Section:
     parts: list[Part] = [seen, asked, _pairs("What it ended with", _plain(document["learned"]))]
     if document["solved_heads"]:
         parts.append(_solved(document["solved_heads"]))
+    parts += [Prose(text, "note") for text in document["notes"]]
     return Section("What it has seen and learnt", "protocol", document["protocol"]["words"], tuple(parts))
 
 

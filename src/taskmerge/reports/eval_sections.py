@@ -42,7 +42,7 @@ def answer(report: Report) -> Section:
     if facts := _facts(report, found):
         parts.append(Facts(facts))
     parts += [Prose(text, "warning") for text in (*_missed(report), *report.warnings)]
-    if (table := standing_table(report, found)) is not None:
+    if len(found.models) + len(found.references) > 1 and (table := standing_table(report, found)) is not None:
         parts.append(table)
     parts += [Prose(text, "note") for text in report.notes]
     return Section("In short", "answer", " ".join(_sentences(report, found)), tuple(parts))
@@ -74,7 +74,7 @@ def _against(best: Standing, found: Standings) -> str:
     experts, base = found.reference(EXPERTS), found.reference(BASE)
     told = []
     if experts is not None and best is not experts and best.normalised is not None:
-        reach = "" if experts.value is None else f", which reach {number(experts.value, found)}"
+        reach = "" if experts.value is None else f", which reach {number(experts.value, found)},"
         told.append(f"{100 * best.normalised:.1f}% of the tasks' own experts{reach}")
     if base is not None and best is not base and best.value is not None and base.value is not None:
         gap = best.value - base.value
@@ -89,11 +89,10 @@ def _settled(report: Report, found: Standings) -> str:
     if ahead is None:
         return ""
     gap = -ahead.value if found.lower_is_better else ahead.value
-    told = f"It leads the next, “{ahead.other}”, by {points(gap, found)}"
-    if ahead.low is None or ahead.high is None:
-        return f"{told}; these metrics have no paired interval."
-    span = f"paired 95% interval {signed(ahead.low, found)} to {signed(ahead.high, found)}"
-    return f"{told} ({span})" + ("." if ahead.settled else ": the two are not told apart.")
+    kind = "paired 95% interval" if ahead.paired else "95% interval, as of independent items,"
+    span = f"{kind} {signed(ahead.low, found)} to {signed(ahead.high, found)}"
+    end = "." if ahead.settled else ": the two are not told apart."
+    return f"It leads the next, “{ahead.other}”, by {points(gap, found)} ({span}){end}"
 
 
 def _lead(report: Report, found: Standings) -> Lead | None:
@@ -125,9 +124,8 @@ def _facts(report: Report, found: Standings) -> tuple[Fact, ...]:
 
 
 def _span(ahead: Lead, found: Standings) -> str:
-    if ahead.low is None or ahead.high is None:
-        return "no paired interval"
-    return f"{signed(ahead.low, found)} to {signed(ahead.high, found)}, paired"
+    span = f"{signed(ahead.low, found)} to {signed(ahead.high, found)}"
+    return f"{span}, {'paired' if ahead.paired else 'as of independent items'}"
 
 
 def _missed(report: Report) -> list[str]:

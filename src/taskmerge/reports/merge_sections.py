@@ -5,7 +5,7 @@ from typing import Any
 
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Fact, Facts, Part, Prose, Section
-from taskmerge.reports.tables import EMPTY, Cell, Table
+from taskmerge.reports.tables import EMPTY, NOTHING, Cell, Table
 
 UNSCORED = "A receipt says what was merged, not how good it is: `taskmerge eval` scores it, `report` joins the two."
 
@@ -67,7 +67,14 @@ def _inputs(receipt: Mapping[str, Any]) -> Section:
     provenance = receipt["provenance"]
     rows = [("expert", task) for task in provenance["tasks"]]
     rows += [("base", provenance["base"])] if "base" in provenance else []
-    cells = tuple((Cell(role), Cell(str(own.get("tensors", "–"))), Cell(own.get("digest", "–"))) for role, own in rows)
+    cells = tuple(
+        (
+            Cell(role),
+            Cell(str(own.get("tensors", NOTHING))),
+            Cell(f"{own['digest'][:23]}…" if "digest" in own else NOTHING),
+        )
+        for role, own in rows
+    )
     names = tuple(own["name"] for _, own in rows)
     table = Table("Inputs by content", "name", ("role", "tensors read", "digest"), names, cells)
     return Section("Inputs", "inputs", "Digests are of names, types, shapes and bytes of the tensors read.", (table,))

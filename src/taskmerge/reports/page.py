@@ -7,7 +7,7 @@ request and every script but its own.
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -21,11 +21,15 @@ from taskmerge.reports.figures import Figure
 from taskmerge.reports.numbers import numbers
 from taskmerge.reports.sections import Facts, Page, Part, Prose, Section
 from taskmerge.reports.svg import Drawing
-from taskmerge.reports.tables import Cell, Table
+from taskmerge.reports.tables import NOTHING, Cell, Table
 from taskmerge.version import __version__
 
 SLOT = re.compile(r"\{\{(\w+)\}\}")
+CODE = re.compile(r"`([^`]+)`")
 NUMERIC = re.compile(r"[≥≤]? ?[-+−]?\d[\d,.]*(e[-+]?\d+)?[%×]?$")
+
+BROAD = 620
+"""Pixels of a plot that needs a line of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,9 @@ def html(page: Page, plots: Mapping[str, Drawn]) -> str:
         "title": text(page.title),
         "style": style,
         "script": script,
-        "contents": "".join(f'<li><a href="#{slug(own.anchor)}">{text(own.title)}</a></li>' for own in page.sections),
+        "contents": "".join(
+            f'<li><a href="#{slug(own.anchor)}">{text(own.title)}</a></li>' for own in page.sections if own.listed
+        ),
         "sections": "".join(
             _section(own, plots, "answer" if number == 0 else "why") for number, own in enumerate(page.sections)
         ),
@@ -63,6 +69,11 @@ def html(page: Page, plots: Mapping[str, Drawn]) -> str:
 def text(value: str) -> str:
     """Any text as HTML: nothing in it is markup, control characters and marks of direction are shown."""
     return escape(plain(value), quote=True)
+
+
+def words(value: str) -> str:
+    """A sentence as HTML: what stands in backticks is shown as code, everything else as it is."""
+    return CODE.sub(r"<code>\1</code>", text(value))
 
 
 def _policy(style: str, script: str) -> str:
@@ -102,7 +113,7 @@ def slug(name: str) -> str:
 
 def _section(section: Section, plots: Mapping[str, Drawn], kind: str) -> str:
     anchor = slug(section.anchor)
-    lead = f'<p class="lead">{text(section.lead)}</p>' if section.lead else ""
+    lead = f'<p class="lead">{words(section.lead)}</p>' if section.lead else ""
     parts = "".join(_parts(section.parts, plots))
     return (
         f'<section id="{anchor}" class="{kind}" aria-labelledby="{anchor}-title">'
@@ -143,8 +154,8 @@ def _prose(prose: Prose) -> str:
     if prose.kind == "code":
         return f'<pre tabindex="0"><code>{"&#10;".join(map(text, prose.text.split(chr(10))))}</code></pre>'
     if prose.kind == "text":
-        return f"<p>{text(prose.text)}</p>"
-    return f'<p class="{prose.kind}"><strong>{prose.kind.capitalize()}:</strong> {text(prose.text)}</p>'
+        return f"<p>{words(prose.text)}</p>"
+    return f'<p class="{prose.kind}"><strong>{prose.kind.capitalize()}:</strong> {words(prose.text)}</p>'
 
 
 def _figure(figure: Figure, drawn: Drawn) -> str:
@@ -155,28 +166,38 @@ def _figure(figure: Figure, drawn: Drawn) -> str:
         for kind, drawing in (("wide", drawn.wide), ("narrow", drawn.narrow))
     )
     tables = "".join(map(_table, numbers(figure)))
+    broad = ' class="broad"' if drawn.wide.width > BROAD else ""
     return (
-        f'<figure id="{name}"><h3 id="{name}-title">{text(figure.title)}</h3><div class="plot">{svgs}</div>'
-        f"<figcaption>{text(figure.caption)}</figcaption><details><summary>In words and numbers"
+        f'<figure id="{name}"{broad}><h3 id="{name}-title">{text(figure.title)}</h3><div class="plot">{svgs}</div>'
+        f"<figcaption>{words(figure.caption)}</figcaption><details><summary>In words and numbers"
         f'<span class="unseen">: {text(figure.title)}</span></summary>'
         f'<p id="{name}-words">{text(figure.alternative)}</p>{tables}</details></figure>'
     )
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{text(title)}</th>' for title in (table.corner, *table.columns))
+    kinds = [_column_kind(row[place] for row in table.cells) for place in range(len(table.columns))]
+    head = "".join(
+        f'<th scope="col"{kind}>{text(title)}</th>'
+        for kind, title in zip(("", *kinds), (table.corner, *table.columns), strict=True)
+    )
     body = "".join(
-        f'<tr><th scope="row">{text(name)}</th>{"".join(map(_cell, cells))}</tr>'
+        f'<tr><th scope="row">{text(name)}</th>{"".join(map(_cell, kinds, cells))}</tr>'
         for name, cells in zip(table.names, table.cells, strict=True)
     )
-    notes = "".join(f'<p class="small">{text(note)}</p>' for note in table.notes)
+    notes = "".join(f'<p class="small">{words(note)}</p>' for note in table.notes)
     return (
         f'<div class="scroll"><table><caption>{text(table.title)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
     )
 
 
-def _cell(cell: Cell) -> str:
-    kind = "" if NUMERIC.match(cell.text) or len(cell.text) < 2 else ' class="t"'
+def _column_kind(cells: Iterable[Cell]) -> str:
+    """Columns of text are on the left, of numbers on the right."""
+    numeric = all(NUMERIC.match(cell.text) or cell.text in ("", NOTHING) for cell in cells)
+    return "" if numeric else ' class="t"'
+
+
+def _cell(kind: str, cell: Cell) -> str:
     interval = f"<small>{text(cell.interval)}</small>" if cell.interval else ""
     return f"<td{kind}>{text(cell.text)}{interval}</td>"

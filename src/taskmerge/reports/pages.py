@@ -21,4 +21,7 @@ def page_of(runs: Sequence[Run]) -> Page:
 def _own(run: Run, number: int) -> list[Section]:
     """A run's sections on a page that has others'."""
     every = [section.within(f"run-{number}") for section in sections_of(run)]
-    return [replace(section, title=f"{run.name}: {section.title[0].lower()}{section.title[1:]}") for section in every]
+    return [
+        replace(section, title=f"{run.name}: {section.title[0].lower()}{section.title[1:]}", listed=place == 0)
+        for place, section in enumerate(every)
+    ]

@@ -45,6 +45,8 @@ class Section:
     anchor: str
     lead: str
     parts: tuple[Part, ...] = ()
+    listed: bool = True
+    """Whether the table of contents has it."""
 
     def within(self, prefix: str) -> "Section":
         """The same section on a page that has others of its kind: anchor and names of figures get a prefix."""

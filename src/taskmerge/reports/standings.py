@@ -1,5 +1,6 @@
 """Which model of an evaluation is best, how good it is, against what, and how sure that is. Pure."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,17 +30,22 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """How much better one checkpoint is than another: a difference of means with its paired 95% interval."""
+    """How much better one checkpoint is than another: a difference of means with its 95% interval.
+
+    `paired`: from the same items, one by one. Otherwise as of independent items, which is wider where they are the
+    same.
+    """
 
     other: str
     value: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
+    paired: bool
 
     @property
     def settled(self) -> bool:
         """Whether the interval leaves no doubt about which is better."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,32 +76,32 @@ def standings(report: Report) -> Standings:
 
 
 def lead(report: Report, first: str, second: str) -> Lead | None:
-    """The difference of two checkpoints' means over the tasks that both have, from the same items where each task
-    keeps one bit an item (then with a paired interval); None where they have no task of one unit in common."""
+    """The difference of two checkpoints' means over the tasks that both have; None where they have no tasks of one unit
+    in common."""
     ours, theirs = ({row.task: row for row in rows_of(report, name)} for name in (first, second))
     tasks = [task for task in ours if task in theirs and ours[task].metric == theirs[task].metric]
-    if not tasks or len({(METRICS[ours[task].metric].percent) for task in tasks}) > 1:
+    if not tasks or len({METRICS[ours[task].metric].percent for task in tasks}) > 1:
         return None
-    differences = [_difference(ours[task], theirs[task]) for task in tasks]
-    values = np.array([value for value, _, _ in differences])
-    lows, highs = ([own[place] for own in differences] for place in (1, 2))
-    if any(bound is None for bound in (*lows, *highs)):
-        return Lead(second, float(values.mean()), None, None)
-    low, high = mean_interval(values, np.array(lows, dtype=float), np.array(highs, dtype=float))
-    return Lead(second, float(values.mean()), low, high)
+    values, lows, highs = np.array([_difference(ours[task], theirs[task]) for task in tasks]).T
+    low, high = mean_interval(values, lows, highs)
+    return Lead(second, float(values.mean()), low, high, all(_is_paired(ours[task], theirs[task]) for task in tasks))
 
 
-def _difference(first: Row, second: Row) -> tuple[float, float | None, float | None]:
-    """Of two scores on one task's data; an interval where it is a share and both say which items are right."""
-    bits = first.correct, second.correct
-    if (
-        METRICS[first.metric].proportion
-        and bits[0] is not None
-        and bits[1] is not None
-        and len(bits[0]) == len(bits[1])
-    ):
-        return paired(bits[0], bits[1])
-    return first.score.value - second.score.value, None, None
+def _is_paired(first: Row, second: Row) -> bool:
+    """Whether the scores are shares of the same items, and both say which are right."""
+    if not METRICS[first.metric].proportion or first.correct is None or second.correct is None:
+        return False
+    return len(first.correct) == len(second.correct)
+
+
+def _difference(first: Row, second: Row) -> tuple[float, float, float]:
+    """Of two scores on one task's data: value, low, high."""
+    if _is_paired(first, second) and first.correct is not None and second.correct is not None:
+        return paired(first.correct, second.correct)
+    ours, theirs = first.score, second.score
+    value = ours.value - theirs.value
+    below = math.hypot(ours.value - ours.low, theirs.high - theirs.value)
+    return value, value - below, value + math.hypot(ours.high - ours.value, theirs.value - theirs.low)
 
 
 def _standing(mean: Average, report: Report, alike: bool) -> Standing:
