@@ -10,6 +10,7 @@ no strict policy). Rounds are interleaved; medians are printed with their range.
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import tempfile
@@ -21,13 +22,12 @@ from taskmerge.reports.files import Rendered, rendered
 from taskmerge.reports.pages import page_of
 from taskmerge.reports.reading import read_runs
 
-READY = "() => document.querySelectorAll('figure').length === document.querySelectorAll('figure svg.wide, figure .vega-embed svg').length"
+READY = """() => document.querySelectorAll("figure").length
+    === document.querySelectorAll("figure svg.wide, figure .vega-embed svg").length"""
 
 
 def with_vega(made: Rendered) -> str:
     """The page with plots that are drawn where it is read."""
-    import re
-
     import vl_convert
 
     document = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", made.html())
