@@ -68,9 +68,10 @@ def colours(values: Iterable[float], *, least: float = 0.1, within: tuple[float,
 
 def heat_map(
     rows: Sequence[Row], *, across: Sequence[str], down: Sequence[str], titles: tuple[str, str], value: alt.Color,
-    tooltip: Sequence[alt.Tooltip], text: alt.Text | None = None,
+    tooltip: Sequence[alt.Tooltip], text: alt.Text | None = None, pale: str = "",
 ) -> Mapping[str, object]:  # fmt: skip
-    """A heat map of rows with `x` and `y` among the given names; `titles` are those of across and down."""
+    """A heat map of rows with `x` and `y` among the given names; `titles` are those of across and down. `text` stands
+    in the cells, black where the condition `pale` on `datum` holds, else white: on colours that both themes share."""
     base = alt.Chart(data(rows)).encode(
         x=alt.X("x:N", sort=list(across), title=titles[0], axis=alt.Axis(labelAngle=-40, labelLimit=120)),
         y=alt.Y("y:N", sort=list(down), title=titles[1], axis=alt.Axis(labelLimit=160)),
@@ -78,7 +79,8 @@ def heat_map(
     )
     layers = [base.mark_rect().encode(color=value)]
     if text is not None:
-        layers.append(base.mark_text().encode(text=text))
+        ink = alt.condition(pale, alt.value("#000000"), alt.value("#ffffff"))
+        layers.append(base.mark_text(fontSize=11, aria=False).encode(text=text, color=ink))
     chart = alt.layer(*layers) if text is not None else layers[0]
     return spec_of(chart.properties(width=WIDTH, height=max(60, STEP * len(down))))
 

@@ -119,9 +119,9 @@ def _depth(learned: Learned) -> Figure | None:
     if len(depths) < 2:
         return None
     base = alt.Chart().encode(x=alt.X("depth:Q", title="block", axis=alt.Axis(tickMinStep=1, format="d")))
-    colour = alt.Color("role:N", title="role", sort=list(ROLES.values()))
-    pale = alt.Color("role:N", sort=list(ROLES.values()), legend=None)
-    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q", color=pale)
+    legend = alt.Legend(symbolOpacity=1, orient="bottom")
+    colour = alt.Color("role:N", title=None, sort=list(ROLES.values()), legend=legend)
+    band = base.mark_area(opacity=0.2, aria=False).encode(y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q", color=colour)
     line = base.mark_line(point=True).encode(
         y=alt.Y("share:Q", title="kept", scale=UNIT, axis=SHARE), color=colour,
         tooltip=[
@@ -180,7 +180,7 @@ def _indices(learned: Learned) -> Figure:
     base = alt.Chart(data(rows)).encode(
         x=alt.X("index:Q", title="index of the component, strongest first", scale=UNIT, axis=SHARE)
     )
-    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q")
+    band = base.mark_area(opacity=0.2, aria=False).encode(y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q")
     line = base.mark_line(point=True).encode(
         y=alt.Y("share:Q", title="kept", scale=UNIT, axis=SHARE),
         tooltip=[

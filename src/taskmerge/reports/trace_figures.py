@@ -154,12 +154,14 @@ def _flips(trace: Trace) -> Figure | None:
     """Bars of flips above the line of the kept share."""
     if not trace.flips:
         return None
-    bars = alt.Chart(data(_rows(trace.flips))).mark_bar().encode(
-        x=alt.X("update:Q", title=None), y=alt.Y("value:Q", title="bits flipped"),
+    domain = alt.Scale(domain=[0, trace.updates], nice=False)
+    width = max(1.0, 0.8 * WIDTH / len(trace.flips))
+    bars = alt.Chart(data(_rows(trace.flips))).mark_bar(size=width).encode(
+        x=alt.X("update:Q", title=None, scale=domain), y=alt.Y("value:Q", title="bits flipped"),
         tooltip=[alt.Tooltip("update:Q", title="update"), alt.Tooltip("value:Q", title="bits flipped", format=",")],
     ).properties(width=WIDTH, height=110)  # fmt: skip
     line = alt.Chart(data(_rows(trace.components))).mark_line(point=True).encode(
-        x=alt.X("update:Q", title="update"), y=alt.Y("value:Q", title="kept", axis=SHARE, scale=alt.Scale(zero=False)),
+        x=alt.X("update:Q", title="update", scale=domain), y=alt.Y("value:Q", title="kept", axis=SHARE, scale=alt.Scale(zero=False)),
         tooltip=[alt.Tooltip("update:Q", title="update"), alt.Tooltip("value:Q", title="kept", format=".1%")],
     ).properties(width=WIDTH, height=110)  # fmt: skip
     total, first, last = sum(point.value for point in trace.flips), trace.components[:1], trace.components[-1:]
