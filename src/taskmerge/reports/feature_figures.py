@@ -32,7 +32,11 @@ def feature_figures(
     for own in sets:
         by_task.setdefault(own.task, {})[_group(own.encoder)] = own
     drawn = sorted(by_task, key=lambda task: (-_spread(document, task), task))[:most]
-    left = f"; the {most} of {len(by_task)} tasks in which checkpoints differ most are drawn" if len(by_task) > most else ""
+    left = (
+        f"; the {most} of {len(by_task)} tasks in which checkpoints differ most are drawn"
+        if len(by_task) > most
+        else ""
+    )
     return [
         _figure(task, _chosen(document, by_task[task]), items, left, place)
         for place, task in enumerate(task for task in by_task if task in drawn)

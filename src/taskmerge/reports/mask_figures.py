@@ -121,7 +121,9 @@ def _depth(learned: Learned) -> Figure | None:
     base = alt.Chart().encode(x=alt.X("depth:Q", title="block", axis=alt.Axis(tickMinStep=1, format="d")))
     legend = alt.Legend(symbolOpacity=1, orient="bottom")
     colour = alt.Color("role:N", title=None, sort=list(ROLES.values()), legend=legend)
-    band = base.mark_area(opacity=0.2, aria=False).encode(y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q", color=colour)
+    band = base.mark_area(opacity=0.2, aria=False).encode(
+        y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q", color=colour
+    )
     line = base.mark_line(point=True).encode(
         y=alt.Y("share:Q", title="kept", scale=UNIT, axis=SHARE), color=colour,
         tooltip=[
