@@ -96,6 +96,6 @@ def _course(run: Run) -> Section:
         return Section("How it went", "course", told)
     view = read_view(run.folder, run.document)
     figures = adapt_figures(run.document, view)
-    notes = [Prose(f"There is {text}.") for text in view.lacking]
+    notes = [Prose(f"{text[0].upper()}{text[1:]}.") for text in view.lacking]
     return Section("How it went", "course", "From trace.jsonl, masks and coefficients in the folder.",
                    (*figures, *notes))  # fmt: skip

@@ -81,7 +81,7 @@ def _means(found: Standings) -> Figure | None:
     ]  # fmt: skip
     title = f"mean over the tasks{' (%)' if found.percent else ''}"
     base = alt.Chart(data(rows)).encode(y=alt.Y("checkpoint:N", sort=list(names.values()), title=None))
-    lines = base.mark_rule().encode(x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q")
+    lines = base.mark_rule(aria=False).encode(x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q")
     marks = base.mark_point(size=80).encode(
         x=alt.X("mean:Q", title=title),
         shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["model", "reference"], range=SHAPES[:2])),
@@ -159,7 +159,7 @@ def _dots(values: Sequence[Values], tasks: Sequence[str], names: Sequence[str], 
         yOffset=alt.YOffset("checkpoint:N", sort=list(names)),
         color=alt.Color("checkpoint:N", title="checkpoint", scale=order, sort=list(names)),
     )
-    lines = base.mark_rule(strokeWidth=1.5).encode(
+    lines = base.mark_rule(strokeWidth=1.5, aria=False).encode(
         x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q"
     )
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]

@@ -159,7 +159,7 @@ def _prose(prose: Prose) -> str:
 
 
 def _figure(figure: Figure, drawn: Drawn) -> str:
-    name = slug(figure.name)
+    name = f"figure-{slug(figure.name)}"
     names = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-words"'
     svgs = "".join(
         drawing.on_page(f'class="{kind}" width="{drawing.width:g}" height="{drawing.height:g}" {names}')
