@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.ahead import Stamp
+from taskmerge.checkpoint.configs import clashes, differing, entries, shared, with_dtype, with_values
 from taskmerge.checkpoint.identity import stamps_of
 from taskmerge.checkpoint.quantised import without_quantisation
 from taskmerge.checkpoint.sidecars import CONFIG, Contents, contents, digests_of, is_tokenizer, tokenizer_differences
@@ -15,7 +16,6 @@ from taskmerge.documents import object_at, object_in, read_object, read_regular
 from taskmerge.errors import BadFile, Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.inputs import Inputs
 from taskmerge.experts.sources import Source
-from taskmerge.checkpoint.configs import clashes, differing, entries, shared, with_dtype, with_values
 from taskmerge.specs.merge import MergeSpec
 
 BASE = "base"
