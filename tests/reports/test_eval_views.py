@@ -233,7 +233,7 @@ def test_maps_are_the_same_again_and_keep_groups_together() -> None:
 
 def test_items_all_alike_or_too_few_have_no_map_of_neighbours() -> None:
     assert neighbours(np.ones((10, 4), dtype=np.float32)) is None
-    assert neighbours(np.eye(4, dtype=np.float32)) is None
+    assert neighbours(np.eye(9, dtype=np.float32)) is None
     assert principal(np.ones((10, 4), dtype=np.float32)).share == 0.0
     one = [replace(own, features=np.ones_like(own.features)) for own in feature_sets(WHOLE)]
     check(feature_figures(to_json(WHOLE), one))

@@ -10,8 +10,7 @@ from taskmerge.reports.calibration_figures import calibration_figures
 from taskmerge.reports.cross_figures import cross_figures
 from taskmerge.reports.discrepancy_figures import discrepancy_figures
 from taskmerge.reports.eval_figures import score_figures
-from taskmerge.reports.eval_views import kept_features
-from taskmerge.reports.feature_figures import feature_figures
+from taskmerge.reports.feature_figures import feature_figures, kept_features
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.radar_figures import radar_figures
 from taskmerge.reports.runs import Run

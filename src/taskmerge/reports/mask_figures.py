@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taskmerge.methods.composed import Learned
 from taskmerge.reports.charting import WIDTH, colours, data, heat_map, listed_values, percent, shown_names, spec_of
-from taskmerge.reports.depth_groups import ROLES, grouped, places
+from taskmerge.reports.depth_groups import ROLES, grouped, places, rows_for
 from taskmerge.reports.figures import Figure
 
 BINS = 20
@@ -76,7 +76,7 @@ def _what(learned: Learned) -> str:
 
 def _layers(learned: Learned) -> Figure:
     """A heat map: parts of the model down, tasks across."""
-    groups = grouped(learned.masks)
+    groups = grouped(learned.masks, rows_for(len(_columns(learned))))
     names = shown_names(_columns(learned))
     rows = [
         {"x": name, "y": group.label, "share": share, "on": on, "of": of}
