@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.record import MergeReceipt as MergeReceipt
     from taskmerge.merging.verification import Verification as Verification
     from taskmerge.merging.verify import verify as verify
+    from taskmerge.reports.files import report as report
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
     from taskmerge.workflows.adapt import adapt as adapt
@@ -53,6 +54,7 @@ _HOMES = {
     "merge": "taskmerge.workflows.merge",
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
+    "report": "taskmerge.reports.files",
     "vectors": "taskmerge.task_vectors.vectors",
     "verify": "taskmerge.merging.verify",
 }
@@ -78,6 +80,7 @@ __all__ = [
     "merge",
     "rank",
     "rebuild",
+    "report",
     "vectors",
     "verify",
 ]

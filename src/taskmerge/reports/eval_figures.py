@@ -29,7 +29,7 @@ def eval_figures(document: Mapping[str, Any]) -> list[Figure]:
 def score_figures(report: Report) -> list[Figure]:
     """The plots of scores that an evaluation has something for: own heads, data as it is."""
     found = standings(report)
-    chosen = _chosen(found)
+    chosen = _chosen(report, found)
     rows = [row for row in report.rows if row.corruption is None and is_own(row) and _group(row) in chosen]
     metrics = list(dict.fromkeys(row.metric for row in rows))
     shares = [row for row in rows if METRICS[row.metric].percent and not METRICS[row.metric].lower_is_better]
@@ -44,11 +44,12 @@ def _is_share(metric: Metric) -> bool:
     return metric.percent and not metric.lower_is_better
 
 
-def _chosen(found: Standings) -> list[str]:
-    """Which checkpoints are drawn by task: the experts, the best models, the base, in this order."""
-    order = [own.name for own in found.references if own.name == EXPERTS]
-    order += [own.name for own in found.models[:MODELS]]
-    return order + [own.name for own in found.references if own.name != EXPERTS]
+def _chosen(report: Report, found: Standings) -> list[str]:
+    """Which checkpoints are drawn by task: the experts, the base, and the best models in the report's order, so that
+    each has its colour in every plot."""
+    references = sorted((own.name for own in found.references), key=lambda name: name != EXPERTS)
+    best = {own.name for own in found.models[:MODELS]}
+    return [*references, *(name for name in dict.fromkeys(row.encoder for row in report.rows) if name in best)]
 
 
 def _group(row: Row) -> str:

@@ -30,6 +30,9 @@ from taskmerge.reports.tables import (
     scores,
 )
 
+SCORES = "scores"
+"""The anchor of the section of scores, which a comparison of several runs has once for all."""
+
 
 def sections(run: Run) -> list[Section]:
     """The answer, the scores behind it, and whatever else was measured."""
@@ -186,7 +189,7 @@ def score_section(report: Report, more: Sequence[Figure] = ()) -> Section:
     table = scores(report)
     parts: tuple[Part, ...] = (*score_figures(report), *more, *([table] if table else []))
     lead = "Each task's data with its own head; differences smaller than the intervals may be chance."
-    return Section("Scores by task", "scores", lead if parts else "", parts)
+    return Section("Scores by task", SCORES, lead if parts else "", parts)
 
 
 def _others(report: Report, run: Run) -> list[Section]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from taskmerge.reports.comparison import comparison
+from taskmerge.reports.eval_sections import SCORES
 from taskmerge.reports.kinds import KINDS, sections_of
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Page, Section
@@ -20,7 +21,8 @@ def page_of(runs: Sequence[Run]) -> Page:
 
 def _own(run: Run, number: int) -> list[Section]:
     """A run's sections on a page that has others'."""
-    every = [section.within(f"run-{number}") for section in sections_of(run)]
+    told = [section for section in sections_of(run) if section.anchor != SCORES]  # those stand in the comparison
+    every = [section.within(f"run-{number}") for section in told]
     return [
         replace(section, title=f"{run.name}: {section.title[0].lower()}{section.title[1:]}", listed=place == 0)
         for place, section in enumerate(every)
