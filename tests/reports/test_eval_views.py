@@ -185,9 +185,10 @@ def test_feature_maps_are_drawn_and_tell_neighbours() -> None:
     assert len(figures) == 2
     for figure in figures:
         rows = rows_of(figure)
-        assert {row["view"] for row in rows} == {
-            f"{kind} by {by}" for kind in ("PCA", "t-SNE") for by in ("label", "prediction")
-        }
+        assert {row["map"] for row in rows} == {
+            f"{name}, {kind} by {by}" for name in ("base", "merged", "experts") for kind in ("PCA", "t-SNE")
+            for by in ("label", "prediction")
+        }  # fmt: skip
         assert len(rows) == 4 * 3 * 40
         assert max(abs(row[axis]) for row in rows for axis in "xy") <= 1
         assert len({row["of"] for row in rows}) == 8

@@ -157,12 +157,17 @@ def _rows(
     regression = own.kind == "regression"
     return [
         {
-            "view": view, "checkpoint": name, "x": round(float(points[item, 0]) / largest, 3),
+            "map": _map(name, view), "x": round(float(points[item, 0]) / largest, 3),
             "y": round(float(points[item, 1]) / largest, 3),
             "of": float(values[item]) if regression else colours.get(float(values[item]), OTHERS),
         }
         for item in some
     ]  # fmt: skip
+
+
+def _map(name: str, view: str) -> str:
+    """What one panel is of."""
+    return f"{name}, {view}"
 
 
 def _spec(
@@ -181,12 +186,10 @@ def _spec(
         tooltip=[alt.Tooltip("of:N" if not regression else "of:Q", title="is")],
     ).properties(width=PANEL, height=PANEL)  # fmt: skip
     panels = [
-        base.transform_filter(
-            alt.LogicalAndPredicate(**{"and": [
-                alt.FieldEqualPredicate(field="view", equal=view),
-                alt.FieldEqualPredicate(field="checkpoint", equal=name),
-            ]})
-        ).properties(title=alt.TitleParams([name, view], fontSize=11, anchor="middle"))
-        for view in views for name in names
-    ]  # fmt: skip
+        base.transform_filter(alt.FieldEqualPredicate(field="map", equal=_map(name, view))).properties(
+            title=alt.TitleParams([name, view], fontSize=11, anchor="middle")
+        )
+        for view in views
+        for name in names
+    ]
     return spec_of(alt.concat(*panels, columns=len(names)))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -114,10 +114,10 @@ def _grid(x: alt.X, y: alt.Y, tasks: int) -> list[alt.Chart]:
 
 def _names(x: alt.X, y: alt.Y, tasks: list[str]) -> list[alt.Chart]:
     """The tasks' names around it, on the side where there is room for them."""
-    sides: dict[str, list[dict[str, object]]] = {}
+    sides: dict[Literal["center", "left", "right"], list[dict[str, object]]] = {}
     for place, name in enumerate(tasks):
         at = _at(place, len(tasks), 1.1)
-        side = "center" if abs(at[0]) < 0.15 else "left" if at[0] > 0 else "right"
+        side: Literal["center", "left", "right"] = "center" if abs(at[0]) < 0.15 else "left" if at[0] > 0 else "right"
         sides.setdefault(side, []).append({"x": at[0], "y": at[1], "text": name})
     return [
         alt.Chart(data(rows)).mark_text(align=side, limit=90, fontSize=11, aria=False).encode(x, y, text="text:N")

@@ -195,7 +195,7 @@ def _coefficients(trace: Trace) -> Figure | None:
         tooltip=[alt.Tooltip(f"{name}:Q", title=title) for name, title in
                  (("update", "update"), ("mean", "mean"), ("low", "smallest"), ("high", "largest"))],
     )  # fmt: skip
-    chart: alt.TopLevelMixin = alt.layer(band, line).properties(width=WIDTH, height=150)
+    chart: alt.LayerChart | alt.VConcatChart = alt.layer(band, line).properties(width=WIDTH, height=150)
     zeros = curves.get("zero", ())
     if any(point.value for point in zeros):
         share = alt.Chart(data(_rows(zeros))).mark_line(point=True).encode(
