@@ -19,6 +19,7 @@ from taskmerge.errors import BadFile
 from taskmerge.evaluation.intervals import wilson
 from taskmerge.methods.composed import Learned
 from taskmerge.reports.adapt_figures import adapt_figures, read_view
+from taskmerge.reports.candidate_figures import candidate_figures
 from taskmerge.reports.depth_groups import MOST_ROWS, OUTSIDE, grouped
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.pilot_figures import pilot_figures, pilot_gains
@@ -272,6 +273,19 @@ def test_a_damaged_trace_is_refused(tmp_path: Path, line: str) -> None:
         file.write(line + "\n")
     with pytest.raises(BadFile):
         read_view(tmp_path, document())
+
+
+def test_candidates_are_drawn_as_they_were_tried() -> None:
+    tried = [{"name": name, "agreement": 0.1 * place, "score": None} for place, name in enumerate(HOSTILE, 1)]
+    tried[1]["score"] = 0.25
+    chosen = {"candidate": HOSTILE[2], "tried": tried, "regret": None}
+    (figure,) = candidate_figures({**document(), "chosen": chosen})
+    check([figure])
+    values = [row["value"] for row in rows_of(figure) if row["what"].startswith("agreement")]
+    assert values == pytest.approx([0.1 * place for place in range(1, 7)])
+    assert [row["value"] for row in rows_of(figure) if row["what"].startswith("average")] == [0.25]
+    assert sum("(kept)" in row["candidate"] for row in rows_of(figure)) == 1
+    assert candidate_figures(document()) == []
 
 
 # --- the pilot study -------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from taskmerge.checkpoint.learned import read_coefficients, read_learned
 from taskmerge.evaluation.intervals import Interval, wilson
 from taskmerge.evaluation.metrics import METRICS
 from taskmerge.methods.composed import Learned
+from taskmerge.reports.candidate_figures import candidate_figures
 from taskmerge.reports.coefficient_figures import coefficient_figures
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.mask_figures import mask_figures
@@ -61,8 +62,8 @@ def _learned(adapted: AdaptedFolder) -> Learned | None:
 
 
 def adapt_figures(document: Mapping[str, Any], view: AdaptView) -> list[Figure]:
-    """Every plot that a run has something for: how it went first, then what was learnt."""
-    figures: list[Figure] = []
+    """Every plot that a run has something for: what was tried and how it went first, then what was learnt."""
+    figures = candidate_figures(document)
     if view.trace is not None:
         stopped = document.get("stopped")
         figures += trace_figures(
