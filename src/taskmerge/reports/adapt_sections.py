@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskmerge.reports.adapt_figures import adapt_figures, read_view
+from taskmerge.reports.adapt_tables import candidates_table
 from taskmerge.reports.eval_sections import answer, score_section
 from taskmerge.reports.joined import scores_of
 from taskmerge.reports.runs import Run
@@ -61,8 +62,21 @@ def _protocol(document: Mapping[str, Any]) -> Section:
     parts: list[Part] = [seen, asked, _pairs("What it ended with", _plain(document["learned"]))]
     if document["solved_heads"]:
         parts.append(_solved(document["solved_heads"]))
+    if document.get("chosen"):
+        parts.append(candidates_table(document["chosen"]))
+    if document["stopped"] is not None:
+        parts.append(Prose(_stopped(document["stopped"])))
     parts += [Prose(text, "note") for text in document["notes"]]
     return Section("What it has seen and learnt", "protocol", document["protocol"]["words"], tuple(parts))
+
+
+def _stopped(stopped: Mapping[str, Any]) -> str:
+    """Which update was kept, and by what."""
+    kept, whole = (f"{100 * stopped[key]:.1f}%" for key in ("agreement", "at_horizon"))
+    return (
+        f"Update {stopped['update']:,} was kept: there the model agrees with the experts on {kept} of held-out items, "
+        f"at the end of the horizon on {whole}. No label was used."
+    )
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
