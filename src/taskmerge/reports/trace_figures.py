@@ -188,7 +188,7 @@ def _coefficients(trace: Trace) -> Figure | None:
         {"update": point.update, "mean": point.value, "low": low.value, "high": high.value}
         for point, low, high in zip(curves["mean"], curves["low"], curves["high"], strict=True)
     ]
-    base = alt.Chart(data(rows)).encode(x=alt.X("update:Q", title="update"))
+    base = alt.Chart(data(rows)).encode(x=alt.X("update:Q", title="update", axis=alt.Axis(tickMinStep=1)))
     band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title="λ"), y2="high:Q")
     line = base.mark_line(point=True).encode(
         y=alt.Y("mean:Q", title="λ"),
