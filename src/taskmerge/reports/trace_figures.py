@@ -1,6 +1,7 @@
 """Plots of how an adaptation went: losses, agreement, flips and coefficients over updates, and learning curves."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import altair as alt
 
@@ -195,7 +196,7 @@ def _coefficients(trace: Trace) -> Figure | None:
         tooltip=[alt.Tooltip(f"{name}:Q", title=title) for name, title in
                  (("update", "update"), ("mean", "mean"), ("low", "smallest"), ("high", "largest"))],
     )  # fmt: skip
-    chart: alt.LayerChart | alt.VConcatChart = alt.layer(band, line).properties(width=WIDTH, height=150)
+    chart: Any = alt.layer(band, line).properties(width=WIDTH, height=150)
     zeros = curves.get("zero", ())
     if any(point.value for point in zeros):
         share = alt.Chart(data(_rows(zeros))).mark_line(point=True).encode(
