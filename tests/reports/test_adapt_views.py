@@ -242,7 +242,22 @@ def test_twenty_tasks_and_a_large_model_stay_small(tmp_path: Path) -> None:
 def test_what_a_folder_lacks_is_said(tmp_path: Path) -> None:
     view = read_view(folder_of(tmp_path, None, None), document())
     assert adapt_figures(document(), view) == []
-    assert [text.partition(":")[0] for text in view.lacking] == ["no coefficients", "no masks", "no trace"]
+    assert [text.partition(":")[0] for text in view.lacking] == ["no coefficients", "no masks", "no curve"]
+
+
+def test_heads_that_were_solved_for_have_no_curves(tmp_path: Path) -> None:
+    view = read_view(folder_of(tmp_path, None, records()[:1]), document(updates=0))
+    assert adapt_figures(document(updates=0), view) == []
+    assert any(text.startswith("no curve") for text in view.lacking)
+
+
+def test_scores_that_are_no_shares_are_told_in_their_unit(tmp_path: Path) -> None:
+    about = document()
+    about["scores"]["rows"][0]["metric"] = "abs_error"
+    figure = figures(folder_of(tmp_path, None, records()), about)["curves-scores"]
+    assert "%" not in figure.alternative
+    assert "0.25 → 0.25" in figure.alternative
+    check([figure])
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:

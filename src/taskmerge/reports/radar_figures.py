@@ -77,7 +77,8 @@ def _at(place: int, tasks: int, radius: float) -> tuple[float, float]:
 def _spec(values: Sequence[Mapping[str, object]], names: list[str], tasks: list[str]) -> Mapping[str, object]:
     scale = alt.Scale(domain=[-EDGE, EDGE], nice=False)
     x, y = (alt.X("x:Q", axis=None, scale=scale), alt.Y("y:Q", axis=None, scale=scale))
-    closed = [*values, *({**value, "order": len(tasks)} for value in values if value["order"] == 0)]
+    first = {str(value["checkpoint"]): value for value in reversed(values)}
+    closed = [*values, *({**value, "order": len(tasks)} for value in first.values())]
     colour = alt.Color("checkpoint:N", title=None, sort=names, scale=alt.Scale(domain=names),
                        legend=alt.Legend(orient="bottom", columns=3))  # fmt: skip
     lines = alt.Chart(data(closed)).mark_line(aria=False).encode(

@@ -1,7 +1,6 @@
 """Plots of how an adaptation went: losses, agreement, flips and coefficients over updates, and learning curves."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import altair as alt
 
@@ -18,12 +17,13 @@ SHARE = alt.Axis(format="%")
 
 def trace_figures(
     trace: Trace, *, chosen: int | None = None, held_out: Bounds = lambda task, value: None,
-    watched: Bounds = lambda task, value: None,
+    watched: Bounds = lambda task, value: None, shares: bool = True,
 ) -> list[Figure]:  # fmt: skip
-    """Every plot that a trace has something for; `chosen` is the update whose values were kept, if one was chosen."""
+    """Every plot that a trace has something for; `chosen` is the update whose values were kept, if one was chosen, and
+    `shares` whether the scores that were watched are told in percent."""
     figures = [
         _losses(trace), _agreement(trace), _filtered(trace), _flips(trace), _coefficients(trace),
-        _held_out(trace, chosen, held_out), _watched(trace, watched),
+        _held_out(trace, chosen, held_out), _watched(trace, watched, shares=shares),
     ]  # fmt: skip
     return [figure for figure in figures if figure is not None]
 
@@ -196,14 +196,15 @@ def _coefficients(trace: Trace) -> Figure | None:
         tooltip=[alt.Tooltip(f"{name}:Q", title=title) for name, title in
                  (("update", "update"), ("mean", "mean"), ("low", "smallest"), ("high", "largest"))],
     )  # fmt: skip
-    chart: Any = alt.layer(band, line).properties(width=WIDTH, height=150)
+    chart = alt.layer(band, line).properties(width=WIDTH, height=150)
+    spec = spec_of(chart)
     zeros = curves.get("zero", ())
     if any(point.value for point in zeros):
         share = alt.Chart(data(_rows(zeros))).mark_line(point=True).encode(
             x=alt.X("update:Q", title="update"), y=alt.Y("value:Q", title="share of zeros", axis=SHARE),
             tooltip=[alt.Tooltip("update:Q", title="update"), alt.Tooltip("value:Q", title="zeros", format=".1%")],
         ).properties(width=WIDTH, height=90)  # fmt: skip
-        chart = alt.vconcat(chart, share).resolve_scale(x="shared")
+        spec = spec_of(alt.vconcat(chart, share).resolve_scale(x="shared"))
     first, last = rows[0], rows[-1]
     return Figure(
         name="trace-coefficients",
@@ -213,7 +214,7 @@ def _coefficients(trace: Trace) -> Figure | None:
         alternative=f"The mean goes from {first['mean']:.3g} to {last['mean']:.3g}, the range from "
         f"{first['low']:.3g} … {first['high']:.3g} to {last['low']:.3g} … {last['high']:.3g}; "
         f"at the end {percent(zeros[-1].value if zeros else 0.0)} are zero.",
-        spec=spec_of(chart),
+        spec=spec,
     )
 
 
@@ -240,7 +241,7 @@ def _held_out(trace: Trace, chosen: int | None, bounds: Bounds) -> Figure | None
     )
 
 
-def _watched(trace: Trace, bounds: Bounds) -> Figure | None:
+def _watched(trace: Trace, bounds: Bounds, *, shares: bool) -> Figure | None:
     """Scores with labels, a diagnostic."""
     curves = trace.watched
     if not curves:
@@ -250,6 +251,6 @@ def _watched(trace: Trace, bounds: Bounds) -> Figure | None:
         title=f"Learning curves with labels (split {trace.split})",
         caption=f"Score of the model as it was at each look, on the labelled split `{trace.split}`: a diagnostic that "
         "no choice was made by; bands are 95% Wilson intervals where the score is an accuracy.",
-        alternative=f"Score at the first and the last look. {ends(curves, percent)}.",
-        spec=panels(curves, "score", share=True, bounds=bounds),
+        alternative=f"Score at the first and the last look. {ends(curves, percent if shares else _number)}.",
+        spec=panels(curves, "score", share=shares, bounds=bounds),
     )
