@@ -30,8 +30,8 @@ from taskmerge.reports.tables import (
     scores,
 )
 
-SCORES = "scores"
-"""The anchor of the section of scores, which a comparison of several runs has once for all."""
+ANSWER, SCORES = "answer", "scores"
+"""Anchors of the answer and of the section of scores, which a comparison of several runs has once for all."""
 
 
 def sections(run: Run) -> list[Section]:
@@ -54,7 +54,7 @@ def answer(report: Report) -> Section:
     if len(found.models) + len(found.references) > 1 and (table := standing_table(report, found)) is not None:
         parts.append(table)
     parts += [Prose(text, "note") for text in report.notes]
-    return Section("In short", "answer", " ".join(_sentences(report, found)), tuple(parts))
+    return Section("In short", ANSWER, " ".join(_sentences(report, found)), tuple(parts))
 
 
 def _sentences(report: Report, found: Standings) -> list[str]:
