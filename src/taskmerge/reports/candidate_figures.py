@@ -1,11 +1,11 @@
 """The plot of what `adapt --method auto` tried: agreement on held-out items, and what labels say afterwards."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
 
-from taskmerge.reports.charting import STEP, WIDTH, data, listed_values, percent, shown_names, spec_of
+from taskmerge.reports.charting import STEP, WIDTH, Row, data, listed_values, percent, shown_names, spec_of
 from taskmerge.reports.figures import Figure
 
 AGREEMENT, SCORE = "agreement with the experts", "average score, with labels"
@@ -24,15 +24,6 @@ def candidate_figures(document: Mapping[str, Any]) -> list[Figure]:
         for one in chosen["tried"] for what, key in ((AGREEMENT, "agreement"), (SCORE, "score"))
         if one[key] is not None
     ]  # fmt: skip
-    kinds = [AGREEMENT, SCORE]
-    marks = alt.Chart(data(rows)).mark_point(size=60).encode(
-        x=alt.X("value:Q", title="share of items", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=False)),
-        y=alt.Y("candidate:N", sort=list(names.values()), title=None, axis=alt.Axis(grid=True)),
-        color=alt.Color("what:N", title=None, sort=kinds, legend=alt.Legend(orient="bottom", labelLimit=240)),
-        shape=alt.Shape("what:N", title=None, sort=kinds),
-        tooltip=[alt.Tooltip("candidate:N", title="candidate"), alt.Tooltip("what:N", title="what"),
-                 alt.Tooltip("value:Q", title="value", format=".1%")],
-    )  # fmt: skip
     held = sum(int(task["held_out"]) for task in document["tasks"])
     regret = chosen["regret"]
     after = "" if regret is None else f" By labels the choice is {percent(regret)} below the best of them."
@@ -49,6 +40,19 @@ def candidate_figures(document: Mapping[str, Any]) -> list[Figure]:
             "and the average score with labels, which was looked at afterwards; means over the tasks, drawn without "
             f"intervals.{after}",
             alternative=f"{listed_values(told)}.{after}",
-            spec=spec_of(marks.properties(width=WIDTH, height=max(60, (STEP + 6) * len(names)))),
+            spec=_spec(rows, list(names.values())),
         )
     ]
+
+
+def _spec(rows: Sequence[Row], names: list[str]) -> Mapping[str, object]:
+    kinds = [AGREEMENT, SCORE]
+    marks = alt.Chart(data(rows)).mark_point(size=60).encode(
+        x=alt.X("value:Q", title="share of items", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=False)),
+        y=alt.Y("candidate:N", sort=names, title=None, axis=alt.Axis(grid=True)),
+        color=alt.Color("what:N", title=None, sort=kinds, legend=alt.Legend(orient="bottom", labelLimit=240)),
+        shape=alt.Shape("what:N", title=None, sort=kinds),
+        tooltip=[alt.Tooltip("candidate:N", title="candidate"), alt.Tooltip("what:N", title="what"),
+                 alt.Tooltip("value:Q", title="value", format=".1%")],
+    )  # fmt: skip
+    return spec_of(marks.properties(width=WIDTH, height=max(60, (STEP + 6) * len(names))))

@@ -10,6 +10,8 @@ from taskmerge.errors import plain
 
 WIDTH, PANEL, STEP = 420, 150, 18
 """Pixels: a single plot's width, a small panel's, and a row of a heat map."""
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-left", "triangle-right")
+"""Of marks, in the order of colours: told apart without them."""
 FEW, TALL = 10, 28
 """Rows of a heat map up to which they are taller."""
 COLUMNS = 4
