@@ -9,7 +9,7 @@ from taskmerge.evaluation.metrics import METRICS, Metric
 from taskmerge.evaluation.results import from_json
 from taskmerge.evaluation.scores import Report, Row
 from taskmerge.evaluation.selection import EXPERT, EXPERTS, is_own
-from taskmerge.reports.charting import WIDTH, data, listed_values, percent, shown_names, spec_of
+from taskmerge.reports.charting import SHAPES, WIDTH, data, listed_values, percent, shown_names, spec_of
 from taskmerge.reports.charting import Row as Values
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.standings import Standing, Standings, standings
@@ -85,7 +85,7 @@ def _means(found: Standings) -> Figure | None:
     lines = base.mark_rule(aria=False).encode(x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q")
     marks = base.mark_point(size=80).encode(
         x=alt.X("mean:Q", title=title),
-        shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["model", "reference"], range=SHAPES[:2])),
+        shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["model", "reference"], range=list(SHAPES[:2]))),
         color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=["model", "reference"])),
         tooltip=[
             alt.Tooltip("checkpoint:N", title="checkpoint"), alt.Tooltip("mean:Q", title=title),
@@ -110,8 +110,6 @@ def _told(own: Standing, found: Standings) -> str:
 
 
 # --- by task ---------------------------------------------------------------------------------------------------
-
-SHAPES = ["circle", "diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-left", "triangle-right"]
 
 
 def _by_task(rows: Sequence[Row], chosen: Sequence[str], found: Standings, name: str) -> Figure | None:
