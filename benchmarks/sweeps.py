@@ -84,7 +84,9 @@ def timed(work: Callable[[], object]) -> float:
 
 def told(name: str, ours: Sequence[float], theirs: Sequence[float], what: str) -> None:
     mine, other = statistics.median(ours), statistics.median(theirs)
-    print(f"{name:34} {mine:9.2f} s  {what} {other:9.2f} s  ratio {mine / other:6.2f} (x{other / mine:.1f})", flush=True)
+    print(
+        f"{name:34} {mine:9.2f} s  {what} {other:9.2f} s  ratio {mine / other:6.2f} (x{other / mine:.1f})", flush=True
+    )
 
 
 # --- rank ------------------------------------------------------------------------------------------------------

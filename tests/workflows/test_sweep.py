@@ -380,7 +380,8 @@ def test_experts_that_are_given_take_the_suites_place(tmp_path: Path) -> None:
 def test_an_expert_that_is_rewritten_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "digits.safetensors"
     copy.write_bytes((EXAMPLE / "digits.safetensors").read_bytes())
-    asked = replace(request(tmp_path, "rank", **SHORT), inputs={"digits": copy, "shapes": EXAMPLE / "shapes.safetensors"})
+    inputs = {"digits": copy, "shapes": EXAMPLE / "shapes.safetensors"}
+    asked = replace(request(tmp_path, "rank", **SHORT), inputs=inputs)
     outputs = judging.Judge.outputs
 
     def rewriting(self: judging.Judge, label: str, name: str) -> torch.Tensor:

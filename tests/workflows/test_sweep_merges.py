@@ -132,6 +132,4 @@ def test_references_are_the_models_themselves(tmp_path: Path) -> None:
         found.encoder.original()
         assert exactly(held(found.encoder), base())
         found.encoder.summed(["digits", "shapes"], 0.3)
-        assert_same(
-            held(found.encoder), merged(["digits", "shapes"], "task_arithmetic", coefficient=0.3), last_bits=1
-        )
+        assert_same(held(found.encoder), merged(["digits", "shapes"], "task_arithmetic", coefficient=0.3), last_bits=1)

@@ -33,7 +33,6 @@ class Evaluation:
         """Whether outputs on a task are compared with those of its expert."""
         return (self.compare or self.loss_correlation) and task.kind == "classification"
 
-
     def sample(self, encoder: Encoder, data: DataSet) -> Tensor | None:
         """The items of a data set whose features are kept; None where none are: of data that was corrupted, of maps,
         and of experts on others' tasks."""

@@ -12,6 +12,7 @@ from taskmerge.reports.sweep_tables import NAMES, score_of, unit_of
 
 Document = Mapping[str, Any]
 HEIGHT = 280
+STROKES = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2)
 INTERVALS = "bands are 95% intervals of the mean over tasks"
 
 
@@ -120,11 +121,13 @@ def _lines(
     title = _title(sweeps)
     base = alt.Chart(data(rows)).encode(
         x=alt.X("x:Q", title=across, scale=alt.Scale(type="log" if log else "linear", nice=False)),
-        color=alt.Color("series:N", title=None),
+        color=alt.Color("series:N", title=None, legend=STROKES),
     )
-    dash = alt.StrokeDash("direction:N", title=None, scale=alt.Scale(domain=["proper", "reversed"], range=[[1, 0], [5, 4]]))
+    dash = _dashed("direction", ["proper", "reversed"])
     more = {"strokeDash": dash} if direction else {}
-    band = base.mark_area(opacity=0.15).encode(y="low:Q", y2="high:Q", **({"detail": "direction:N"} if direction else {}))
+    band = base.mark_area(opacity=0.15).encode(
+        y="low:Q", y2="high:Q", **({"detail": "direction:N"} if direction else {})
+    )
     tooltip = [
         alt.Tooltip("series:N", title="model"), *([alt.Tooltip("direction:N")] if direction else []),
         alt.Tooltip("x:Q", title=across), alt.Tooltip("score:Q", title=title),
@@ -134,6 +137,12 @@ def _lines(
         y=alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)), tooltip=tooltip, **more
     )
     return spec_of(alt.layer(*_rules(sweeps, title), band, line).properties(width=WIDTH, height=HEIGHT))
+
+
+def _dashed(field: str, names: Sequence[str]) -> alt.StrokeDash:
+    """The first of two names as a solid line, the second dashed."""
+    scale = alt.Scale(domain=list(names), range=[[1, 0], [5, 4]])
+    return alt.StrokeDash(f"{field}:N", title=None, scale=scale, legend=STROKES)
 
 
 def _title(sweeps: Document) -> str:
@@ -176,13 +185,20 @@ def _subsets(sweeps: Document) -> list[Figure]:
     ]  # fmt: skip
     title = _title(sweeps)
     base = alt.Chart(data(rows)).encode(
-        x=alt.X("tasks:Q", title="tasks that are merged", axis=alt.Axis(tickMinStep=1, format="d")),
-        color=alt.Color("series:N", title=None),
+        x=alt.X(
+            "tasks:Q",
+            title="tasks that are merged",
+            axis=alt.Axis(tickMinStep=1, format="d"),
+            scale=alt.Scale(zero=False, nice=False, padding=12),
+        ),
+        color=alt.Color("series:N", title=None, legend=STROKES),
     )
     tooltip = [alt.Tooltip("series:N", title="model"), alt.Tooltip("tasks:Q"), alt.Tooltip("subsets:Q"),
                alt.Tooltip("score:Q", title=title), alt.Tooltip("low:Q", title="mean - se"),
                alt.Tooltip("high:Q", title="mean + se")]  # fmt: skip
-    line = base.mark_line(point=True).encode(y=alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)), tooltip=tooltip)
+    line = base.mark_line(point=True).encode(
+        y=alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)), tooltip=tooltip
+    )
     bars = base.mark_rule().encode(y="low:Q", y2="high:Q")
     last = [row for row in rows if row["tasks"] == max(own["tasks"] for own in rows)]
     return [Figure(
@@ -190,9 +206,13 @@ def _subsets(sweeps: Document) -> list[Figure]:
         title="Score over the number of merged tasks",
         caption=f"Every subset of {_data_of(sweeps)} is merged and scored on its own tasks; lines are means over the "
         "subsets of a size, bars one standard error over them on either side.",
-        alternative="With all tasks: " + listed_values([(str(row["series"]), f"{row['score']:.1f}") for row in last]) + ".",
+        alternative=f"With all tasks: {listed_values(_told(last))}.",
         spec=spec_of(alt.layer(bars, line).properties(width=WIDTH, height=HEIGHT)),
     )]  # fmt: skip
+
+
+def _told(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    return [(str(row["series"]), f"{row['score']:.1f}") for row in rows]
 
 
 def _pairs(sweeps: Document) -> list[Figure]:
@@ -238,8 +258,8 @@ def _components(sweeps: Document) -> list[Figure]:
     base = alt.Chart(data(rows)).encode(
         x=alt.X("component:Q", title="component (1 the largest)", scale=alt.Scale(type="log", nice=False)),
         y=alt.Y("change:Q", title="change of the loss"),
-        color=alt.Color("of:N", title=None),
-        strokeDash=alt.StrokeDash("how:N", title=None, scale=alt.Scale(domain=["exact", "proxy"], range=[[1, 0], [5, 4]])),
+        color=alt.Color("of:N", title=None, legend=STROKES),
+        strokeDash=_dashed("how", ["exact", "proxy"]),
         tooltip=[alt.Tooltip("of:N", title="loss of"), alt.Tooltip("how:N"), alt.Tooltip("component:Q"),
                  alt.Tooltip("change:Q")],
     )  # fmt: skip
@@ -287,30 +307,17 @@ def _plane(sweeps: Document) -> Figure:
     """The mean loss on the plane, the models, and the ways of the methods, seen from above."""
     landscape = sweeps["landscape"]
     grid = [{"x": one["x"], "y": one["y"], "loss": _mean_loss(one)} for one in landscape["grid"]]
-    steps = [_step(grid, axis) for axis in ("x", "y")]
-    cells = [{"x": one["x"] - steps[0] / 2, "x2": one["x"] + steps[0] / 2, "y": one["y"] - steps[1] / 2,
-              "y2": one["y"] + steps[1] / 2, "loss": one["loss"]} for one in grid]  # fmt: skip
     names = shown_names(one["model"] for one in landscape["models"])
-    models = [{"x": one["x"], "y": one["y"], "model": names[one["model"]], "distance": one["distance"],
-               "loss": _mean_loss(one)} for one in landscape["models"]]  # fmt: skip
-    ways = _ways(landscape)
-    x, y = (alt.X("x:Q", title="first principal component (‖θ‖)"), alt.Y("y:Q", title="second (‖θ‖)"))
-    surface = alt.Chart(data(cells)).mark_rect().encode(
-        x=x, x2="x2:Q", y=y, y2="y2:Q", color=alt.Color("loss:Q", title="mean loss", scale=alt.Scale(type="log")),
-        tooltip=[alt.Tooltip("loss:Q", title="mean loss")],
-    )  # fmt: skip
-    told = [alt.Tooltip("loss:Q", title="mean loss"), alt.Tooltip("distance:Q", title="off the plane")]
-    lines = alt.Chart(data(ways)).mark_line(point=True).encode(
-        x=x, y=y, detail="way:N", order="order:Q", strokeDash=alt.StrokeDash("way:N", title=None),
-        tooltip=[alt.Tooltip("way:N"), alt.Tooltip("at:N"), *told],
-    )  # fmt: skip
-    marks = alt.Chart(data(models)).mark_point(size=90, shape="diamond").encode(
-        x=x, y=y, tooltip=[alt.Tooltip("model:N"), *told]
-    )
-    text = alt.Chart(data(models)).mark_text(dy=-9).encode(x=x, y=y, text="model:N")
+    models = [
+        {
+            "x": one["x"], "y": one["y"], "model": names[one["model"]], "distance": one["distance"],
+            "loss": _mean_loss(one),
+        }
+        for one in landscape["models"]
+    ]  # fmt: skip
     shares = landscape["variance_shares"]
     farthest = max((way["distance"] for way in landscape["ways"]), default=0.0)
-    spec = alt.layer(surface, lines, marks, text).properties(width=WIDTH, height=WIDTH)
+    told = listed_values([(str(one["model"]), f"{one['loss']:.3g}") for one in models])
     return Figure(
         name="sweep-landscape",
         title="Loss landscape",
@@ -318,10 +325,37 @@ def _plane(sweeps: Document) -> Figure:
         f"average and base, which hold {percent(shares[0])} and {percent(shares[1])} of their variance. Lines are "
         f"merges over rank and coefficient, projected: they lie up to {farthest:.3g} off the plane, so that their own "
         "loss (on hover) is not that of the place where they are drawn.",
-        alternative="Mean losses: " + listed_values([(str(one["model"]), f"{one['loss']:.3g}") for one in models])
-        + f"; lowest on the grid {min(one['loss'] for one in grid):.3g}.",
-        spec=spec_of(spec),
+        alternative=f"Mean losses: {told}; lowest on the grid {min(one['loss'] for one in grid):.3g}.",
+        spec=_map(grid, models, _ways(landscape)),
+    )
+
+
+def _map(
+    grid: Sequence[Mapping[str, float]], models: Sequence[Mapping[str, Any]], ways: Sequence[Mapping[str, Any]]
+) -> Mapping[str, object]:
+    """Squares of the grid, coloured by loss, under ways and models."""
+    right, up = (_step(grid, axis) / 2 for axis in ("x", "y"))
+    cells = [
+        {
+            "x": one["x"] - right, "x2": one["x"] + right, "y": one["y"] - up, "y2": one["y"] + up,
+            "loss": one["loss"],
+        }
+        for one in grid
+    ]  # fmt: skip
+    x, y = alt.X("x:Q", title="first principal component (distance in weights)"), alt.Y("y:Q", title="second")
+    surface = alt.Chart(data(cells)).mark_rect().encode(
+        x=x, x2="x2:Q", y=y, y2="y2:Q", color=alt.Color("loss:Q", title="mean loss", scale=alt.Scale(type="log")),
+        tooltip=[alt.Tooltip("loss:Q", title="mean loss")],
     )  # fmt: skip
+    told = [alt.Tooltip("loss:Q", title="mean loss"), alt.Tooltip("distance:Q", title="off the plane")]
+    lines = alt.Chart(data(ways)).mark_line(point=True).encode(
+        x=x, y=y, detail="way:N", order="order:Q", strokeDash=alt.StrokeDash("way:N", title=None, legend=STROKES),
+        tooltip=[alt.Tooltip("way:N"), alt.Tooltip("at:N"), *told],
+    )  # fmt: skip
+    marks = alt.Chart(data(models)).mark_point(size=90, shape="diamond")
+    marks = marks.encode(x=x, y=y, tooltip=[alt.Tooltip("model:N"), *told])
+    text = alt.Chart(data(models)).mark_text(dy=-9).encode(x=x, y=y, text="model:N")
+    return spec_of(alt.layer(surface, lines, marks, text).properties(width=WIDTH, height=WIDTH))
 
 
 def _mean_loss(point: Document) -> float:
@@ -365,7 +399,9 @@ def _neighbourhoods(sweeps: Document) -> Figure:
         color=alt.Color("loss:Q", title="loss", scale=alt.Scale(type="log")),
         tooltip=[alt.Tooltip("task:N"), alt.Tooltip("x:Q", title="step along the first"),
                  alt.Tooltip("y:Q", title="along the second"), alt.Tooltip("loss:Q")],
-    ).properties(width=PANEL * 0.7, height=PANEL * 0.7).facet(facet=alt.Facet("task:N", title=None), columns=4)  # fmt: skip
+    )  # fmt: skip
+    side = PANEL * 0.7
+    panels = chart.properties(width=side, height=side).facet(facet=alt.Facet("task:N", title=None), columns=4)
     own = [(str(row["task"]), f"{row['loss']:.3g}") for row in rows if row["column"] == row["row"] == middle]
     return Figure(
         name="sweep-neighbourhoods",
@@ -373,5 +409,5 @@ def _neighbourhoods(sweeps: Document) -> Figure:
         caption="Each expert's loss on its own task around it, parallel to the plane, up to half its distance from the "
         f"average; the expert is in the middle ({_data_of(sweeps)}).",
         alternative=f"Losses of the experts themselves: {listed_values(own)}.",
-        spec=spec_of(chart),
+        spec=spec_of(panels),
     )

@@ -76,7 +76,9 @@ def _score(scores: Sequence[Document], task: str, sweeps: Document) -> Cell:
     return Cell(f"{scale * found['score']:z.{digits}f}", f"{scale * margin:.{digits}f}")
 
 
-def _grid(sweeps: Document, title: str, across: str, line: Callable[[Document], str], points: Sequence[Document]) -> Table:
+def _grid(
+    sweeps: Document, title: str, across: str, line: Callable[[Document], str], points: Sequence[Document]
+) -> Table:
     """A column for each value of what varies, a line for each of the rest."""
     columns = list(dict.fromkeys(point[across] for point in points))
     names = list(dict.fromkeys(map(line, points)))
@@ -127,7 +129,7 @@ def _mean(mean: Document | None, scale: float) -> Cell:
 
 
 def _components(sweeps: Document) -> Table:
-    """By task: how its largest components change its own loss and the others', exact, and how well the proxy follows."""
+    """By task: how its largest components change its own loss and the others', exact."""
     points = sweeps["components"]["points"]
     tasks = list(dict.fromkeys(point["task"] for point in points))
     cells = []

@@ -23,7 +23,6 @@ from taskmerge.workflows.sweeps.points import Point, Points
 from taskmerge.workflows.sweeps.running import Measure, Planned, entries
 
 
-
 @dataclass(frozen=True)
 class ComponentsSweep:
     """ΔL_j = L_j(θ_m + λ s_i u_i v_iᵀ) - L_j(θ_m), θ_m = θ₀ + λ Σ of the OTHER tasks' whole vectors, for every task j.
@@ -159,5 +158,3 @@ class _Others:
             (factors,) = task_matrices(rows, job.unit, piece).top(min(job.unit.matrix))
             energy = float(vectors.double().square().sum())
         return Factors(*(part.clone() for part in factors)), energy
-
-

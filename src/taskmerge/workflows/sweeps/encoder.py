@@ -1,4 +1,4 @@
-"""The one model of a sweep: an encoder into whose live tensors merged units are written, and what they are merged of."""
+"""The one model of a sweep: an encoder into whose live tensors merged units are written, and their experts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from taskmerge.specs.merge import Svd
 from taskmerge.types import Space
 
 Spots = tuple[tuple[str, slice, torch.dtype], ...]
-"""Where the parts of a unit go: a tensor of the module, the unit's elements that it takes, the type of a merged file."""
+"""Where parts of a unit go: a tensor of the module, the unit's elements that it takes, the type of a merged file."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Encoder:
                 work(job)
 
         with single_threaded(factoring=factoring):
-            for _ in parallel(
-                self.jobs, located_work, workers=self.workers, in_flight=self.in_flight, stop=rows.stop
-            ):
+            for _ in parallel(self.jobs, located_work, workers=self.workers, in_flight=self.in_flight, stop=rows.stop):
                 pass
 
     def put(self, job: TensorJob, values: Tensor, start: int = 0, *, exact: bool = False) -> None:
@@ -129,5 +127,3 @@ def _spots(job: TensorJob, places: Mapping[str, str]) -> Iterator[tuple[str, sli
         if part.name in places:
             yield places[part.name], slice(offset, offset + part.numel), DTYPES[output.dtype]
         offset += part.numel
-
-

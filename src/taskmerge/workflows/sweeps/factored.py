@@ -1,4 +1,4 @@
-"""Every task matrix factored once, kept in a folder, and read back component by component: S_k2 = S_k1 + what lies between.
+"""Every task matrix factored once, kept in a folder, and read back a few components at a time (E5).
 
 Memory holds the encoder and one sum of the encoder's size, whatever the number of ranks, coefficients and tasks.
 """
@@ -6,6 +6,7 @@ Memory holds the encoder and one sum of the encoder's size, whatever the number 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -48,6 +49,8 @@ class Factored:
     encoder: Encoder
     space: Space
     folder: Path
+    _files: dict[str, Any] = field(default_factory=dict)
+    """The files that were opened, by unit: mapped into memory, of which the system keeps what it has room for."""
 
     @property
     def sums_to_zero(self) -> bool:
@@ -96,22 +99,27 @@ class Factored:
 
     def read(self, job: TensorJob, names: Sequence[str]) -> dict[str, Tensor]:
         """Some of a unit's tensors, those that it has."""
-        with safe_open(self.path(job), framework="pt", device=str(self.encoder.device)) as file:
-            held = set(file.keys())
-            return {name: file.get_tensor(name) for name in names if name in held}
+        file, held = self._opened(job)
+        return {name: file.get_tensor(name).to(self.encoder.device) for name in names if name in held}
+
+    def _opened(self, job: TensorJob) -> tuple[Any, frozenset[str]]:
+        """A unit's file, and the names of its tensors."""
+        if job.name not in self._files:
+            file = safe_open(self.path(job), framework="pt")
+            self._files[job.name] = file, frozenset(file.keys())
+        found: tuple[Any, frozenset[str]] = self._files[job.name]
+        return found
 
     def between(self, job: TensorJob, matrix: int, tasks: Sequence[str], low: int, high: int) -> tuple[Tensor, Tensor]:
         """The components from `low` to `high` of some tasks' matrices, side by side: left [K, m] and right [K, n]."""
         m, n = job.unit.matrix
-        left, right = [torch.empty(0, m)], [torch.empty(0, n)]
-        with safe_open(self.path(job), framework="pt") as file:
-            held = set(file.keys())
-            for task in tasks:
-                if f"{matrix}/{task}/left" in held:
-                    left.append(file.get_slice(f"{matrix}/{task}/left")[low:high])
-                    right.append(file.get_slice(f"{matrix}/{task}/right")[low:high])
-        dtype, device = self.encoder.dtype, self.encoder.device
-        return torch.cat([one.to(dtype) for one in left]).to(device), torch.cat([one.to(dtype) for one in right]).to(device)
+        file, held = self._opened(job)
+        left, right = [torch.empty(0, m, dtype=self.encoder.dtype)], [torch.empty(0, n, dtype=self.encoder.dtype)]
+        for task in tasks if low < high else ():
+            if f"{matrix}/{task}/left" in held:
+                left.append(file.get_slice(f"{matrix}/{task}/left")[low:high])
+                right.append(file.get_slice(f"{matrix}/{task}/right")[low:high])
+        return torch.cat(left).to(self.encoder.device), torch.cat(right).to(self.encoder.device)
 
 
 def _sides(one: Factors) -> dict[str, Tensor]:
@@ -138,7 +146,9 @@ class Sums:
             m, n = job.unit.matrix
             before, after = self._counts.get(job.name, 0), counts(min(m, n))
             if job.name not in self._values:
-                zeros = [torch.zeros(m, n, dtype=encoder.dtype, device=encoder.device) for _ in range(job.unit.matrices)]
+                zeros = [
+                    torch.zeros(m, n, dtype=encoder.dtype, device=encoder.device) for _ in range(job.unit.matrices)
+                ]
                 self._values[job.name] = zeros
             if after < min(m, n):  # a whole matrix is no sum of components
                 for matrix, value in enumerate(self._values[job.name]):

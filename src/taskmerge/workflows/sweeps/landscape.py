@@ -1,4 +1,4 @@
-"""The loss on the plane of the first two principal components of experts, average and base, and what lies in it (E13)."""
+"""The loss on the plane of the first two principal components of experts, average and base (E13)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -140,7 +140,8 @@ class LandscapeSweep:
         spread = sum(one["x"] ** 2 + one["y"] ** 2 for one in models)
         off = sum(one["distance"] ** 2 for one in models)
         shares = [sum(one[axis] ** 2 for one in models) / (spread + off) for axis in ("x", "y")]
-        labels = {one.task.name: one.source for one in (self.opened.losses.tasks if self.opened.losses else {}).values()}
+        judged = {} if self.opened.losses is None else self.opened.losses.tasks
+        labels = {name: one.source for name, one in judged.items()}
         return {
             "labels": labels, "variance_shares": shares, "side": SIDE, "around": AROUND, "models": models,
             "grid": parts["grid"], "near": parts["near"], "ways": parts["way"],

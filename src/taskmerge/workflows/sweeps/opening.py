@@ -1,4 +1,4 @@
-"""Opens everything that sweeps of one suite share: experts, the encoder, heads, items, and what all of it is known by."""
+"""Opens everything that sweeps of one suite share: experts, encoder, heads, items, and what it is known by."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -176,9 +176,7 @@ class _Reading:
     @property
     def loading(self) -> LoadOptions:
         asked = self.asked
-        return LoadOptions(
-            resolve=resolve, limit=asked.limit, seed=asked.seed, cache=asked.cache, note=asked.note
-        )
+        return LoadOptions(resolve=resolve, limit=asked.limit, seed=asked.seed, cache=asked.cache, note=asked.note)
 
     def head(self, task: Task) -> Head:
         expert = self.whole.get(task.name)

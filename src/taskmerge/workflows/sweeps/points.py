@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,6 @@ class Points:
         if whole < len(content):
             with explained(self.path):
                 os.truncate(self.path, whole)
-
-
 
 
 def _entry(line: bytes) -> tuple[str, Point, Result] | None:

@@ -18,8 +18,8 @@ from taskmerge.workflows.sweeps.rank import RankSweep
 from taskmerge.workflows.sweeps.references import References
 from taskmerge.workflows.sweeps.request import Kind, SweepRequest
 from taskmerge.workflows.sweeps.routing import RoutingSweep
-from taskmerge.workflows.sweeps.subsets import SubsetsSweep
 from taskmerge.workflows.sweeps.running import Sweep, carry_out, missing
+from taskmerge.workflows.sweeps.subsets import SubsetsSweep
 
 SWEEPS: Mapping[Kind, Callable[[Opened], Sweep]] = {
     "rank": RankSweep, "coefficient": CoefficientSweep, "routing": RoutingSweep, "subsets": SubsetsSweep,
@@ -75,11 +75,16 @@ def _points(opened: Opened, one: Sweep) -> Points:
 
 
 def _watch(opened: Opened, left: int) -> None:
-    """Has whoever asked hear of items as they are encoded."""
-    for judge in (opened.scores, opened.losses):
-        if judge is not None:
-            before, forward = judge.forward.done, judge.forward
-            forward.progress = lambda done, total, label: opened.asked.progress(done - before, max(left, done - before))
+    """Has whoever asked hear of items as they are encoded; all judges share one encoder."""
+    judge = opened.scores or opened.losses
+    if judge is None:
+        return
+    before, told = judge.forward.done, opened.asked.progress
+
+    def progress(done: int, total: int | None, label: str) -> None:
+        told(done - before, max(left, done - before))
+
+    judge.forward.progress = progress
 
 
 def _check_unchanged(opened: Opened) -> None:
