@@ -20,7 +20,7 @@ from taskmerge.workflows.sweeps.gradients import gradients
 from taskmerge.workflows.sweeps.landscape import AVERAGE, BASE, LandscapeSweep, atlas_of
 from taskmerge.workflows.sweeps.pairs import chance_of, fisher_interval
 from taskmerge.workflows.sweeps.request import KINDS, SweepRequest, coefficients, kinds, ranks
-from taskmerge.workflows.sweeps.sweep import sweep
+from taskmerge.workflows.sweeps.sweep import sweep_asked as sweep
 
 SHORT = {"limit": 3, "ranks": RANKS[:2], "coefficients": (0.5,)}
 

@@ -1,4 +1,4 @@
-"""`sweep`: carries out kinds of sweeps over one suite, and says what they found as one document."""
+"""Carries out kinds of sweeps over one suite, and says what they found as one document."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ class SweepReport:
     notes: tuple[str, ...]
 
 
-def sweep(asked: SweepRequest) -> SweepReport:
+def sweep_asked(asked: SweepRequest) -> SweepReport:
     """Carries out what is asked; points that were found before, by the same code on the same inputs, are taken over.
 
     Raises a TaskmergeError: UsageError for grids out of range, too few tasks, labels that are not there; BadOutput
