@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.workflows.merge import merge as merge
     from taskmerge.workflows.rebuild import rebuild as rebuild
     from taskmerge.workflows.spectrum import spectrum as spectrum
+    from taskmerge.workflows.sweep import sweep as sweep
+    from taskmerge.workflows.sweeps.sweep import SweepReport as SweepReport
 
 _HOMES = {
     "AdaptReceipt": "taskmerge.workflows.adapt_report",
@@ -44,6 +46,7 @@ _HOMES = {
     "MergeReceipt": "taskmerge.merging.record",
     "Report": "taskmerge.evaluation.scores",
     "SpectrumReport": "taskmerge.spectra.report",
+    "SweepReport": "taskmerge.workflows.sweeps.sweep",
     "TaskmergeError": "taskmerge.errors",
     "TaskmergeWarning": "taskmerge.errors",
     "VectorsReceipt": "taskmerge.task_vectors.vectors",
@@ -57,6 +60,7 @@ _HOMES = {
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
     "spectrum": "taskmerge.workflows.spectrum",
+    "sweep": "taskmerge.workflows.sweep",
     "vectors": "taskmerge.task_vectors.vectors",
     "verify": "taskmerge.merging.verify",
 }
@@ -70,6 +74,7 @@ __all__ = [
     "MergeReceipt",
     "Report",
     "SpectrumReport",
+    "SweepReport",
     "TaskmergeError",
     "TaskmergeWarning",
     "VectorsReceipt",
@@ -84,6 +89,7 @@ __all__ = [
     "rank",
     "rebuild",
     "spectrum",
+    "sweep",
     "vectors",
     "verify",
 ]

@@ -1,18 +1,20 @@
 """`taskmerge spectrum`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from taskmerge.cli import options, show, writing
+from taskmerge.cli import options, show, sweep_words, writing
 from taskmerge.cli.meter import Bar
 from taskmerge.cli.options import NAMES, Names, option
 from taskmerge.cli.words import command, given_options
 
-PANELS = {"rank": "What is measured", "base": options.INPUT, "output": options.COST}
-PRINTING = ("output", "overwrite", "json", "quiet", "debug")
+PANELS = {
+    "rank": "What is measured", "suite": "Sweeps with data", "base": options.INPUT, "output": options.COST,
+}  # fmt: skip
+PRINTING = ("output", "overwrite", "json", "quiet", "debug", *sweep_words.FIELDS)
 REPORT = "report.json"
 
 
@@ -21,14 +23,32 @@ class SpectrumWords:
     """What was said on the command line, option by option; what was not is its default."""
 
     inputs: Annotated[
-        list[str], typer.Argument(help="Experts: files, folders, globs, or name=path.", metavar="EXPERT...")
-    ]
+        list[str] | None,
+        typer.Argument(
+            help="Experts: files, folders, globs, or name=path (default: the suite's).", metavar="EXPERT..."
+        ),
+    ] = None
 
     rank: Annotated[str | None, option("Components whose spaces are compared: 0.08 or 8 (default: 0.08).")] = None
     ratios: Annotated[str | None, option("Ranks at which energies are given: 0.04,0.08,16.")] = None
     merged: Annotated[Path | None, option("A merged checkpoint whose space the task vectors are held against.")] = None
     also: Annotated[Names, option("Measure these classes too: projection,conv,embedding."), NAMES] = None
     qkv: Annotated[str | None, option("Attention q, k, v: as-is, split or fused.")] = None
+
+    suite: sweep_words.Suite = None
+    sweep: sweep_words.Sweep = None
+    tasks: sweep_words.Tasks = None
+    split: sweep_words.Split = None
+    limit: sweep_words.Limit = None
+    sweep_rank: sweep_words.SweepRank = None
+    sweep_coefficient: sweep_words.SweepCoefficient = None
+    sweep_matrix: sweep_words.SweepMatrix = None
+    loss_labels: sweep_words.LossLabels = None
+    batch_size: sweep_words.BatchSize = None
+    seed: sweep_words.Seed = 0
+    device: options.Device = None
+    cache: sweep_words.Cache = None
+    no_cache: sweep_words.NoCache = False
 
     base: options.Base = None
     keep_base: options.KeepBase = False
@@ -55,17 +75,22 @@ def spectrum(words: SpectrumWords) -> None:
     """Look at the spectra of experts' task vectors and at what lies between them: no data needed.
 
     Every overlap stands beside what chance gives: a number without it misleads. Inputs and options are those of
-    `merge`; -o writes a folder with the whole report, matrix by matrix.
+    `merge`; -o writes a folder with the whole report, matrix by matrix. With a suite and --sweep, merges are scored at
+    many points, each stored as it is found: the same command goes on where it was stopped.
     """
     import taskmerge
+    from taskmerge.cli import sweeping
     from taskmerge.cli.spectrum_page import show_page
     from taskmerge.spectra.report import dumps
 
-    if words.output is not None:
-        writing.check_folder(words.output, overwrite=words.overwrite)
+    suite = sweeping.suite_of(words)
+    sweeping.check_place(words)
     keywords = {name: value for name, value in given_options(words).items() if name not in PRINTING}
     with Bar("measuring", words.quiet) as bar:
-        report = taskmerge.spectrum(**keywords, progress=bar.update)
+        report = taskmerge.spectrum(**keywords, **sweeping.completed(words, suite), progress=bar.update)
+    if suite is not None and words.sweep is not None:
+        found = sweeping.swept(words, suite, words.base)
+        report = replace(report, sweeps=found.document, sweep_seconds=found.seconds)
     document = report.to_dict()
     if words.output is not None:
         writing.write_texts(words.output, {REPORT: dumps(document)}, overwrite=words.overwrite)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -56,7 +56,8 @@ class SpectrumReport:
     seconds: float
     peak_memory: int
     recommendation: Mapping[str, Any] | None = None
-    sweeps: Sequence[Mapping[str, Any]] | None = None
+    sweeps: Mapping[str, Any] | None = None
+    sweep_seconds: Mapping[str, float] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -93,7 +94,8 @@ class SpectrumReport:
         if self.recommendation is not None:
             document["recommendation"] = dict(self.recommendation)
         if self.sweeps is not None:
-            document["sweeps"] = [dict(sweep) for sweep in self.sweeps]
+            document["sweeps"] = dict(self.sweeps)
+            document["timing"]["sweeps"] = {kind: round(own, 3) for kind, own in (self.sweep_seconds or {}).items()}
         return document
 
     def _settings(self) -> Document:
