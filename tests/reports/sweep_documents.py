@@ -34,8 +34,9 @@ def document(tasks: Sequence[str] = ("ants", "bees", "cats"), *, plain: bool = T
         for direction in ("proper", "reversed")
         for rank in ("0.1", "1.0")
     ]  # fmt: skip
-    way = [{**{key: own[key] for key in ("method", "direction", "rank", "coefficient")}, "x": 0.5, "y": -0.5,
-            "distance": 0.25, "losses": losses(tasks, 1.5)} for own in grid if own["direction"] == "proper"]  # fmt: skip
+    named = ("method", "direction", "rank", "coefficient")
+    at = {"x": 0.5, "y": -0.5, "distance": 0.25, "losses": losses(tasks, 1.5)}
+    way = [{**{key: own[key] for key in named}, **at} for own in grid if own["direction"] == "proper"]
     places = [(column, row) for row in range(3) for column in range(3)]
     judged = {"score": 0.5, "low": 0.4, "high": 0.6, "n": 50}
     return {

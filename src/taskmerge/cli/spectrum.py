@@ -85,14 +85,15 @@ def spectrum(words: SpectrumWords) -> None:
 
     suite = sweeping.suite_of(words)
     sweeping.check_place(words)
+    asked = sweeping.requested(words, suite) if suite is not None and words.sweep is not None else None
     keywords = {name: value for name, value in given_options(words).items() if name not in PRINTING}
     with Bar("measuring", words.quiet) as bar:
         report = taskmerge.spectrum(**keywords, **sweeping.completed(words, suite), progress=bar.update)
-    if suite is not None and words.sweep is not None:
-        found = sweeping.swept(words, suite, words.base)
+    if asked is not None:
+        found = sweeping.swept(asked, words.quiet)
         report = replace(report, sweeps=found.document, sweep_seconds=found.seconds)
     document = report.to_dict()
     if words.output is not None:
-        writing.write_texts(words.output, {REPORT: dumps(document)}, overwrite=words.overwrite)
+        writing.write_files(words.output, {REPORT: dumps(document)}, overwrite=words.overwrite)
     show.notices(report.notes, report.warnings, words.quiet)
     show.document(document) if words.json else show_page(document)

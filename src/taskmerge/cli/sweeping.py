@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from taskmerge.errors import UsageError
 if TYPE_CHECKING:
     from taskmerge.cli.spectrum import SpectrumWords
     from taskmerge.specs.suite import Suite
+    from taskmerge.workflows.sweeps.request import SweepRequest
     from taskmerge.workflows.sweeps.sweep import SweepReport
 
 OWN = frozenset({"inputs", "suite", "cache", "no_cache", "output", "rank", "ratios", "merged"})
@@ -78,18 +80,23 @@ def check_place(words: "SpectrumWords") -> None:
     writing.check_folder(folder, overwrite=words.overwrite or stopped)
 
 
-def swept(words: "SpectrumWords", suite: "Suite", base: object) -> "SweepReport":
-    """Carries the sweeps out, with progress and time left on stderr."""
+def requested(words: "SpectrumWords", suite: "Suite") -> "SweepRequest":
+    """The sweeps that are asked for, checked before anything is measured."""
     from taskmerge.data.cache import default_cache
-    from taskmerge.workflows.sweep import sweep
+    from taskmerge.workflows.sweep import sweep_requested
 
     given: Mapping[str, Any] = given_options(words)
     keywords = {name: value for name, value in given.items() if name not in OWN | NO_MERGE}
     cache: Path | None = None if words.no_cache else words.cache or default_cache()
-    base_given = {} if base is None else {"base": base}
-    with Bar("sweeping", words.quiet) as bar:
-        watched = {} if bar.update is None else {"progress": bar.update}
-        return sweep(
-            **{**keywords, **base_given}, suite=suite, output=words.output, inputs=words.inputs or (), cache=cache,
-            note=lambda text: show.notices([text], (), words.quiet), **watched,
-        )  # fmt: skip
+    return sweep_requested(
+        **keywords, suite=suite, output=words.output, inputs=words.inputs or (), cache=cache,
+        note=lambda text: show.notices([text], (), words.quiet),
+    )  # fmt: skip
+
+
+def swept(asked: "SweepRequest", quiet: bool) -> "SweepReport":
+    """Carries the sweeps out, with progress and time left on stderr."""
+    from taskmerge.workflows.sweeps.sweep import sweep_asked
+
+    with Bar("sweeping", quiet) as bar:
+        return sweep_asked(asked if bar.update is None else replace(asked, progress=bar.update))

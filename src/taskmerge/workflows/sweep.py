@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 from taskmerge.errors import UsageError, unknown_name
 from taskmerge.experts.arguments import Arguments, checked
@@ -18,7 +18,9 @@ from taskmerge.workflows.sweeps.request import (
     COEFFICIENTS,
     RANKS,
     Counted,
+    Labels,
     SweepRequest,
+    check_data,
     coefficients,
     kinds,
     ranks,
@@ -26,14 +28,12 @@ from taskmerge.workflows.sweeps.request import (
 )
 from taskmerge.workflows.sweeps.sweep import SweepReport, sweep_asked
 
-LABELS = ("auto", "true", "expert")
-
 
 def sweep(
     sweep: str | Sequence[str], *, suite: Suite | str | Path, output: str | Path, inputs: Arguments = (),
     split: str = "test", tasks: Names = None, limit: int | None = None, seed: int = 0,
     sweep_rank: str | Sequence[str | float | Rank] = RANKS, sweep_coefficient: str | Sequence[float] = COEFFICIENTS,
-    sweep_matrix: Globs = None, loss_labels: Literal["auto", "true", "expert"] = "auto", batch_size: int = BATCH,
+    sweep_matrix: Globs = None, loss_labels: str = "auto", batch_size: int = BATCH,
     device: str = "auto", threads: int | None = None, cache: Location = None, progress: Counted = uncounted,
     note: Note = unheard, **merging: Any,
 ) -> SweepReport:  # fmt: skip
@@ -50,11 +50,28 @@ def sweep(
     not there, and for unknown keywords; whatever reading suites, experts and data raises; BadOutput where points cannot
     be stored.
     """
+    return sweep_asked(sweep_requested(
+        sweep, suite=suite, output=output, inputs=inputs, split=split, tasks=tasks, limit=limit, seed=seed,
+        sweep_rank=sweep_rank, sweep_coefficient=sweep_coefficient, sweep_matrix=sweep_matrix, loss_labels=against,
+        batch_size=batch_size, device=device, threads=threads, cache=cache, progress=progress, note=note, **merging,
+    ))  # fmt: skip
+
+
+def sweep_requested(
+    sweep: str | Sequence[str], *, suite: Suite | str | Path, output: str | Path, inputs: Arguments = (),
+    split: str = "test", tasks: Names = None, limit: int | None = None, seed: int = 0,
+    sweep_rank: str | Sequence[str | float | Rank] = RANKS, sweep_coefficient: str | Sequence[float] = COEFFICIENTS,
+    sweep_matrix: Globs = None, loss_labels: str = "auto", batch_size: int = BATCH,
+    device: str = "auto", threads: int | None = None, cache: Location = None, progress: Counted = uncounted,
+    note: Note = unheard, **merging: Any,
+) -> SweepRequest:  # fmt: skip
+    """The request that keywords of `sweep` make, checked as far as the suite's file tells."""
     for name in merging:
         if name not in MERGING:
             raise unknown_name("keyword", name, MERGING, where="sweep")
-    if loss_labels not in LABELS:
-        raise unknown_name("labels", str(loss_labels), LABELS, where="--loss-labels")
+    against = next((one for one in get_args(Labels) if one == loss_labels), None)
+    if against is None:
+        raise unknown_name("labels", str(loss_labels), get_args(Labels), where="--loss-labels")
     if limit is not None:
         read.items(limit, "--limit")
     whole = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
@@ -65,11 +82,12 @@ def sweep(
         suite=whole, kinds=kinds(sweep), folder=folder, inputs=checked(inputs), merging=_said(merging), split=split,
         tasks=None if tasks is None else read.names(tasks, "--tasks"), limit=limit, seed=read.whole(seed, "--seed"),
         ranks=ranks(_text(sweep_rank)), coefficients=coefficients(_text(sweep_coefficient)),
-        matrices=read.globs(sweep_matrix or (), "--sweep-matrix"), labels=loss_labels,
+        matrices=read.globs(sweep_matrix or (), "--sweep-matrix"), labels=against,
         batch_size=read.items(batch_size, "--batch-size"), device=device, threads=threads,
         cache=None if cache is None else Path(cache), progress=progress, note=note,
     )  # fmt: skip
-    return sweep_asked(asked)
+    check_data(asked)
+    return asked
 
 
 def _said(merging: Mapping[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class Factored:
     def _opened(self, job: TensorJob) -> tuple[Any, frozenset[str]]:
         """A unit's file, and the names of its tensors."""
         if job.name not in self._files:
-            file = safe_open(self.path(job), framework="pt")
+            file: Any = safe_open(self.path(job), framework="pt")
             self._files[job.name] = file, frozenset(file.keys())
         found: tuple[Any, frozenset[str]] = self._files[job.name]
         return found

@@ -1,5 +1,6 @@
 """The loss on the plane of the first two principal components of experts, average and base (E13)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class LandscapeSweep:
             what = "a plane needs three models that are not on a line: three experts, or two and the base"
             raise UsageError(what, where="--sweep", hint="give more experts, or the base, or leave `landscape` out")
         every = judge.items(names)
-        shared = [{"what": "model", "model": model} for model in self._models()]
+        shared: list[dict[str, Any]] = [{"what": "model", "model": model} for model in self._models()]
         shared += [{"what": "grid", "column": x, "row": y} for y in range(SIDE) for x in range(SIDE)]
         around = [
             Planned({"what": "near", "task": name, "column": x, "row": y}, judge.items([name]))
@@ -174,7 +175,7 @@ class Atlas:
         mean = self.models.index(AVERAGE)
         between = self.plane.coordinates[place] - self.plane.coordinates[mean]
         off = float(self.plane.off[place]) ** 2
-        return (float(between.square().sum()) + off) ** 0.5
+        return math.sqrt(float(between.square().sum()) + off)
 
     def put(self, x: float, y: float, *, around: str | None = None) -> None:
         """Puts the plane's centre (or the expert `around`) and x e₁ + y e₂ into the encoder."""

@@ -17,7 +17,7 @@ from taskmerge.data.items import Items
 from taskmerge.data.loading import LoadOptions
 from taskmerge.data.streams import load_unlabelled
 from taskmerge.errors import UsageError, listed
-from taskmerge.evaluation.workload import check_split, named_tasks
+from taskmerge.evaluation.workload import named_tasks
 from taskmerge.experts.arguments import named_files
 from taskmerge.experts.sources import CheckpointSource
 from taskmerge.merging.prepare import Prepared
@@ -33,12 +33,8 @@ from taskmerge.workflows.adapt_request import without_heads
 from taskmerge.workflows.sweeps.encoder import Encoder, spots_in
 from taskmerge.workflows.sweeps.judge import Examined, Judge, as_labels
 from taskmerge.workflows.sweeps.points import FOLDER, code_version
-from taskmerge.workflows.sweeps.request import SweepRequest
+from taskmerge.workflows.sweeps.request import LOSSES, SCORED, SweepRequest, check_data
 
-SCORED = frozenset({"rank", "coefficient", "routing", "subsets", "pairs"})
-"""Kinds whose scores need the split's own labels."""
-LOSSES = frozenset({"components", "landscape"})
-"""Kinds whose losses may be taken against the experts' predictions."""
 UNWRITTEN = "unwritten.safetensors"
 """What the merge that is planned, and never written, would be called."""
 
@@ -81,6 +77,7 @@ def open_sweep(asked: SweepRequest, stack: ExitStack) -> Opened:
     Raises a TaskmergeError for what is missing or does not fit: UsageError for a split without labels where they are
     needed, and for experts that no task is named like.
     """
+    check_data(asked)
     suite = _suite_of(asked)
     prepared = _prepared(asked, suite)
     stack.callback(prepared.inputs.close)
@@ -143,8 +140,6 @@ def _tasks_of(asked: SweepRequest, suite: Suite, prepared: Prepared) -> dict[str
     if lacking:
         asked.note(f"no expert of {listed(lacking)} is merged: left out")
     found = {name: replace(task, expert=given.get(name, task.expert)) for name, task in tasks.items() if name in merged}
-    for task in found.values():
-        check_split(task, asked.split, suite)
     return found
 
 

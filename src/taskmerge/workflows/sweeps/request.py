@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from taskmerge.errors import UsageError, unknown_name
+from taskmerge.evaluation.workload import check_split, named_tasks
 from taskmerge.experts.arguments import Arguments
 from taskmerge.methods.options import Option, Setting
 from taskmerge.numerics.rank import Rank
@@ -15,6 +16,10 @@ from taskmerge.types import Note, unheard
 
 Kind = Literal["rank", "coefficient", "routing", "subsets", "components", "landscape", "pairs"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+SCORED = frozenset({"rank", "coefficient", "routing", "subsets", "pairs"})
+"""Kinds whose scores need the split's own labels."""
+LOSSES = frozenset({"components", "landscape"})
+"""Kinds whose losses may be taken against the experts' predictions."""
 Labels = Literal["auto", "true", "expert"]
 Counted = Callable[[int, int], None]
 """Called with items encoded so far, and in all that are left to this run."""
@@ -74,6 +79,18 @@ class SweepRequest:
             raise UsageError(what, where="--sweep-rank", hint="give shares alone (0.04,0.08), or counts alone (4,8)")
         if list(self.ranks) != sorted(set(self.ranks), key=lambda rank: rank.value):
             raise UsageError("ranks ascend, each once", where="--sweep-rank")
+
+
+def check_data(asked: SweepRequest) -> None:
+    """Raises UsageError, from the suite alone, for tasks without the split, and for a split without the labels that are
+    needed."""
+    needed = bool(SCORED & {*asked.kinds}) or asked.labels == "true"
+    for task in named_tasks(asked.suite, asked.tasks):
+        check_split(task, asked.split, asked.suite)
+        if needed and task.splits[asked.split].y is None:
+            what = f"split `{asked.split}` of task `{task.name}` has no labels"
+            hint = "name a labelled split with --split; losses (components, landscape) can do without"
+            raise UsageError(what, where=task.splits[asked.split].place or None, hint=hint)
 
 
 def kinds(said: str | Sequence[str]) -> tuple[Kind, ...]:

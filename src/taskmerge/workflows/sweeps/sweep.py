@@ -11,12 +11,12 @@ from taskmerge.workflows.sweeps.averages import Means
 from taskmerge.workflows.sweeps.coefficient import CoefficientSweep
 from taskmerge.workflows.sweeps.components import ComponentsSweep
 from taskmerge.workflows.sweeps.landscape import LandscapeSweep
-from taskmerge.workflows.sweeps.opening import SCORED, Opened, open_sweep
+from taskmerge.workflows.sweeps.opening import Opened, open_sweep
 from taskmerge.workflows.sweeps.pairs import PairsSweep
 from taskmerge.workflows.sweeps.points import FOLDER, Points, digest_of_values
 from taskmerge.workflows.sweeps.rank import RankSweep
 from taskmerge.workflows.sweeps.references import References
-from taskmerge.workflows.sweeps.request import Kind, SweepRequest
+from taskmerge.workflows.sweeps.request import SCORED, Kind, SweepRequest
 from taskmerge.workflows.sweeps.routing import RoutingSweep
 from taskmerge.workflows.sweeps.running import Sweep, carry_out, missing
 from taskmerge.workflows.sweeps.subsets import SubsetsSweep
