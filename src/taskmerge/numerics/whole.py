@@ -48,4 +48,8 @@ def whole(matrix: Tensor, k: int) -> Whole:
 def factors_of(triplets: Leading, shape: torch.Size) -> Factors:
     """Leading triplets of a matrix [m, n] as u, s and vt."""
     unit = triplets.far / triplets.s[:, None]
-    return Factors(unit.mT, triplets.s, triplets.near) if shape[0] >= shape[1] else Factors(triplets.near.mT, triplets.s, unit)
+    return (
+        Factors(unit.mT, triplets.s, triplets.near)
+        if shape[0] >= shape[1]
+        else Factors(triplets.near.mT, triplets.s, unit)
+    )

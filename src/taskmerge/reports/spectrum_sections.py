@@ -80,7 +80,9 @@ def _answer(document: Document) -> Section:
     space = document["spaces"][0]
     group = whole(document, space)
     facts = [
-        Fact(str(len(document["tasks"])), "experts", f"{group['matrices']} matrices, {group['parameters']:,} parameters"),
+        Fact(
+            str(len(document["tasks"])), "experts", f"{group['matrices']} matrices, {group['parameters']:,} parameters"
+        ),
         Fact(f"{100 * fmean(group['energy_rank']):.0f}%", "of the full rank", "holds 95% of the energy"),
     ]
     for key, label in (("overlap_left", "overlap of left spaces"), ("interference", "interference")):

@@ -11,12 +11,16 @@ ABOUT = {"delta": "differences from the base", "centred": "differences from the 
 MEASURES = {
     "cosine": "cosine",
     "sign_conflict": "sign conflict",
-    "overlap_left": "overlap of left spaces",
-    "overlap_right": "overlap of right spaces",
+    "overlap_left": "left overlap",
+    "overlap_right": "right overlap",
     "interference": "interference",
-    "singular_interference": "singular task interference",
+    "singular_interference": "singular interference",
 }
 """What lies between tasks, and what tables call it."""
+SHORT = {
+    "sign_conflict": "signs", "overlap_left": "left", "overlap_right": "right", "interference": "interf.",
+    "singular_interference": "singular",
+}  # fmt: skip
 SQUARE = ("interference",)
 
 
@@ -40,15 +44,18 @@ def task_table(report: Document, space: str) -> Table:
     """Tasks down: length, ranks, the energy that a truncation at the compared rank keeps, the tail."""
     group, settings = whole(report, space), report["settings"]
     place = _usual(settings)
-    columns = ["‖τ‖", "95% energy rank", "entropy rank", "stable rank", f"energy at {settings['ratios'][place]}",
-               "tail exponent"]  # fmt: skip
-    columns += ["equal to base", "intruders"] if group["zeros"] is not None else []
+    columns = ["‖τ‖", "95% rank", "entropy", "stable", f"at {settings['ratios'][place]}", "tail"]
+    columns += ["unchanged", "intruders"] if group["zeros"] is not None else []
     cells = tuple(_task_cells(group, task, place) for task in range(len(report["tasks"])))
-    notes = ["ranks are shares of the full rank, means over matrices; the exponent is the median"]
+    notes = [
+        "ranks (least for 95% of the energy, entropy, stable) are shares of the full rank, means over matrices, as is the "
+        f"energy at rank {settings['ratios'][place]}; tail: median exponent of its power law"
+    ]
     if group["intruders"] is not None:
         notes.append(
-            f"intruders: of an expert's {settings['directions']} leading directions in each matrix, those with a cosine "
-            f"below {settings['intruder_cosine']} with all of the base's"
+            f"unchanged: entries equal to the base's; intruders: of the {settings['directions']} leading directions of each "
+            f"matrix ({max(group['directions'])} in all) those with a cosine below {settings['intruder_cosine']} with all "
+            "of the base's"
         )
     title = f"{ABOUT[space]}: spectra of {group['matrices']} matrices"
     return Table(title, "task", tuple(columns), tuple(report["tasks"]), cells, tuple(notes))
@@ -69,7 +76,9 @@ def _task_cells(group: Document, task: int, place: int) -> tuple[Cell, ...]:
     ]
     if group["zeros"] is not None:
         cells.append(share(group["zeros"][task]))
-        cells.append(Cell(f"{group['intruders'][task]} of {group['directions'][task]}") if group["intruders"] else EMPTY)
+        cells.append(
+            Cell(f"{group['intruders'][task]} of {group['directions'][task]}") if group["intruders"] else EMPTY
+        )
     return tuple(cells)
 
 
@@ -83,16 +92,18 @@ def between_table(report: Document, space: str) -> Table | None:
     if not known:
         return None
     several = len(report["pairs"]) > 1
-    columns = ("mean", "chance", "times chance", *(("least", "most", "most between") if several else ()))
+    columns = ("mean", "chance", "times", *(("least", "most", "most between") if several else ()))
     cells = tuple(_between_cells(report, group, key, several=several) for key in known)
     rank = report["settings"]["rank"]
-    notes = (f"spaces of the {_components(rank)}; means over {group['matrices']} matrices and {len(report['pairs'])} "
-             f"pair{'s' if several else ''}",)  # fmt: skip
+    notes = (
+        f"spaces of the {_components(rank)}; means over {group['matrices']} matrices and {len(report['pairs'])} "
+        f"pair{'s' if several else ''}, beside what chance gives",
+    )
     return Table(f"{ABOUT[space]}: between tasks", "measure", columns, tuple(known.values()), cells, notes)
 
 
 def _components(rank: str) -> str:
-    return f"leading {rank} components" if rank.isdigit() else f"components that lead, {rank} of the full rank"
+    return f"{rank} leading components" if rank.isdigit() else f"leading components, {rank} of the full rank"
 
 
 def _between_cells(report: Document, group: Document, key: str, *, several: bool) -> tuple[Cell, ...]:
@@ -142,10 +153,9 @@ def group_table(report: Document, space: str, by: str) -> Table | None:
     names = tuple(one["group"] if len(towers) < 2 else f"{one['tower']} {one['group']}" for one in found)
     place = _usual(report["settings"])
     known = [key for key in MEASURES if key != "cosine" and any(one[key] is not None for one in found)]
-    columns = ("matrices", "95% energy rank", f"energy at {report['settings']['ratios'][place]}",
-               *(f"{MEASURES[key]}, times chance" for key in known))  # fmt: skip
+    columns = ("matrices", "95% rank", f"at {report['settings']['ratios'][place]}", *(SHORT[key] for key in known))
     cells = tuple(_group_cells(one, place, known) for one in found)
-    title = f"{ABOUT[space]}: by {by}, means over tasks"
+    title = f"{ABOUT[space]}: by {by}; what lies between tasks as a multiple of chance"
     return Table(title, "block" if by == "depth" else by, columns, names, cells)
 
 
