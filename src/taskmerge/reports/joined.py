@@ -51,7 +51,7 @@ def join(runs: Sequence[Run]) -> Joined:
                 about.setdefault(row.encoder, {**known, "name": row.encoder})
             notes[place] = report.suite, report.split
     every = [_report(rows, *notes[place], about) for place, rows in groups.items()]
-    every.sort(key=lambda report: -len({row.encoder for row in report.rows}))
+    every.sort(key=lambda report: (-len({row.encoder for row in report.rows}), -len(report.rows)))
     return Joined(tuple(every), origins)
 
 
