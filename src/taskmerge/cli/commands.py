@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from importlib import import_module
 
-NAMES = ("adapt", "diff", "doctor", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify")
+NAMES = (
+    "adapt", "diff", "doctor", "eval", "inspect", "merge", "methods", "report", "schema", "suites", "vectors", "verify",
+)  # fmt: skip
 
 
 def load(arguments: Sequence[str] = ()) -> None:

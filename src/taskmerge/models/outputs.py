@@ -28,11 +28,13 @@ PHASES = ("reading", "filling", "encoding", "scoring")
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What the head at `place` makes of the items from `start` on: `values` [B, …], finite, on the CPU."""
+    """What the head at `place` makes of the items from `start` on: `values` [B, …], finite, on the CPU; `features` are
+    what it was given, on the device."""
 
     place: int
     start: int
     values: Tensor
+    features: Tensor
 
 
 def passes(tasks: Sequence[Task], blocks: Blocks) -> dict[Checkpoint | None, list[int]]:
@@ -92,7 +94,7 @@ class Forward:
                 self._put(block)
                 features = self._encoded({name: whole[start : start + at_once] for name, whole in inputs.items()})
                 for place in places:
-                    yield Outputs(place, start, self._headed(features, *heads[place]))
+                    yield Outputs(place, start, self._headed(features, *heads[place]), features)
         self._put(None)
 
     def where(self, task: Task) -> str:
