@@ -12,10 +12,11 @@ Row = Mapping[str, Any]
 
 def own_rows(document: Mapping[str, Any]) -> list[Row]:
     """The rows on data as it is, experts on their own task alone."""
-    return [
-        row for row in document["rows"]
-        if row["corruption"] is None and row["checkpoint"] in (row["checkpoint"].removeprefix(EXPERT), EXPERT + row["task"])
-    ]  # fmt: skip
+    return [row for row in document["rows"] if row["corruption"] is None and _is_own(row)]
+
+
+def _is_own(row: Row) -> bool:
+    return not row["checkpoint"].startswith(EXPERT) or row["checkpoint"] == EXPERT + row["task"]
 
 
 def group_of(row: Row) -> str:

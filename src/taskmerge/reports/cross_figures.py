@@ -62,6 +62,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], *, relative: bool) -> Figure:
         pale=f"datum.value > {middle:.6g}",
     )  # fmt: skip
     best = sorted(others, key=lambda value: -float(value["value"]))[:8]
+    diagonal = [(str(value["x"]), told(float(value["value"]))) for value in own]
     beyond = [(f"{value['y']} on {value['x']}", told(float(value["value"]))) for value in best]
     return Figure(
         name="cross-relative" if relative else "cross",
@@ -72,7 +73,7 @@ def _figure(rows: Sequence[Mapping[str, Any]], *, relative: bool) -> Figure:
                  "Score of each expert's encoder (down) with the head and data of each task (across); 95% intervals "
                  f"and n are told on hover (n from {min(row['n'] for row in rows):,} to "
                  f"{max(row['n'] for row in rows):,})."),
-        alternative=f"On their own tasks: {listed_values((str(value['x']), told(float(value['value']))) for value in own)}. "
+        alternative=f"On their own tasks: {listed_values(diagonal)}. "
         f"Mean on other tasks: {told(_mean(others))}. Most on another task: "
         f"{listed_values(beyond)}.",
         spec=spec,

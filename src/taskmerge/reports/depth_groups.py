@@ -1,4 +1,4 @@
-"""Hundreds of tensors as the few rows that a picture has room for: by block and role, by block, or by runs of blocks."""
+"""Hundreds of tensors as the few rows that a picture has room for: by block and role, by block, or by runs of them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ def discrepancy_figures(document: Mapping[str, Any]) -> list[Figure]:
         Figure(
             name="discrepancy",
             title="Lost and gained against the experts",
-            caption=f"Share of each task's items ({n}) that the expert has right and the checkpoint wrong (to the left) "
+            caption=f"Share of each task's items ({n}) that the expert has right and it wrong (to the left) "
             f"and the other way round (to the right); lines are 95% Wilson intervals.{more}",
             alternative=f"{listed_values(told, 32)}.",
             spec=_spec(rows, list(checkpoints.values()), list(tasks.values())),

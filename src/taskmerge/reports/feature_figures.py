@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
+from taskmerge.evaluation.feature_files import NAME, of_report, read_features
 from taskmerge.evaluation.intervals import wilson
 from taskmerge.evaluation.scores import FeatureSet
 from taskmerge.evaluation.selection import BASE, EXPERT, EXPERTS
@@ -41,6 +43,16 @@ def feature_figures(
         _figure(task, _chosen(document, by_task[task]), items, left, place)
         for place, task in enumerate(task for task in by_task if task in drawn)
     ]  # fmt: skip
+
+
+def kept_features(folder: Path | None, document: Mapping[str, Any]) -> tuple[FeatureSet, ...]:
+    """The features of a report's samples, from its folder; none where none were kept, or those of another run.
+
+    Raises BadFile for a damaged file.
+    """
+    if folder is None or not (folder / NAME).exists():
+        return ()
+    return of_report(read_features(folder / NAME), document)
 
 
 def _group(checkpoint: str) -> str:

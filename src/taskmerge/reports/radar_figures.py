@@ -46,7 +46,7 @@ def radar_figures(document: Mapping[str, Any]) -> list[Figure]:
             title="Scores over tasks",
             caption=f"Each axis is a task, from 0% in the middle to 100% at the outermost ring: {what}"
             f"{', at most 100% drawn' if beyond else ''}; below 0% is drawn as 0%. n"
-            f"{'' if relative else ' and 95% intervals'} on hover. The area of a polygon means nothing: it changes with "
+            f"{'' if relative else ' and 95% intervals'} on hover. A polygon's area means nothing: it changes with "
             "the order of tasks.",
             alternative=f"{listed_values(told)}.",
             spec=_spec(values, list(names.values()), list(tasks.values())),

@@ -161,7 +161,8 @@ def _flips(trace: Trace) -> Figure | None:
         tooltip=[alt.Tooltip("update:Q", title="update"), alt.Tooltip("value:Q", title="bits flipped", format=",")],
     ).properties(width=WIDTH, height=110)  # fmt: skip
     line = alt.Chart(data(_rows(trace.components))).mark_line(point=True).encode(
-        x=alt.X("update:Q", title="update", scale=domain), y=alt.Y("value:Q", title="kept", axis=SHARE, scale=alt.Scale(zero=False)),
+        x=alt.X("update:Q", title="update", scale=domain),
+        y=alt.Y("value:Q", title="kept", axis=SHARE, scale=alt.Scale(zero=False)),
         tooltip=[alt.Tooltip("update:Q", title="update"), alt.Tooltip("value:Q", title="kept", format=".1%")],
     ).properties(width=WIDTH, height=110)  # fmt: skip
     total, first, last = sum(point.value for point in trace.flips), trace.components[:1], trace.components[-1:]
