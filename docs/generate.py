@@ -14,7 +14,10 @@ from taskmerge.methods.adaptive_registry import adaptive_methods
 from taskmerge.methods.registry import methods
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("merge", "adapt", "vectors", "eval", "methods", "suites", "schema", "inspect", "diff", "doctor", "verify")
+COMMANDS = (
+    "merge", "adapt", "vectors", "eval", "methods", "suites", "schema", "inspect", "diff", "doctor", "recover",
+    "verify",
+)  # fmt: skip
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 
 

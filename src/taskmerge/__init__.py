@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.record import MergeReceipt as MergeReceipt
     from taskmerge.merging.verification import Verification as Verification
     from taskmerge.merging.verify import verify as verify
+    from taskmerge.recovery.recover import recover as recover
+    from taskmerge.recovery.report import Recovery as Recovery
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
     from taskmerge.workflows.adapt import adapt as adapt
@@ -40,6 +42,7 @@ _HOMES = {
     "Inspection": "taskmerge.experts.contents",
     "MergePlan": "taskmerge.merging.planned",
     "MergeReceipt": "taskmerge.merging.record",
+    "Recovery": "taskmerge.recovery.report",
     "Report": "taskmerge.evaluation.scores",
     "TaskmergeError": "taskmerge.errors",
     "TaskmergeWarning": "taskmerge.errors",
@@ -53,6 +56,7 @@ _HOMES = {
     "merge": "taskmerge.workflows.merge",
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
+    "recover": "taskmerge.recovery.recover",
     "vectors": "taskmerge.task_vectors.vectors",
     "verify": "taskmerge.merging.verify",
 }
@@ -64,6 +68,7 @@ __all__ = [
     "Inspection",
     "MergePlan",
     "MergeReceipt",
+    "Recovery",
     "Report",
     "TaskmergeError",
     "TaskmergeWarning",
@@ -78,6 +83,7 @@ __all__ = [
     "merge",
     "rank",
     "rebuild",
+    "recover",
     "vectors",
     "verify",
 ]

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from importlib import import_module
 
-NAMES = ("adapt", "diff", "doctor", "eval", "inspect", "merge", "methods", "schema", "suites", "vectors", "verify")
+NAMES = (
+    "adapt", "diff", "doctor", "eval", "inspect", "merge", "methods", "recover", "schema", "suites", "vectors",
+    "verify",
+)  # fmt: skip
 
 
 def load(arguments: Sequence[str] = ()) -> None:

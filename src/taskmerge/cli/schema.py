@@ -10,16 +10,19 @@ from taskmerge.cli.program import app
 
 @app.command()
 def schema(
-    name: Annotated[str | None, typer.Argument(help="A kind of report: adapt, doctor or eval.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A kind of report: adapt, doctor, eval or recover.")] = None,
     debug: options.Debug = False,
 ) -> None:
     """Print the JSON schema of a report, or the names of those there are."""
     from taskmerge.diagnosis import report
     from taskmerge.errors import unknown_name
     from taskmerge.evaluation import results
+    from taskmerge.recovery import report as recovered
     from taskmerge.workflows import adapt_schema
 
-    schemas = {"adapt": adapt_schema.schema, "doctor": report.schema, "eval": results.schema}
+    schemas = {
+        "adapt": adapt_schema.schema, "doctor": report.schema, "eval": results.schema, "recover": recovered.schema,
+    }  # fmt: skip
     if name is None:
         print("\n".join(schemas))
     elif name in schemas:
