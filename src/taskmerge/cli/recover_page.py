@@ -1,6 +1,7 @@
 """What was recovered as one page: the verdict, the coefficients, what is left, which way it points, the record."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from taskmerge.cli import show
@@ -10,8 +11,8 @@ if TYPE_CHECKING:
     from taskmerge.recovery.report import Recovery
     from taskmerge.recovery.solve import Fit
 
-NAME, COLUMN, SIDE_BY_SIDE = 14, 11, 6
-"""Columns of a name (longer ones lose their middle) and of a number, and how many numbers stand in a row."""
+WIDTH, NAME, COLUMN, SIDE_BY_SIDE = 80, 14, 11, 6
+"""Columns of a page, of a name (longer ones lose their middle) and of a number, and how many numbers stand in a row."""
 SAID = {
     "unchanged": "it is the base, number for number",
     "linear": "a linear merge: one set of coefficients leaves no more than rounding",
@@ -59,7 +60,7 @@ def verdict(found: "Recovery") -> str:
 
 def points(found: "Recovery") -> list[str]:
     """Which way it points."""
-    lines = [f"  {POINTS[one]}" for one in found.pointers]
+    lines = [line for one in found.pointers for line in wrap(POINTS[one], WIDTH, initial_indent="  ", subsequent_indent="  ")]
     if found.pointers and found.foreign:
         lines.append(f"  changed though no candidate changes them: {listed(found.foreign, 3)}")
     if "sparse" in found.pointers and found.still is not None:
