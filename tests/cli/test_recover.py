@@ -1,4 +1,4 @@
-"""`taskmerge recover`: known merges come back, by us and by others; what is no linear merge is told; what doesn't fit."""
+"""`taskmerge recover`: known merges come back, by us and by others; what is none is told; what doesn't fit."""
 
 import json
 import random
@@ -49,7 +49,8 @@ def mixed(states: list[State], weights: list[float], dtype: torch.dtype) -> Stat
 def test_eight_known_coefficients_come_back_to_three_digits(here: Path, dtype: str) -> None:
     given = [word for task, weight in KNOWN.items() for word in ("--weight", f"{task}={weight}")]
     base = TINY / "base.safetensors"
-    merge("-m", "task_arithmetic", "--coefficient", 1, "--base", base, *given, "--dtype", dtype, *EXPERTS, "-o", "m.safetensors")  # fmt: skip
+    shape = ("-m", "task_arithmetic", "--coefficient", 1, "--dtype", dtype, *given)
+    merge(*shape, "--base", base, *EXPERTS, "-o", "m.safetensors")
     found = document("m.safetensors", *EXPERTS, "--base", base)
     assert found["verdict"] == "linear"
     fit = found["fits"]["least squares"]
@@ -146,7 +147,7 @@ def test_an_ingredient_that_is_not_there(here: Path) -> None:
     merge("-m", "average", *EXPERTS, "-o", "m.safetensors")
     outcome = run("recover", "m.safetensors", *EXPERTS[1:])
     assert outcome.out.startswith("not linear: no coefficients of these explain it\n")
-    assert "experts that the record names and that are not among these: arrows" in outcome.out
+    assert "experts that it names and that are not among these:\n    arrows\n" in outcome.out
     assert "there is no base here" in outcome.out
 
 
@@ -185,7 +186,9 @@ def test_changes_that_rounding_swallows_are_a_warning(here: Path) -> None:
         {name: (one.float() + 0.004 * torch.randn(one.shape, generator=drawn)).bfloat16() for name, one in base.items()}
         for _ in range(2)
     ]
-    for name, state in zip(("base", "a", "b", "m"), (base, *states, mixed(states, [0.4, 0.6], torch.bfloat16)), strict=True):
+    for name, state in zip(
+        ("base", "a", "b", "m"), (base, *states, mixed(states, [0.4, 0.6], torch.bfloat16)), strict=True
+    ):
         save(Path(f"{name}.safetensors"), state)
     found = document("m.safetensors", "a.safetensors", "b.safetensors", "--base", "base.safetensors")
     assert any("less is left than rounding leaves" in warning for warning in found["warnings"])
@@ -210,7 +213,9 @@ def test_a_merge_of_adapters(here: Path) -> None:
         save(Path(task) / "adapter_model.safetensors", tensors)
         (Path(task) / "adapter_config.json").write_text(json.dumps(config))
         steps.append(step)
-    merged = {name: one.double() + sum(w * step.get(name, 0) for w, step in zip((0.7, -0.2), steps, strict=True)) for name, one in base.items()}  # fmt: skip
+    merged = {name: one.double() for name, one in base.items()}
+    for weight, step in zip((0.7, -0.2), steps, strict=True):
+        merged |= {name: merged[name] + weight * one for name, one in step.items()}
     save(Path("m.safetensors"), {name: one.float() for name, one in merged.items()})
     found = document("m.safetensors", "a", "b", "--base", "base.safetensors")
     assert found["verdict"] == "linear"
@@ -258,13 +263,16 @@ def test_state_dicts_in_memory(here: Path) -> None:
 def test_nothing_depends_on_order_or_threads(experts: dict[str, Path]) -> None:
     merge("-m", "average", "cars.safetensors", "dogs.safetensors", "maps.safetensors", "-o", "m.safetensors")
     one = run("recover", "m.safetensors", "cars.safetensors", "dogs.safetensors", "maps.safetensors", "--json", "-j", 1)
-    other = run("recover", "m.safetensors", "maps.safetensors", "cars.safetensors", "dogs.safetensors", "--json", "-j", 3)
+    other = run(
+        "recover", "m.safetensors", "maps.safetensors", "cars.safetensors", "dogs.safetensors", "--json", "-j", 3
+    )
     assert one.out == other.out
     assert one.code == 0
 
 
 def test_a_glob_may_hold_the_merged_file_and_the_base(experts: dict[str, Path]) -> None:
-    merge("-m", "task_arithmetic", "--base", "base.safetensors", "cars.safetensors", "dogs.safetensors", "-o", "m.safetensors")  # fmt: skip
+    files = ("cars.safetensors", "dogs.safetensors")
+    merge("-m", "task_arithmetic", "--base", "base.safetensors", *files, "-o", "m.safetensors")
     found = document("m.safetensors", "*.safetensors")
     assert set(found["experts"]) == {"cars", "dogs", "maps"}
     assert found["base"] == "base.safetensors"
@@ -293,8 +301,12 @@ def test_another_shape_is_named_with_the_way_out(experts: dict[str, Path]) -> No
 def test_what_the_merged_lacks_is_named(experts: dict[str, Path]) -> None:
     save(Path("m.safetensors"), {name: one for name, one in load("cars.safetensors").items() if name != "proj"})
     files = ("m.safetensors", "cars.safetensors", "dogs.safetensors")
-    refused(4, "recover", *files, "--base", "base.safetensors", folder=Path(), says=("lacks 1 tensors", "--on-missing skip"))
-    assert document(*files, "--base", "base.safetensors", "--on-missing", "skip")["compared"]["tensors"] == len(SHAPES) - 1
+    refused(
+        4, "recover", *files, "--base", "base.safetensors", folder=Path(), says=("lacks 1 tensors", "--on-missing skip")
+    )
+    assert (
+        document(*files, "--base", "base.safetensors", "--on-missing", "skip")["compared"]["tensors"] == len(SHAPES) - 1
+    )
 
 
 def test_nothing_in_common(experts: dict[str, Path]) -> None:
@@ -326,7 +338,6 @@ def test_it_writes_nothing_and_its_help_imports_no_torch(experts: dict[str, Path
     assert run("recover", "maps.safetensors", "cars.safetensors", "dogs.safetensors").code == 0
     assert tree(Path()) == before
     script = (
-        "import sys; from taskmerge.cli import app\n"
-        "app.run(['recover', '--help']); sys.exit('torch' in sys.modules)"
+        "import sys; from taskmerge.cli import app\napp.run(['recover', '--help']); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0

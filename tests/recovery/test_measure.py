@@ -37,7 +37,9 @@ def states(seed: int) -> tuple[State, State, dict[str, State]]:
     return steps[0], base, dict(zip("abc", steps[1:], strict=True))
 
 
-def measured(folder: Path, seed: int, *, based: bool, workers: int = 1, limit: int | None = None) -> list[TensorMoments]:
+def measured(
+    folder: Path, seed: int, *, based: bool, workers: int = 1, limit: int | None = None
+) -> list[TensorMoments]:
     merged, base, experts = states(seed)
     for name, state in {"base": base, "m": merged, **experts}.items():
         save_file(state, folder / f"{name}.safetensors")
@@ -51,9 +53,7 @@ def measured(folder: Path, seed: int, *, based: bool, workers: int = 1, limit: i
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.booleans(), st.sampled_from([1, 3, 64]))
-def test_sums_are_their_definition(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, based: bool, step: int
-) -> None:
+def test_sums_are_their_definition(tmp_path_factory: pytest.TempPathFactory, seed: int, based: bool, step: int) -> None:
     merged, base, experts = states(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "CHUNK", step)

@@ -60,7 +60,7 @@ def verdict(found: "Recovery") -> str:
 
 def points(found: "Recovery") -> list[str]:
     """Which way it points."""
-    lines = [line for one in found.pointers for line in wrap(POINTS[one], WIDTH, initial_indent="  ", subsequent_indent="  ")]
+    lines = [f"  {line}" for one in found.pointers for line in wrap(POINTS[one], WIDTH - 2)]
     if found.pointers and found.foreign:
         lines.append(f"  changed though no candidate changes them: {listed(found.foreign, 3)}")
     if "sparse" in found.pointers and found.still is not None:
@@ -107,7 +107,7 @@ def forms(found: "Recovery") -> list[str]:
     names, least = list(found.experts), found.fits["least squares"]
     for group in least.unknown:
         of = listed([names[place] for place in group], plain=True)
-        lines.append(f"? the coefficients of {of} cannot be told apart" if len(group) > 1 else f"? {of} changes nothing")
+        lines.append(f"? the coefficients of {of} cannot be told apart" if group[1:] else f"? {of} changes nothing")
     if any(error > 5e-4 for error in least.errors):
         lines.append(f"~ sure to ±{max(least.errors):.1g} and less, if what is left over is noise")
     return lines
@@ -118,7 +118,14 @@ def tensors(found: "Recovery") -> list[str]:
     odd = [one for kind in found.classes for one in found.tensors if one.kind == kind and not _of_rounding(one.fit)]
     count = f"{len(found.tensors) - len(odd)} of {len(found.tensors)} tensors are linear by themselves"
     worst = sorted(odd, key=lambda one: -one.fit.beyond)[:3]
-    return ["", f"{count} ({found.parameters:,} numbers)", *(f"  {one.fit.beyond:.1%} left: {one.name}" for one in worst)]
+    return ["", f"{count} ({found.parameters:,} numbers)", *(_left(one.name, one.fit) for one in worst)]
+
+
+def _left(name: str, fit: "Fit") -> str:
+    """What is left of a tensor, and the end of its name."""
+    line, name = f"  {fit.beyond:.1%} left: ", plain(name)
+    room = WIDTH - len(line)
+    return line + (name if len(name) <= room else f"…{name[1 - room :]}")
 
 
 def _of_rounding(fit: "Fit") -> bool:
@@ -135,11 +142,16 @@ def claim(found: "Recovery") -> list[str]:
     agrees = {True: "as found here", False: "not what is found here", None: "which numbers alone cannot confirm"}
     lines = ["", f"its record says {said.method}: {agrees[said.agrees]}"]
     if said.absent:
-        lines.append(f"  experts that the record names and that are not among these: {listed(said.absent, 6, plain=True)}")
+        lines += ["  experts that it names and that are not among these:", *_names(said.absent)]
     if said.coefficients is not None and said.agrees is False:
         values = [f"{name} {value:.4g}" for name, value in said.coefficients.items()]
-        lines.append(f"  recorded coefficients: {listed(values, 8, plain=True)}")
+        lines += ["  its coefficients:", *_names(values)]
     return lines
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    """Some names, a few lines of them."""
+    return [f"    {line}" for line in wrap(listed([plain(name) for name in names], 8, plain=True), WIDTH - 4)]
 
 
 # --- cells -----------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def claim_of(record: Mapping[str, Any], tasks: Sequence[str], fit: Fit, *, linea
     said = _coefficients(method, recipe, names) if plain and names else None
     if said is None:
         known = method in methods() and method not in LINEAR
-        agrees = (not linear if known and len(names) > 2 else None)
+        agrees = not linear if known and len(names) > 2 else None
         return Claim(method, None, tuple(absent), tuple(unnamed), agrees)
     same = not absent and all(
         abs(said.get(task, 0.0) - found) <= CLOSE + 3 * error

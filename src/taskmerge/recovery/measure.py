@@ -20,7 +20,7 @@ from taskmerge.numerics.centre import centre_
 from taskmerge.numerics.inner import gram
 from taskmerge.numerics.lapack import single_threaded
 from taskmerge.recovery.moments import Moments
-from taskmerge.types import TensorClass
+from taskmerge.types import Space, TensorClass
 
 PIECE = 16 * CHUNK
 """Elements that are one job: many enough that a large table is shared by all workers."""
@@ -98,7 +98,7 @@ class _Reader:
         self._plain, self._based = plain, of.base is not None
         self._weights = torch.ones(len(sources), dtype=torch.float64)
         self._weights[-1] = 0  # the experts' mean, not the merged checkpoint's
-        space = "weight" if plain else "delta"
+        space: Space = "weight" if plain else "delta"
         self._rows = Rows(of.base, sources, space, self._weights, dtype, stop=self.stop)
         self._spent = {code: threading.Event() for code in DTYPES}
 

@@ -15,7 +15,6 @@ from taskmerge.experts.compare import agree
 from taskmerge.experts.earlier import same_place
 from taskmerge.experts.inputs import InputOptions, Inputs, put, resolve
 from taskmerge.experts.origin import named_base
-from taskmerge.experts.sources import Source
 from taskmerge.merging.costs import budget
 from taskmerge.merging.options import READERS, split_options
 from taskmerge.numerics.memory import return_large_blocks

@@ -18,7 +18,7 @@ KIND, SCHEMA_VERSION = "recover", 1
 
 @dataclass(frozen=True, slots=True)
 class ClassFit:
-    """All tensors of a class with one set of coefficients; `linear` of them leave no more than rounding by themselves."""
+    """All tensors of a class with one set of coefficients; `linear` of them leave rounding alone by themselves."""
 
     tensors: int
     parameters: int

@@ -36,10 +36,10 @@ class Fit:
 
     `coefficients` are the experts', `base` the base's beside them (None without one), `errors` standard errors of the
     experts' as if what is left were noise (none of bounded forms), `unknown` sets of experts whose coefficients cannot
-    be told apart (of one: not at all). `residual` is the length of what is left, relative to that of the change from the
-    base (about the experts' mean: to the usual expert's distance from it); `beyond` the part of it that one rounding does not explain; `ratio` what is left relative to what
-    rounding leaves, None where as many coefficients as entries leave nothing. `drowned`: rounding is as large as half
-    of that.
+    be told apart (of one: not at all). `residual` is the length of what is left, relative to that of the change from
+    the base (about the experts' mean: to the usual expert's distance from it); `beyond` the part of it that one
+    rounding does not explain; `ratio` what is left relative to what rounding leaves, None where as many coefficients as
+    entries leave nothing. `drowned`: rounding is as large as half of the change.
     """
 
     form: Form
@@ -175,8 +175,8 @@ def _unknown(directions: Floats) -> tuple[tuple[int, ...], ...]:
 
 
 def _bounded(problem: _Problem, *, summed: bool, based: bool) -> _Found:
-    """No expert's coefficient below zero: by Lawson's and Hanson's algorithm on a root of the matrix. `summed`: they sum
-    to one, so that the answer is the point of the experts' convex hull that is nearest to d."""
+    """No expert's coefficient below zero: by Lawson's and Hanson's algorithm on a root of the matrix. `summed`: they
+    sum to one, so that the answer is the point of the experts' convex hull that is nearest to d."""
     inner, merged = problem.products[1:, 1:], problem.merged[1:]
     if summed:
         points = inner - merged[:, None] - merged + problem.change
@@ -194,4 +194,5 @@ def _root(matrix: Floats) -> Floats:
     """R with RᵀR the matrix, without directions of no length."""
     values, vectors = np.linalg.eigh(matrix)
     kept = values > ALIKE * max(values.max(initial=0), 0)
-    return (vectors[:, kept] * np.sqrt(values[kept])).T
+    root: Floats = (vectors[:, kept] * np.sqrt(values[kept])).T
+    return root
