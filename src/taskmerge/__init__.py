@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.record import MergeReceipt as MergeReceipt
     from taskmerge.merging.verification import Verification as Verification
     from taskmerge.merging.verify import verify as verify
+    from taskmerge.recovery.recover import recover as recover
+    from taskmerge.recovery.report import Recovery as Recovery
     from taskmerge.spectra.report import SpectrumReport as SpectrumReport
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
@@ -44,6 +46,7 @@ _HOMES = {
     "Inspection": "taskmerge.experts.contents",
     "MergePlan": "taskmerge.merging.planned",
     "MergeReceipt": "taskmerge.merging.record",
+    "Recovery": "taskmerge.recovery.report",
     "Report": "taskmerge.evaluation.scores",
     "SpectrumReport": "taskmerge.spectra.report",
     "SweepReport": "taskmerge.workflows.sweeps.sweep",
@@ -59,6 +62,7 @@ _HOMES = {
     "merge": "taskmerge.workflows.merge",
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
+    "recover": "taskmerge.recovery.recover",
     "spectrum": "taskmerge.workflows.spectrum",
     "sweep": "taskmerge.workflows.sweep",
     "vectors": "taskmerge.task_vectors.vectors",
@@ -72,6 +76,7 @@ __all__ = [
     "Inspection",
     "MergePlan",
     "MergeReceipt",
+    "Recovery",
     "Report",
     "SpectrumReport",
     "SweepReport",
@@ -88,6 +93,7 @@ __all__ = [
     "merge",
     "rank",
     "rebuild",
+    "recover",
     "spectrum",
     "sweep",
     "vectors",
