@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.verify import verify as verify
     from taskmerge.recovery.recover import recover as recover
     from taskmerge.recovery.report import Recovery as Recovery
+    from taskmerge.spectra.report import SpectrumReport as SpectrumReport
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
     from taskmerge.workflows.adapt import adapt as adapt
@@ -33,6 +34,9 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.workflows.chosen_merge import Chosen as Chosen
     from taskmerge.workflows.merge import merge as merge
     from taskmerge.workflows.rebuild import rebuild as rebuild
+    from taskmerge.workflows.spectrum import spectrum as spectrum
+    from taskmerge.workflows.sweep import sweep as sweep
+    from taskmerge.workflows.sweeps.sweep import SweepReport as SweepReport
 
 _HOMES = {
     "AdaptReceipt": "taskmerge.workflows.adapt_report",
@@ -44,6 +48,8 @@ _HOMES = {
     "MergeReceipt": "taskmerge.merging.record",
     "Recovery": "taskmerge.recovery.report",
     "Report": "taskmerge.evaluation.scores",
+    "SpectrumReport": "taskmerge.spectra.report",
+    "SweepReport": "taskmerge.workflows.sweeps.sweep",
     "TaskmergeError": "taskmerge.errors",
     "TaskmergeWarning": "taskmerge.errors",
     "VectorsReceipt": "taskmerge.task_vectors.vectors",
@@ -57,6 +63,8 @@ _HOMES = {
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
     "recover": "taskmerge.recovery.recover",
+    "spectrum": "taskmerge.workflows.spectrum",
+    "sweep": "taskmerge.workflows.sweep",
     "vectors": "taskmerge.task_vectors.vectors",
     "verify": "taskmerge.merging.verify",
 }
@@ -70,6 +78,8 @@ __all__ = [
     "MergeReceipt",
     "Recovery",
     "Report",
+    "SpectrumReport",
+    "SweepReport",
     "TaskmergeError",
     "TaskmergeWarning",
     "VectorsReceipt",
@@ -84,6 +94,8 @@ __all__ = [
     "rank",
     "rebuild",
     "recover",
+    "spectrum",
+    "sweep",
     "vectors",
     "verify",
 ]

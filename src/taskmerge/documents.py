@@ -11,12 +11,15 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from taskmerge.errors import BadFile
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 LARGEST = 32 << 20
 """Bytes of a document, if its reader says nothing else."""
@@ -98,6 +101,40 @@ def object_in(content: str | bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def validated(document: object, schema: Mapping[str, Any], *, where: str, hint: str = AGAIN) -> dict[str, Any]:
+    """The document, if it is what a published schema of ours describes: of its kind and version, if the schema has
+    those (`report`, `schema_version`), and of its form.
+
+    Raises BadFile that names the version, or the first place that breaks the schema.
+    """
+    wanted = {key: own["const"] for key, own in schema["properties"].items() if "const" in own}
+    command = f"`{schema['title']}`"
+    if not isinstance(document, dict) or document.get("report") != wanted.get("report"):
+        raise BadFile(f"is no report of {command}", where=where, hint=hint)
+    version = wanted.get("schema_version")
+    if document.get("schema_version") != version:
+        what = f"has schema version {document.get('schema_version')!r}, this taskmerge reads {version}"
+        raise BadFile(what, where=where, hint=hint)
+    from jsonschema import Draft202012Validator
+
+    broken = min(Draft202012Validator(schema).iter_errors(document), key=_place_of, default=None)
+    if broken is not None:
+        raise BadFile(f"`{broken.json_path}` {_complaint(broken)}", where=where, hint=hint)
+    return document
+
+
+def _place_of(error: "ValidationError") -> list[str]:
+    return [f"{part:09}" if isinstance(part, int) else part for part in error.absolute_path]
+
+
+def _complaint(error: "ValidationError") -> str:
+    """What is wrong, without the whole document in it."""
+    words = {"required": "lacks a key", "additionalProperties": "has a key too many", "type": "is of another type"}
+    detail = error.message if len(error.message) < 160 else ""
+    problem = words.get(str(error.validator), "is not allowed")
+    return f"{problem}: {detail}" if detail else problem
 
 
 def expandable(stored: int) -> int:

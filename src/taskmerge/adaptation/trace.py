@@ -5,11 +5,11 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from taskmerge.adaptation.state import open_kept
-from taskmerge.documents import parse_json
+from taskmerge.documents import open_regular, parse_json
 from taskmerge.errors import BadFile
 
 
@@ -70,19 +70,32 @@ def read_trace(path: Path, updates: int) -> list[StepRecord]:
 
     Raises BadFile for a trace that lacks some of them, is no regular file, or is larger than `LARGEST`.
     """
-    try:
-        with os.fdopen(open_kept(path), encoding="utf-8") as lines:
-            if os.fstat(lines.fileno()).st_size > LARGEST:
-                raise ValueError(f"it is larger than {LARGEST >> 30} GiB")
-            records = [_record(parse_json(line)) for line, _ in zip(_lines(lines), range(updates + 1))]  # noqa: B905  the fewer
-        if [record.update for record in records] != list(range(len(records))):
-            raise ValueError("its updates are not one after the other")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise BadFile(f"is no trace: {error}", where=str(path), hint="start again with --overwrite") from None
+    hint = "start again with --overwrite"
+    records = list(islice(trace_records(path, hint=hint), updates + 1))
     if len(records) <= updates:
         what = f"has {len(records)} lines where the saved state is of update {updates}"
-        raise BadFile(what, where=str(path), hint="start again with --overwrite")
+        raise BadFile(what, where=str(path), hint=hint)
     return records
+
+
+def trace_records(path: Path, *, hint: str = "run `taskmerge adapt` again") -> Iterator[StepRecord]:
+    """The lines of a trace, one at a time: the start's, then those of all updates one after the other.
+
+    Raises BadFile, whose `hint` this is, for what is no trace, no regular file, or larger than `LARGEST`.
+    """
+    try:
+        with os.fdopen(open_regular(path), encoding="utf-8") as lines:
+            if os.fstat(lines.fileno()).st_size > LARGEST:
+                raise ValueError(f"it is larger than {LARGEST >> 30} GiB")
+            for update, line in enumerate(_lines(lines)):
+                record = _record(parse_json(line))
+                if record.update != update:
+                    raise ValueError("its updates are not one after the other")
+                yield record
+    except BadFile as error:
+        raise BadFile(error.what, where=error.where, hint=hint) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BadFile(f"is no trace: {error}", where=str(path), hint=hint) from None
 
 
 def _lines(file: TextIO) -> Iterator[str]:

@@ -43,6 +43,7 @@ SHAPES: Mapping[str, Any] = {
     "centre": {"experts": _DIGESTS, "version?": str, "device?": str, "arithmetic?": _ARITHMETIC},
     "coefficients": {"tasks": [_INPUT]},
     "masks": {"tasks": [_INPUT], "components": _COUNTS},
+    "features": {"sets": [{"checkpoint": NAME, "task": NAME, "digest": str, "fingerprint": str}]},
     "head": {"task?": NAME, "activation?": str},
 }
 """By `kind`; of any other kind is only known what all share."""

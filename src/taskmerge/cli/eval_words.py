@@ -60,9 +60,15 @@ class EvalWords:
     json: Annotated[bool, option("Print one JSON document instead of the table.", "--json")] = False
     markdown: Annotated[bool, option("Print Markdown instead of the table.", "--markdown")] = False
     csv: Annotated[str | None, option("Write the rows as CSV to a file; `-` prints them instead of the table.")] = None
-    output: Annotated[Path | None, option("Write the JSON report to this file.", "--output", "-o")] = None
+    output: Annotated[
+        Path | None,
+        option("Write the JSON report to this file, or to FOLDER/ with page, Markdown and plots.", "--output", "-o"),
+    ] = None
     clip_benchmark: Annotated[
         Path | None, option("Folder for one JSON file a score, which `clip_benchmark build` reads.")
+    ] = None
+    features: Annotated[
+        int | None, option("Keep features of so many items of each task, in -o FOLDER/ (at most 500)."), ITEMS
     ] = None
     overwrite: options.Overwrite = False
 

@@ -16,11 +16,14 @@ from taskmerge.data.cache import default_cache
 from taskmerge.errors import BadOutput, TaskmergeError, UsageError
 from taskmerge.evaluation.baseline import against_baseline
 from taskmerge.evaluation.checkpoints import EXPERTS, argument_names, named_arguments
-from taskmerge.evaluation.results import dumps, read_report
+from taskmerge.evaluation.feature_files import NAME as FEATURES
+from taskmerge.evaluation.feature_files import write_features
+from taskmerge.evaluation.results import dumps, read_report, to_json
 from taskmerge.evaluation.run import evaluate
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.thresholds import NORMALISED, Threshold, against_thresholds, missed, thresholds
 from taskmerge.evaluation.workload import chosen
+from taskmerge.reports.runs import REPORT
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.workflows.choose import rank
@@ -102,6 +105,12 @@ def _check_words(words: EvalWords) -> None:
             raise UsageError(complaint, where=f"--{flag}", hint=hint)
     if words.tolerance is not None and not 0 <= words.tolerance < math.inf:
         raise UsageError(f"{words.tolerance} is no tolerance", where="--tolerance", hint="such as 0.005")
+    if words.features is not None and words.rank_by is not None:
+        hint = "leave --rank-by out: features are kept of items with labels"
+        raise UsageError("--features and --rank-by do not go together", hint=hint)
+    if words.features is not None and _folder(words) is None:
+        hint = "give -o FOLDER/: they are kept there, beside the report"
+        raise UsageError("features are written into a folder", where="--features", hint=hint)
     if words.no_cache and words.cache:
         raise UsageError("--cache and --no-cache contradict each other", hint="give one of them")
     if str(words.output) == "-":
@@ -110,14 +119,28 @@ def _check_words(words: EvalWords) -> None:
 
 def _files(words: EvalWords) -> list[Path]:
     """What is written besides."""
-    return [path for path in (words.output, words.csv_file) if path is not None]
+    folder = _folder(words)
+    output = words.output if folder is None else folder / REPORT
+    features = folder / FEATURES if folder is not None and words.features else None
+    return [path for path in (output, words.csv_file, features) if path is not None]
+
+
+def _folder(words: EvalWords) -> Path | None:
+    """The folder for report.json with its page, if -o names one: it is there, or ends like no file."""
+    output = words.output
+    if output is None or not (output.is_dir() or (not output.suffix and not output.exists())):
+        return None
+    return output
 
 
 def _check_places(words: EvalWords) -> None:
     """Whether everything can be written where it is wanted."""
-    files = _files(words)
-    if len({path.absolute() for path in files}) < len(files):
+    files, folder = _files(words), _folder(words)
+    outputs = [path for path in (words.output, words.csv_file) if path is not None]
+    if len({path.absolute() for path in outputs}) < len(outputs):
         raise UsageError(f"{files[0]} cannot be both JSON and CSV", where="--csv", hint="name two files")
+    if folder is not None:
+        writing.check_folder(folder, overwrite=words.overwrite)
     for path in files:
         writing.check_target(path, overwrite=words.overwrite)
     if words.clip_benchmark is not None:
@@ -171,7 +194,9 @@ def _checked(
 def _written(report: Report, words: EvalWords, inputs: Reads) -> TaskmergeError | None:
     """Writes what was asked for; the error where that fails, which does not cost the printed result."""
     try:
-        if words.output is not None:
+        if (folder := _folder(words)) is not None:
+            _write_folder(report, folder, overwrite=words.overwrite)
+        elif words.output is not None:
             writing.write_text(words.output, dumps(report), overwrite=words.overwrite)
         if words.csv_file is not None:
             writing.write_text(words.csv_file, _rendered(report, "csv"), overwrite=words.overwrite)
@@ -180,10 +205,20 @@ def _written(report: Report, words: EvalWords, inputs: Reads) -> TaskmergeError 
 
             files = clip_benchmark_files(report)
             inputs.check_kept(words.clip_benchmark / name for name in files)
-            writing.write_texts(words.clip_benchmark, files, overwrite=words.overwrite)
+            writing.write_files(words.clip_benchmark, files, overwrite=words.overwrite)
     except (BadOutput, UsageError) as error:
         return error
     return None
+
+
+def _write_folder(report: Report, folder: Path, *, overwrite: bool) -> None:
+    """report.json, features where they were kept, and the page that is made of both."""
+    from taskmerge.cli import reporting
+
+    writing.write_text(folder / REPORT, dumps(report), overwrite=overwrite)
+    if report.features:
+        write_features(folder / FEATURES, report.features, overwrite=overwrite)
+    reporting.write_page(to_json(report), folder, overwrite=overwrite)
 
 
 def _rendered(report: Report, form: str) -> str:

@@ -1,4 +1,4 @@
-"""Text files that commands write: whole or not at all, and never over another without --overwrite.
+"""Small files that commands write: whole or not at all, and never over another without --overwrite.
 
 Devices and pipes (/dev/stdout, `>(gzip > report.json.gz)`) are written as they are.
 """
@@ -47,22 +47,28 @@ def is_device(path: Path) -> bool:
 
 def write_text(path: Path, text: str, *, overwrite: bool) -> None:
     """Writes a text file whole, or not at all. Raises BadOutput."""
+    write_bytes(path, text.encode("utf-8", "replace"), overwrite=overwrite)
+
+
+def write_bytes(path: Path, content: bytes, *, overwrite: bool) -> None:
+    """Writes a file whole, or not at all. Raises BadOutput."""
     with explained(path):
         if is_device(path):
-            path.write_text(text, encoding="utf-8", newline="")
+            path.write_bytes(content)
             return
         final = Path(os.path.realpath(path))
         final.parent.mkdir(parents=True, exist_ok=True)
         check_target(path, overwrite=overwrite)  # it may have come into being meanwhile
-        write_small(final, text.encode("utf-8", "replace"))
+        write_small(final, content)
 
 
-def write_texts(folder: Path, files: Mapping[str, str], *, overwrite: bool) -> None:
+def write_files(folder: Path, files: Mapping[str, str | bytes], *, overwrite: bool) -> None:
     """Writes files by name into a folder; if one cannot be written, those that were not there before go again."""
     new = [folder / name for name in files if not (folder / name).exists()]
     try:
-        for name, text in files.items():
-            write_text(folder / name, text, overwrite=overwrite)
+        for name, content in files.items():
+            data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+            write_bytes(folder / name, data, overwrite=overwrite)
     except BaseException:
         for path in new:
             path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from taskmerge.evaluation.judging import Evaluation, Finding
 from taskmerge.evaluation.scores import Report, Row
 from taskmerge.evaluation.selection import EXPERT
 from taskmerge.evaluation.workload import DataSet
+from taskmerge.specs.suite import DENSE
 from taskmerge.version import __version__
 
 
@@ -27,6 +28,7 @@ def report_of(asked: Evaluation, findings: Findings, notes: Sequence[str], timin
     rows = tuple(normalised(sorted((each.row for each in findings.each), key=lambda row: place(vars(row)))))
     comparisons = [each.comparison for each in findings.each if each.comparison is not None]
     correlations = [loss for each in findings.each for loss in each.correlations]
+    features = [each.features for each in findings.each if each.features is not None]
     read = [f"{encoder.row} {encoder.checkpoint.note}" for encoder in asked.encoders if encoder.checkpoint.note]
     warnings = [warning for encoder in asked.encoders for warning in encoder.checkpoint.warnings]
     return Report(
@@ -37,6 +39,7 @@ def report_of(asked: Evaluation, findings: Findings, notes: Sequence[str], timin
         comparisons=tuple(sorted(comparisons, key=place)), correlations=tuple(sorted(correlations, key=place)),
         notes=tuple(dict.fromkeys([*notes, *read, *_closing_notes(asked, rows)])),
         warnings=tuple(dict.fromkeys([*warnings, *findings.warnings])), timing=timing,
+        features=tuple(sorted(features, key=lambda one: place({**vars(one), "corruption": None}))),
     )  # fmt: skip
 
 
@@ -89,6 +92,9 @@ def _closing_notes(asked: Evaluation, rows: Sequence[Row]) -> list[str]:
     if len({row.score.lower_is_better for row in rows}) > 1:
         notes.append("the plain average mixes scores with errors: compare normalised ones")
     others = [task.name for task in asked.suite.tasks if task.kind != "classification"]
+    maps = [task.name for task in asked.suite.tasks if task.kind in DENSE]
+    if maps and asked.features is not None:
+        notes.append(f"features are not kept of tasks whose outputs are maps: {', '.join(maps)}")
     if others and (asked.compare or asked.loss_correlation):
         notes.append(f"compared on tasks of classification only: not on {', '.join(others)}")
     return notes

@@ -77,14 +77,31 @@ def calibration_error(rows: Rows) -> Grouped:
 
     Biased upwards in few items, and so are its resamples: the interval may lie above the value.
     """
-    bins = np.clip(np.ceil(rows[:, 2] * BINS).astype(np.int64) - 1, 0, BINS - 1)
-    order, starts = grouping(bins)
+    order, starts = grouping(_confidence_bins(rows))
     gaps = (rows[:, 2] - (rows[:, 0] == rows[:, 1]))[order]
 
     def estimate(weights: Draws) -> Floats:
         return _ratio(np.abs(np.add.reduceat(weights * gaps, starts, axis=1)).sum(1), weights.sum(1))
 
     return _each(rows), estimate
+
+
+def reliability(rows: Rows) -> tuple[dict[str, float], ...]:
+    """What `calibration_error` is made of: of each of its bins that has items its place, how many they are, how many of
+    them are right, and their mean confidence."""
+    bins, right = _confidence_bins(rows), rows[:, 0] == rows[:, 1]
+    return tuple(
+        {
+            "bin": int(place), "n": int(inside.sum()), "right": int(right[inside].sum()),
+            "confidence": float(rows[inside, 2].mean()),
+        }
+        for place in np.unique(bins) for inside in [bins == place]
+    )  # fmt: skip
+
+
+def _confidence_bins(rows: Rows) -> NDArray[np.int64]:
+    """The bin of each item's confidence, its lower edge excluded."""
+    return np.clip(np.ceil(rows[:, 2] * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def pearson(rows: Rows) -> Grouped:

@@ -9,10 +9,12 @@ from torch import Tensor
 from taskmerge.evaluation.analyses import correlations, discrepancy
 from taskmerge.evaluation.checkpoints import Encoder
 from taskmerge.evaluation.estimates import Rows as Contributions
+from taskmerge.evaluation.estimates import reliability
+from taskmerge.evaluation.features import sample_of
 from taskmerge.evaluation.metrics import score_of
-from taskmerge.evaluation.scores import Row
+from taskmerge.evaluation.scores import FeatureSet, Row
 from taskmerge.evaluation.workload import Choice, DataSet, Key
-from taskmerge.specs.suite import Suite, Task
+from taskmerge.specs.suite import DENSE, Suite, Task
 
 
 @dataclass(frozen=True)
@@ -25,38 +27,59 @@ class Evaluation:
     seed: int
     compare: bool = False
     loss_correlation: bool = False
+    features: int | None = None
 
     def compares(self, task: Task) -> bool:
         """Whether outputs on a task are compared with those of its expert."""
         return (self.compare or self.loss_correlation) and task.kind == "classification"
 
+    def sample(self, encoder: Encoder, data: DataSet) -> Tensor | None:
+        """The items of a data set whose features are kept; None where none are: of data that was corrupted, of maps,
+        and of experts on others' tasks."""
+        own = encoder.own_task in (None, data.task.name)
+        if self.features is None or not own or data.corruption is not None or data.task.kind in DENSE:
+            return None
+        return sample_of(data, self.features, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a checkpoint makes of a data set: what each item contributes to the metric, outputs where they are compared
+    with the expert's, and the features of a sample where they are kept."""
+
+    data: DataSet
+    contributions: Contributions
+    outputs: Tensor | None = None
+    features: FeatureSet | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The row of one checkpoint on one data set; where it is compared with the expert, what that says."""
+    """The row of one checkpoint on one data set; where it is compared with the expert, what that says; the features of
+    a sample, where they are kept."""
 
     row: Row
     comparison: Mapping[str, Any] | None = None
     correlations: tuple[Mapping[str, Any], ...] = ()
+    features: FeatureSet | None = None
 
 
-def finding(
-    asked: Evaluation, encoder: Encoder, data: DataSet, contributions: Contributions, outputs: Tensor | None,
-    experts: Mapping[Key, Tensor],
-) -> Finding:  # fmt: skip
-    """From what each item contributes to the metric, and the outputs where they are compared with the `experts`'."""
+def finding(asked: Evaluation, encoder: Encoder, scored: Scored, experts: Mapping[Key, Tensor]) -> Finding:
+    """From what was scored, beside the `experts`' outputs where they are compared."""
+    data, outputs = scored.data, scored.outputs
     task, corruption = data.task, data.corruption
     name, severity = (corruption.name, corruption.severity) if corruption else (None, None)
-    score, correct = score_of(task.metric, contributions, seed=asked.seed)
+    score, correct = score_of(task.metric, scored.contributions, seed=asked.seed)
     row = Row(
         encoder=encoder.row, task=task.name, head=task.name, split=asked.choice.split, metric=task.metric,
         score=score, skipped=data.items.skipped, correct=correct, protocol=encoder.protocol,
         corruption=name, severity=severity,
+        reliability=reliability(scored.contributions) if task.kind == "classification" else None,
     )  # fmt: skip
     if outputs is None or encoder.kind == "expert":
-        return Finding(row)
+        return Finding(row, features=scored.features)
     place = {"encoder": encoder.row, "task": task.name, "corruption": name, "severity": severity}
     expert, labels = experts[data.key], data.labels
     losses = correlations(outputs, expert, labels, seed=asked.seed) if asked.loss_correlation else []
     comparison = place | discrepancy(outputs, expert, labels) if asked.compare else None
-    return Finding(row, comparison, tuple(place | loss for loss in losses))
+    return Finding(row, comparison, tuple(place | loss for loss in losses), scored.features)

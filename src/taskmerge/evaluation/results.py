@@ -9,18 +9,16 @@ from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from taskmerge import documents
 from taskmerge.documents import read_json
 from taskmerge.errors import BadFile, BadNumber
 from taskmerge.evaluation.intervals import Bits
 from taskmerge.evaluation.scores import Average, Report, Row, Score
 from taskmerge.evaluation.selection import average_interval, rows_of
-
-if TYPE_CHECKING:
-    from jsonschema.exceptions import ValidationError
 
 Document = dict[str, Any]
 
@@ -95,17 +93,7 @@ def read_report(path: Path) -> Report:
 
 def validated(document: object, where: str = "report") -> Document:
     """The document, if it is a report of this version. BadFile names the first place that breaks the schema."""
-    if not isinstance(document, dict) or document.get("report") != KIND:
-        raise BadFile("is no report of `taskmerge eval`", where=where, hint=AGAIN)
-    if document.get("schema_version") != SCHEMA_VERSION:
-        what = f"has schema version {document.get('schema_version')!r}, this taskmerge reads {SCHEMA_VERSION}"
-        raise BadFile(what, where=where, hint=AGAIN)
-    from jsonschema import Draft202012Validator
-
-    broken = min(Draft202012Validator(schema()).iter_errors(document), key=_place_of, default=None)
-    if broken is not None:
-        raise BadFile(f"`{broken.json_path}` {_told(broken)}", where=where, hint=AGAIN)
-    return document
+    return documents.validated(document, schema(), where=where, hint=AGAIN)
 
 
 def _row(row: Row) -> Document:
@@ -132,6 +120,7 @@ def _read_row(entry: Document, where: str) -> Row:
         corruption=entry["corruption"],
         severity=entry["severity"],
         correct=None if entry["correct"] is None else _unpacked(entry["correct"], where),
+        reliability=None if entry.get("reliability") is None else tuple(entry["reliability"]),
         **given,
     )
 
@@ -174,15 +163,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(inner) for inner in value]
     return value
-
-
-def _place_of(error: "ValidationError") -> list[str]:
-    return [f"{part:09}" if isinstance(part, int) else part for part in error.absolute_path]
-
-
-def _told(error: "ValidationError") -> str:
-    """What is wrong, without the whole document in it."""
-    words = {"required": "lacks a key", "additionalProperties": "has a key too many", "type": "is of another type"}
-    detail = error.message if len(error.message) < 160 else ""
-    problem = words.get(str(error.validator), "is not allowed")
-    return f"{problem}: {detail}" if detail else problem

@@ -20,10 +20,12 @@ from taskmerge.evaluation.baseline import check_comparable, check_data
 from taskmerge.evaluation.checkpoints import Encoder, check_encoders, encoders
 from taskmerge.evaluation.collecting import Findings, described, left_out, report_of
 from taskmerge.evaluation.estimates import Rows as Contributions
+from taskmerge.evaluation.features import MOST as MOST_FEATURES
+from taskmerge.evaluation.features import feature_set
 from taskmerge.evaluation.heads import Heads
-from taskmerge.evaluation.judging import Evaluation, Finding, finding
+from taskmerge.evaluation.judging import Evaluation, Finding, Scored, finding
 from taskmerge.evaluation.metrics import contributions
-from taskmerge.evaluation.scores import Report
+from taskmerge.evaluation.scores import FeatureSet, Report
 from taskmerge.evaluation.workload import Choice, DataSet, Key, chosen, portions
 from taskmerge.experts.arguments import Arguments
 from taskmerge.models.backbones import build
@@ -57,6 +59,7 @@ def evaluate(
     corrupt: Names = None,
     severity: int = 5,
     loss_correlation: bool = False,
+    features: int | None = None,
     heads: Location = None,
     skip_bad: bool = False,
     cache: Location = None,
@@ -74,10 +77,11 @@ def evaluate(
     `loss_correlation` needs them. `limit` takes that many items of each split, drawn with `seed`. `cross` scores
     every expert with every task's head on that task's data. `compare="experts"` counts what the expert gets right
     and a checkpoint wrong, and the other way round. `corrupt` adds every task with its pictures corrupted.
-    `loss_correlation` compares label-free losses with the true one. `heads` is a folder of TASK.safetensors that
-    replaces the suite's heads, `map` says how files name tensors (`FROM* = TO*`). `manifests` are what folders of
-    `adapt` will say of themselves, where that is not written yet. `baseline` is an earlier report that this one is to
-    be compared with: what cannot be is found out before the work.
+    `loss_correlation` compares label-free losses with the true one. `features` keeps the features and predictions
+    of that many items of each task (at most 500, drawn with `seed`) in the report's `features`. `heads` is a folder of
+    TASK.safetensors that replaces the suite's heads, `map` says how files name tensors (`FROM* = TO*`). `manifests` are
+    what folders of `adapt` will say of themselves, where that is not written yet. `baseline` is an earlier report that
+    this one is to be compared with: what cannot be is found out before the work.
 
     Raises a TaskmergeError: UsageError for wrong options or a wrong suite, BadFile for what cannot be read, Mismatch
     for checkpoints or heads that do not fit and for a baseline of something else, NotEnough for too little memory,
@@ -85,7 +89,7 @@ def evaluate(
     """
     started = time.perf_counter()
     whole = suite if isinstance(suite, Suite) else load_suite(find_suite(Path(suite))[0])
-    _check(compare, limit, batch_size, severity, seed)
+    _check(compare, limit, batch_size, severity, seed, features)
     corrupted = corruptions(read.names(corrupt or (), "--corrupt"), severity)
     picked = replace(whole, tasks=chosen(whole, None if tasks is None else read.names(tasks, "--tasks"), split))
     notes = list(picked.notes)
@@ -115,7 +119,8 @@ def evaluate(
         with forward.room():
             given.load(opened)
         choice = Choice(split, loading, (None, *corrupted))
-        asked = Evaluation(picked, opened, choice, seed, compare=compare is not None, loss_correlation=loss_correlation)
+        asked = Evaluation(picked, opened, choice, seed, compare=compare is not None,
+                           loss_correlation=loss_correlation, features=features)  # fmt: skip
         findings = _findings(asked, given, forward, baseline)
         given.check_unchanged(opened)
     return report_of(asked, findings, notes, _timing(forward, time.perf_counter() - started))
@@ -183,41 +188,54 @@ def _judged(asked: Evaluation, heads: Heads, forward: Forward, work: Work) -> It
     for encoder, groups in work:
         forward.fill(encoder.row, encoder.checkpoint, encoder.blocks)
         for group in groups:
-            for data, rows, outputs in _scored(asked, heads, forward, encoder, group):
-                if outputs is not None and encoder.own_task == data.task.name:
-                    experts[data.key] = outputs
+            for scored in _scored(asked, heads, forward, encoder, group):
+                if scored.outputs is not None and encoder.own_task == scored.data.task.name:
+                    experts[scored.data.key] = scored.outputs
                 with forward.timed("scoring"):
-                    result = finding(asked, encoder, data, rows, outputs, experts)
+                    result = finding(asked, encoder, scored, experts)
                 yield result
 
 
 def _scored(
     asked: Evaluation, heads: Heads, forward: Forward, encoder: Encoder, group: Sequence[DataSet]
-) -> list[tuple[DataSet, Contributions, Tensor | None]]:
-    """What the items of each data set contribute to its metric, and the outputs where they are compared."""
+) -> list[Scored]:
+    """What the items of each data set contribute to its metric, the outputs where they are compared, and the features
+    of a sample where they are kept."""
     given = [(data.task, heads.of(encoder, data.task)) for data in group]
     rows: list[list[Contributions]] = [[] for _ in group]
     kept: list[list[Tensor]] = [[] for _ in group]
+    features: list[FeatureSet | None] = [None for _ in group]
     for part in forward.outputs(group[0].items.inputs, given):
         data, stop = group[part.place], part.start + len(part.values)
         with forward.timed("scoring"), located(forward.where(data.task)):
             rows[part.place].append(contributions(data.task.metric, part.values, data.labels[part.start : stop]))
         if asked.compares(data.task):
             kept[part.place].append(part.values)
+        if (places := asked.sample(encoder, data)) is not None:
+            head, normalised = given[part.place][1], forward.backbone.normalised
+            features[part.place] = feature_set(encoder, data, head, part, places, normalised=normalised)
     outputs = [torch.cat(parts) if parts else None for parts in kept]
-    return [(data, np.concatenate(parts), whole) for data, parts, whole in zip(group, rows, outputs, strict=True)]
+    return [
+        Scored(data, np.concatenate(parts), whole, sampled)
+        for data, parts, whole, sampled in zip(group, rows, outputs, features, strict=True)
+    ]
 
 
 # --- words -----------------------------------------------------------------------------------------------------
 
 
-def _check(compare: str | None, limit: int | None, batch_size: int, severity: int, seed: int) -> None:
+def _check(
+    compare: str | None, limit: int | None, batch_size: int, severity: int, seed: int, features: int | None
+) -> None:  # fmt: skip
     """Options whose values the types do not check."""
     if compare not in (None, "experts"):
         raise UsageError(f"`{compare}` cannot be compared with", where="--compare", hint="it takes `experts`")
     for flag, value in (("--limit", limit), ("--batch-size", batch_size)):
         if value is not None:
             read.items(value, flag)
+    if features is not None and not 1 <= read.whole(features, "--features") <= MOST_FEATURES:
+        hint = f"give 1 to {MOST_FEATURES}"
+        raise UsageError(f"features of {features} items of a task are not kept", where="--features", hint=hint)
     if not 1 <= read.whole(severity, "--severity") <= 5:
         raise UsageError(f"there is no severity {severity}", where="--severity", hint="give 1 to 5")
     if read.whole(seed, "--seed") < 0:

@@ -27,7 +27,8 @@ class Row:
 
     `encoder` is the checkpoint's name (`base`, `expert:mnist`, or the file's), `head` the task whose head was used,
     `task` the task whose data. `corruption` and `severity` where the pictures were corrupted. `correct` holds one bool
-    an item (classification), else None. `protocol` says what adapted checkpoints saw (split, horizon).
+    an item (classification), else None. `protocol` says what adapted checkpoints saw (split, horizon). `reliability`
+    are bins of the predictions' confidence, for classifications.
     """
 
     encoder: str
@@ -42,6 +43,28 @@ class Row:
     severity: int | None = None
     correct: NDArray[np.bool_] | None = None
     protocol: str | None = None
+    reliability: tuple[Mapping[str, float], ...] | None = None
+    """Of each bin that has items: its place `bin` among 15 equal ones from 0, its items `n`, how many of them are
+    `right`, and their mean `confidence`."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSet:
+    """What one checkpoint makes of a sample of n of a task's items, as the task's head sees them (of CLIP: of length 1;
+    behind the task's adapter).
+
+    `features` [n, D]; `predicted` [n] and `labels` [n] are classes, or values of a regression; `places` [n] are the
+    items' places in the split. `fingerprint` is that of the task's data, `digest` the checkpoint's.
+    """
+
+    encoder: str
+    task: str
+    digest: str
+    fingerprint: str
+    features: NDArray[np.float32]
+    predicted: NDArray[np.float64]
+    labels: NDArray[np.float64]
+    places: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -73,3 +96,5 @@ class Report:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     timing: Mapping[str, float] = field(default_factory=dict)
+    features: tuple[FeatureSet, ...] = ()
+    """Of samples of items, if they were asked for: kept in a file of their own (`evaluation.feature_files`)."""

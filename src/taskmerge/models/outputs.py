@@ -28,11 +28,13 @@ PHASES = ("reading", "filling", "encoding", "scoring")
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What the head at `place` makes of the items from `start` on: `values` [B, …], finite, on the CPU."""
+    """What the head at `place` makes of the items from `start` on: `values` [B, …], finite, on the CPU; `features` are
+    what it was given, on the device."""
 
     place: int
     start: int
     values: Tensor
+    features: Tensor
 
 
 def passes(tasks: Sequence[Task], blocks: Blocks) -> dict[Checkpoint | None, list[int]]:
@@ -78,6 +80,10 @@ class Forward:
             fill(self.backbone, checkpoint, self.base)
         self._label, self._checkpoint, self._blocks, self._block = label, checkpoint, blocks, None
 
+    def holds(self, label: str) -> None:
+        """Says that others have put weights into the backbone, under which name messages and `progress` know them."""
+        self._label, self._checkpoint, self._blocks, self._block = label, None, NO_BLOCKS, None
+
     def outputs(self, inputs: Inputs, heads: Sequence[tuple[Task, Head]]) -> Iterator[Outputs]:
         """What each task's head makes of the features of N items, which are encoded once for all tasks without a block
         and once for each block.
@@ -92,7 +98,7 @@ class Forward:
                 self._put(block)
                 features = self._encoded({name: whole[start : start + at_once] for name, whole in inputs.items()})
                 for place in places:
-                    yield Outputs(place, start, self._headed(features, *heads[place]))
+                    yield Outputs(place, start, self._headed(features, *heads[place]), features)
         self._put(None)
 
     def where(self, task: Task) -> str:

@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from taskmerge.errors import plain
 from taskmerge.evaluation.metrics import METRICS
 from taskmerge.evaluation.scores import Report, Row
 from taskmerge.reports.layout import GAP, arranged, column_widths, folded, name_width
-from taskmerge.reports.tables import Table, tables
+from taskmerge.reports.markdown import table as as_markdown
+from taskmerge.reports.tables import Cell, Table, tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +49,7 @@ def drawn(
 
 def markdown(report: Report) -> str:
     """The tables as Markdown, every number with its 95% interval."""
-    return "\n".join(_markdown(table) for table in tables(report))
+    return "\n".join(map(as_markdown, tables(report)))
 
 
 def csv(report: Report) -> str:
@@ -126,7 +128,7 @@ def _print(table: Table, target: "Console") -> None:
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    for number, part in enumerate(arranged(table, target.width)):
+    for number, part in enumerate(arranged(plainly(table), target.width)):
         if number:
             target.print()
         elif part.title:
@@ -143,18 +145,10 @@ def _print(table: Table, target: "Console") -> None:
             target.print(Text(note, style="dim"))
 
 
-def _markdown(table: Table) -> str:
-    lines = [f"**{_piped(table.title)}**", ""]
-    lines += [_line((table.corner, *table.columns)), _line(("---", *("---:" for _ in table.columns)))]
-    lines += [
-        _line((name, *(cell.long for cell in cells))) for name, cells in zip(table.names, table.cells, strict=True)
-    ]
-    return "\n".join([*lines, "", *(f"{_piped(note)}  " for note in table.notes), ""])
-
-
-def _line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(map(_piped, cells))} |"
-
-
-def _piped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+def plainly(table: Table) -> Table:
+    """The table without what a terminal would obey."""
+    return Table(
+        plain(table.title), plain(table.corner), tuple(map(plain, table.columns)), tuple(map(plain, table.names)),
+        tuple(tuple(Cell(*map(plain, (cell.text, cell.margin, cell.interval))) for cell in row) for row in table.cells),
+        tuple(map(plain, table.notes)),
+    )  # fmt: skip
