@@ -73,7 +73,11 @@ def measured(suite: Suite, most: int) -> Iterator[dict[str, Any]]:
     """The scores of base and experts, then a line for each merge."""
     experts, base = places(suite)
     ends = scores(["base", "experts"], suite, list(experts))
-    yield {"suite": suite.name, "base": ends["base"], "experts": {task: ends[f"expert:{task}"][task] for task in experts}}
+    yield {
+        "suite": suite.name,
+        "base": ends["base"],
+        "experts": {task: ends[f"expert:{task}"][task] for task in experts},
+    }
     origin = loaded(base)
     for subset in subsets(list(experts), most):
         states = {task: loaded(experts[task]) for task in subset}
@@ -203,6 +207,23 @@ def error(said: Floats, points: Points) -> float:
     return float(np.mean(np.abs(said - points.kept) * points.gain))
 
 
+def choices(said: Floats, points: Points) -> dict[str, float]:
+    """What is kept on average over subsets of three tasks and more by the merge of each that the forecast likes best,
+    by the best of each, and by each one kind of merge throughout."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for subset in np.unique(points.subset[points.count > 2]):
+        own = points.subset == subset
+        guesses, left = means(said[own], points.take(own))
+        found["the forecast's choice"].append(left[int(np.argmax(guesses))])
+        found["the best"].append(max(left))
+        for place, value in enumerate(left):
+            found[LABELS[place]].append(value)
+    return {who: float(np.mean(values)) for who, values in found.items()}
+
+
+LABELS = [" ".join([method, *map(str, options.values())]) for method, options in CANDIDATES if method in METHODS]
+
+
 def means(said: Floats, points: Points) -> tuple[list[float], list[float]]:
     """Means over the tasks of every merge."""
     merges = [points.merge == merge for merge in np.unique(points.merge)]
@@ -240,6 +261,7 @@ def said_of(name: str, said: Floats, points: Points, plain: float) -> Iterator[s
     low, high = interval(error, said, points)
     always = error(np.full_like(points.kept, plain), points)
     yield f"  mean error, points of score {100 * error(said, points):6.1f} [{100 * low:.1f}, {100 * high:.1f}]  always {plain:.2f}: {100 * always:.1f}"
+    yield "  kept on average by " + ", ".join(f"{who} {value:.3f}" for who, value in choices(said, points).items())
     for task in np.unique(points.task):
         own = points.task == task
         some = points.take(own)
@@ -264,7 +286,9 @@ def main() -> None:
     usual = float(np.average(points.kept, weights=points.gain))
     if asked.action == "fit":
         print(f"{fitted(points)}, usually kept {usual:.2f}")
-        print("\n".join(said_of(f"{suite.name}, each subset by numbers of the others", left_out(points), points, usual)))
+        print(
+            "\n".join(said_of(f"{suite.name}, each subset by numbers of the others", left_out(points), points, usual))
+        )
     else:
         print("\n".join(said_of(suite.name, forecast(points), points, USUAL)))
 

@@ -155,12 +155,46 @@ def kept(ground: Ground, merge: Merge, numbers: Numbers = NUMBERS) -> Floats:
     )
 
 
-def candidates(ranks: Sequence[float] = (0.04, 0.08, 0.16, 0.32)) -> list[Merge]:
-    """Merges among which a recommendation chooses."""
-    weights = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-    return [
-        Merge("average"),
-        *(Merge("task_arithmetic", None, weight) for weight in weights),
-        *(Merge("cart", rank, weight) for rank in ranks for weight in (1.0, 1.5, 2.0)),
-        Merge("tsv_m"),
-    ]
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a merge keeps of each task [T]."""
+
+    merge: Merge
+    kept: Floats
+
+    @property
+    def mean(self) -> float:
+        return float(self.kept.mean())
+
+
+def ranked(ground: Ground, merges: Sequence[Merge]) -> list[Forecast]:
+    """The forecasts of some merges, the best mean first; of equal ones those that come first."""
+    return sorted((Forecast(merge, kept(ground, merge)) for merge in merges), key=lambda one: -round(one.mean, 6))
+
+
+CANDIDATES: tuple[Merge, ...] = (
+    Merge("average"),
+    *(Merge("task_arithmetic", None, weight) for weight in (0.1, 0.2, 0.3, 0.4, 0.5, 0.7)),
+    *(Merge("cart", rank, weight) for rank in (0.04, 0.08, 0.16, 0.32) for weight in (1.0, 1.5, 2.0)),
+    Merge("tsv_m"),
+)
+"""Merges among which a recommendation chooses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """How far the forecast was from what was measured of one suite's subsets: Spearman's correlation of the means of
+    merges, and among the merges of one subset, the mean error in scores, each (value, low, high) with a 95% interval
+    over resampled subsets; `always` is the error of the same share for all."""
+
+    suite: str
+    subsets: int
+    merges: int
+    correlation: tuple[float, float, float]
+    choice: tuple[float, float, float]
+    error: tuple[float, float, float]
+    always: float
+
+
+TESTED: tuple[Tested, ...] = ()
+"""Suites that had no part in the numbers, each measured once."""
