@@ -27,7 +27,8 @@ def schema(
 
     schemas = {
         "adapt": adapt_schema.schema, "doctor": report.schema, "eval": results.schema,
-        "merge": receipt_schema.schema, "recover": recovered.schema, "spectrum": spectrum.schema, "sweeps": sweeps.schema,
+        "merge": receipt_schema.schema, "recover": recovered.schema, "spectrum": spectrum.schema,
+        "sweeps": sweeps.schema,
     }  # fmt: skip
     if name is None:
         print("\n".join(schemas))
