@@ -21,6 +21,7 @@ HOSTILE = (
     "{{sections}} {{script}} ${x} \\1 \\g<0>",
     "http://example.com/x www.example.com a@example.com",
     "]]>&lt;<!-- ",
+    "layers.0.self_attn.q_proj.weight." * 9,
 )
 """Names of tasks and checkpoints that mean something to HTML, SVG, Markdown or a terminal."""
 

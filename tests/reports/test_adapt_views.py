@@ -19,6 +19,7 @@ from taskmerge.errors import BadFile
 from taskmerge.evaluation.intervals import wilson
 from taskmerge.methods.composed import Learned
 from taskmerge.reports.adapt_figures import adapt_figures, read_view
+from taskmerge.reports.candidate_figures import candidate_figures
 from taskmerge.reports.depth_groups import MOST_ROWS, OUTSIDE, grouped
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.pilot_figures import pilot_figures, pilot_gains
@@ -209,13 +210,14 @@ def test_traces_of_any_length_stay_small(updates: int, tasks: int) -> None:
 
 
 def test_hundreds_of_tensors_become_few_rows() -> None:
-    for blocks in (1, 12, 24, 48, 100):
-        groups = grouped(names_of(blocks))
-        assert len(groups) <= MOST_ROWS
+    for blocks, most in ((1, MOST_ROWS), (12, MOST_ROWS), (24, 12), (48, MOST_ROWS), (100, 12)):
+        groups = grouped(names_of(blocks), most)
+        assert len(groups) <= most
         assert sorted(name for group in groups for name in group.names) == sorted(names_of(blocks))
         assert groups[0].label == OUTSIDE
     assert grouped(names_of(12))[1].label == "block 0 attention"
     assert grouped(names_of(24))[1].label == "block 0"
+    assert [group.label for group in grouped(["a", "b"])] == ["a", "b"]
     towers = grouped([f"{tower}.blocks.{block}.mlp.fc.weight" for tower in ("text", "visual") for block in (0, 1)])
     assert [group.label for group in towers] == [
         f"{tower}.blocks block {block} MLP" for tower in ("text", "visual") for block in (0, 1)
@@ -240,7 +242,22 @@ def test_twenty_tasks_and_a_large_model_stay_small(tmp_path: Path) -> None:
 def test_what_a_folder_lacks_is_said(tmp_path: Path) -> None:
     view = read_view(folder_of(tmp_path, None, None), document())
     assert adapt_figures(document(), view) == []
-    assert [text.partition(":")[0] for text in view.lacking] == ["no coefficients", "no masks", "no trace"]
+    assert [text.partition(":")[0] for text in view.lacking] == ["no coefficients", "no masks", "no curve"]
+
+
+def test_heads_that_were_solved_for_have_no_curves(tmp_path: Path) -> None:
+    view = read_view(folder_of(tmp_path, None, records()[:1]), document(updates=0))
+    assert adapt_figures(document(updates=0), view) == []
+    assert any(text.startswith("no curve") for text in view.lacking)
+
+
+def test_scores_that_are_no_shares_are_told_in_their_unit(tmp_path: Path) -> None:
+    about = document()
+    about["scores"]["rows"][0]["metric"] = "abs_error"
+    figure = figures(folder_of(tmp_path, None, records()), about)["curves-scores"]
+    assert "%" not in figure.alternative
+    assert "0.25 → 0.25" in figure.alternative
+    check([figure])
 
 
 def test_another_version_is_refused(tmp_path: Path) -> None:
@@ -271,6 +288,19 @@ def test_a_damaged_trace_is_refused(tmp_path: Path, line: str) -> None:
         file.write(line + "\n")
     with pytest.raises(BadFile):
         read_view(tmp_path, document())
+
+
+def test_candidates_are_drawn_as_they_were_tried() -> None:
+    tried = [{"name": name, "agreement": 0.1 * place, "score": None} for place, name in enumerate(HOSTILE, 1)]
+    tried[1]["score"] = 0.25
+    chosen = {"candidate": HOSTILE[2], "tried": tried, "regret": None}
+    (figure,) = candidate_figures({**document(), "chosen": chosen})
+    check([figure])
+    values = [row["value"] for row in rows_of(figure) if row["what"].startswith("agreement")]
+    assert values == pytest.approx([0.1 * place for place in range(1, 7)])
+    assert [row["value"] for row in rows_of(figure) if row["what"].startswith("average")] == [0.25]
+    assert sum("(kept)" in row["candidate"] for row in rows_of(figure)) == 1
+    assert candidate_figures(document()) == []
 
 
 # --- the pilot study -------------------------------------------------------------------------------------------

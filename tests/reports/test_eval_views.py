@@ -185,9 +185,10 @@ def test_feature_maps_are_drawn_and_tell_neighbours() -> None:
     assert len(figures) == 2
     for figure in figures:
         rows = rows_of(figure)
-        assert {row["view"] for row in rows} == {
-            f"{kind} by {by}" for kind in ("PCA", "t-SNE") for by in ("label", "prediction")
-        }
+        assert {row["map"] for row in rows} == {
+            f"{name}, {kind} by {by}" for name in ("base", "merged", "experts") for kind in ("PCA", "t-SNE")
+            for by in ("label", "prediction")
+        }  # fmt: skip
         assert len(rows) == 4 * 3 * 40
         assert max(abs(row[axis]) for row in rows for axis in "xy") <= 1
         assert len({row["of"] for row in rows}) == 8
@@ -233,7 +234,7 @@ def test_maps_are_the_same_again_and_keep_groups_together() -> None:
 
 def test_items_all_alike_or_too_few_have_no_map_of_neighbours() -> None:
     assert neighbours(np.ones((10, 4), dtype=np.float32)) is None
-    assert neighbours(np.eye(4, dtype=np.float32)) is None
+    assert neighbours(np.eye(9, dtype=np.float32)) is None
     assert principal(np.ones((10, 4), dtype=np.float32)).share == 0.0
     one = [replace(own, features=np.ones_like(own.features)) for own in feature_sets(WHOLE)]
     check(feature_figures(to_json(WHOLE), one))

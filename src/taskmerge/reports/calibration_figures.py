@@ -7,11 +7,21 @@ import altair as alt
 
 from taskmerge.evaluation.estimates import BINS
 from taskmerge.evaluation.intervals import wilson
-from taskmerge.reports.charting import COLUMNS, PANEL, STEP, WIDTH, data, listed_values, percent, shown_names, spec_of
+from taskmerge.reports.charting import (
+    COLUMNS,
+    PANEL,
+    SHAPES,
+    STEP,
+    WIDTH,
+    data,
+    listed_values,
+    percent,
+    shown_names,
+    spec_of,
+)  # fmt: skip
 from taskmerge.reports.checkpoint_groups import drawn_checkpoints, group_of, own_rows
 from taskmerge.reports.figures import Figure
 
-SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left")
 UNIT = alt.Scale(domain=[0, 1])
 Row = Mapping[str, Any]
 

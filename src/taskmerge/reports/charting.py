@@ -10,6 +10,10 @@ from taskmerge.errors import plain
 
 WIDTH, PANEL, STEP = 420, 150, 18
 """Pixels: a single plot's width, a small panel's, and a row of a heat map."""
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-left", "triangle-right")
+"""Of marks, in the order of colours: told apart without them."""
+FEW, TALL = 10, 28
+"""Rows of a heat map up to which they are taller."""
 COLUMNS = 4
 NAME = 30
 """Characters of a task's or checkpoint's name; the rest of a longer one is left out."""
@@ -21,19 +25,19 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def shown(name: str) -> str:
+def shown(name: str, most: int = NAME) -> str:
     """A name as a plot shows it: without control characters, and not longer than there is room for."""
     text = plain(name)
-    return text if len(text) <= NAME else f"{text[: NAME // 2]}…{text[-(NAME // 2 - 1) :]}"
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
-def shown_names(names: Iterable[str]) -> dict[str, str]:
+def shown_names(names: Iterable[str], most: int = NAME) -> dict[str, str]:
     """Every name as a plot shows it, no two the same."""
     found: dict[str, str] = {}
     for name in names:
-        text, count = shown(name), 2
+        text, count = shown(name, most), 2
         while text in found.values():
-            text, count = f"{shown(name)} ({count})", count + 1
+            text, count = f"{shown(name, most)} ({count})", count + 1
         found[name] = text
     return found
 
@@ -82,7 +86,8 @@ def heat_map(
         ink = alt.condition(pale, alt.value("#000000"), alt.value("#ffffff"))
         layers.append(base.mark_text(fontSize=11, aria=False).encode(text=text, color=ink))
     chart = alt.layer(*layers) if text is not None else layers[0]
-    return spec_of(chart.properties(width=WIDTH, height=max(60, STEP * len(down))))
+    step = STEP if len(down) > FEW else TALL
+    return spec_of(chart.properties(width=WIDTH, height=max(60, step * len(down))))
 
 
 def listed_values(pairs: Iterable[tuple[str, str]], most: int = 24) -> str:

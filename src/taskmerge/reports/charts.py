@@ -30,8 +30,9 @@ CONFIG: Mapping[str, Any] = {
     "axis": {
         "labelColor": MARKS["muted"], "titleColor": MARKS["ink"], "gridColor": MARKS["grid"],
         "domainColor": MARKS["line"], "tickColor": MARKS["line"], "labelFontSize": 12, "titleFontSize": 12,
-        "titleFontWeight": "normal", "labelLimit": 170, "titleLimit": 320, "labelSeparation": 6,
+        "titleFontWeight": "normal", "labelLimit": 170, "titleLimit": 320,
     },
+    "axisX": {"labelSeparation": 6},
     "legend": {
         "labelColor": MARKS["ink"], "titleColor": MARKS["ink"], "labelFontSize": 12, "titleFontSize": 12,
         "titleFontWeight": "normal", "labelLimit": 150, "symbolLimit": 40,

@@ -25,7 +25,7 @@ def group_of(row: Row) -> str:
 
 
 def drawn_checkpoints(document: Mapping[str, Any], rows: Sequence[Row], most: int = MOST) -> list[str]:
-    """The base and the experts, and the best others by their mean, in the order of the report."""
+    """The experts, the best others by their mean, and the base, in this order: that of the plots of scores."""
     there = list(dict.fromkeys(group_of(row) for row in rows))
     means = {one["checkpoint"]: one for one in document["averages"] if one["corruption"] is None}
     errors = any(row["lower_is_better"] for row in rows)
@@ -36,4 +36,5 @@ def drawn_checkpoints(document: Mapping[str, Any], rows: Sequence[Row], most: in
         return name not in (BASE, EXPERTS), -(value if value is not None else float("-inf"))
 
     best = sorted(there, key=rank)[:most]
-    return [name for name in there if name in best]
+    others = [name for name in best if name not in (BASE, EXPERTS)]
+    return [*(name for name in (EXPERTS,) if name in best), *others, *(name for name in (BASE,) if name in best)]

@@ -31,52 +31,59 @@ def _figure(rows: Sequence[Mapping[str, Any]], *, relative: bool) -> Figure:
     """One heat map: encoders down, heads and data across."""
     shares = relative or all(METRICS[row["metric"]].percent for row in rows)
     told: Callable[[float], str] = percent if shares else lambda value: f"{value:.3g}"
+    values = _values(rows, relative=relative)
+    own = [value for value in values if value["x"] == value["y"]]
+    others = [value for value in values if value["x"] != value["y"]]
+    best = sorted(others, key=lambda value: -value["value"])[:8]
+    diagonal = listed_values((value["x"], told(value["value"])) for value in own)
+    beyond = listed_values((f"{value['y']} on {value['x']}", told(value["value"])) for value in best)
+    sizes = [value["n"] for value in values]
+    how = (
+        "as a share of what the task's own expert scores; ratios of two estimates, drawn without intervals."
+        if relative
+        else f"95% intervals and n are told on hover (n from {min(sizes):,} to {max(sizes):,})."
+    )
+    return Figure(
+        name="cross-relative" if relative else "cross",
+        title="Every expert on every task" + (", relative to the task's own" if relative else ""),
+        caption="Score of each expert's encoder (down) with the head and data of each task (across)"
+        f"{', ' if relative else '; '}{how}",
+        alternative=f"On their own tasks: {diagonal}. Mean on other tasks: {told(_mean(others))}. "
+        f"Most on another task: {beyond}.",
+        spec=_spec(values, shares=shares, what="of the task's own expert" if relative else "score"),
+    )
+
+
+def _values(rows: Sequence[Mapping[str, Any]], *, relative: bool) -> list[dict[str, Any]]:
+    """The cells."""
     names = shown_names(dict.fromkeys([row["checkpoint"].removeprefix(EXPERT) for row in rows]))
     tasks = shown_names(dict.fromkeys(row["task"] for row in rows))
-    values = [
+    return [
         {
             "x": tasks[row["task"]], "y": names[row["checkpoint"].removeprefix(EXPERT)],
-            "value": float(row["normalised"] if relative else row["score"]), "n": row["n"],
+            "value": float(row["normalised"] if relative else row["score"]), "n": int(row["n"]),
             **({} if relative else {"low": float(row["low"]), "high": float(row["high"])}),
         }
         for row in rows
     ]  # fmt: skip
-    numbers = [float(value["value"]) for value in values]
-    scale = colours(numbers)
-    middle = (min(numbers) + max(numbers)) / 2
-    shape, what = ".1%" if shares else ".3~g", "of the task's own expert" if relative else "score"
-    own = [value for value in values if value["x"] == value["y"]]
-    others = [value for value in values if value["x"] != value["y"]]
-    spec = heat_map(
-        values, across=list(tasks.values()), down=list(names.values()),
-        titles=("head and data of task", "encoder of expert"),
-        value=alt.Color("value:Q", title=what, scale=scale, legend=alt.Legend(format=".0%" if shares else ".3~g")),
+
+
+def _spec(values: Sequence[Mapping[str, Any]], *, shares: bool, what: str) -> Mapping[str, object]:
+    tasks, names = (list(dict.fromkeys(value[axis] for value in values)) for axis in "xy")
+    numbers = [value["value"] for value in values]
+    shape = ".1%" if shares else ".3~g"
+    bounds = [("low", "from"), ("high", "to")] if "low" in values[0] else []
+    return heat_map(
+        values, across=tasks, down=names, titles=("head and data of task", "encoder of expert"),
+        value=alt.Color("value:Q", title=what, scale=colours(numbers),
+                        legend=alt.Legend(format=".0%" if shares else ".3~g")),
         tooltip=[
             alt.Tooltip("y:N", title="encoder"), alt.Tooltip("x:N", title="task"),
-            alt.Tooltip("value:Q", title=what, format=shape),
-            *([] if relative else [alt.Tooltip("low:Q", title="from", format=shape),
-                                   alt.Tooltip("high:Q", title="to", format=shape)]),
+            *(alt.Tooltip(f"{key}:Q", title=title, format=shape) for key, title in (("value", what), *bounds)),
             alt.Tooltip("n:Q", title="items", format=","),
         ],
         text=alt.Text("value:Q", format=".0%" if shares else ".2~g") if len(tasks) <= FULL else None,
-        pale=f"datum.value > {middle:.6g}",
-    )  # fmt: skip
-    best = sorted(others, key=lambda value: -float(value["value"]))[:8]
-    diagonal = [(str(value["x"]), told(float(value["value"]))) for value in own]
-    beyond = [(f"{value['y']} on {value['x']}", told(float(value["value"]))) for value in best]
-    return Figure(
-        name="cross-relative" if relative else "cross",
-        title="Every expert on every task" + (", relative to the task's own" if relative else ""),
-        caption=("Score of each expert's encoder (down) with the head and data of each task (across), as a share of "
-                 "what the task's own expert scores; ratios of two estimates, drawn without intervals."
-                 if relative else
-                 "Score of each expert's encoder (down) with the head and data of each task (across); 95% intervals "
-                 f"and n are told on hover (n from {min(row['n'] for row in rows):,} to "
-                 f"{max(row['n'] for row in rows):,})."),
-        alternative=f"On their own tasks: {listed_values(diagonal)}. "
-        f"Mean on other tasks: {told(_mean(others))}. Most on another task: "
-        f"{listed_values(beyond)}.",
-        spec=spec,
+        pale=f"datum.value > {(min(numbers) + max(numbers)) / 2:.6g}",
     )  # fmt: skip
 
 

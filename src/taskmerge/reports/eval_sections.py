@@ -10,8 +10,7 @@ from taskmerge.reports.calibration_figures import calibration_figures
 from taskmerge.reports.cross_figures import cross_figures
 from taskmerge.reports.discrepancy_figures import discrepancy_figures
 from taskmerge.reports.eval_figures import score_figures
-from taskmerge.reports.eval_views import kept_features
-from taskmerge.reports.feature_figures import feature_figures
+from taskmerge.reports.feature_figures import feature_figures, kept_features
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.radar_figures import radar_figures
 from taskmerge.reports.runs import Run
@@ -30,6 +29,9 @@ from taskmerge.reports.tables import (
     relative,
     scores,
 )
+
+ANSWER, SCORES = "answer", "scores"
+"""Anchors of the answer and of the section of scores, which a comparison of several runs has once for all."""
 
 
 def sections(run: Run) -> list[Section]:
@@ -52,7 +54,7 @@ def answer(report: Report) -> Section:
     if len(found.models) + len(found.references) > 1 and (table := standing_table(report, found)) is not None:
         parts.append(table)
     parts += [Prose(text, "note") for text in report.notes]
-    return Section("In short", "answer", " ".join(_sentences(report, found)), tuple(parts))
+    return Section("In short", ANSWER, " ".join(_sentences(report, found)), tuple(parts))
 
 
 def _sentences(report: Report, found: Standings) -> list[str]:
@@ -187,7 +189,7 @@ def score_section(report: Report, more: Sequence[Figure] = ()) -> Section:
     table = scores(report)
     parts: tuple[Part, ...] = (*score_figures(report), *more, *([table] if table else []))
     lead = "Each task's data with its own head; differences smaller than the intervals may be chance."
-    return Section("Scores by task", "scores", lead if parts else "", parts)
+    return Section("Scores by task", SCORES, lead if parts else "", parts)
 
 
 def _others(report: Report, run: Run) -> list[Section]:

@@ -22,7 +22,8 @@ MOST_TASKS = 2
 MOST_ITEMS = 50
 CLASSES = 7
 """Colours of classes; the rarer ones share the last."""
-OTHERS = "others"
+OTHERS, CLASS_NAME = "others", 16
+"""What the rarer classes are called together; characters of a class's name, which stands at every point."""
 PANEL = 120
 
 
@@ -83,7 +84,7 @@ def _figure(task: str, sets: Mapping[str, FeatureSet], items: int, left: str, pl
     """Rows of maps: principal components and t-SNE, each by label and by prediction; a column a checkpoint."""
     names = shown_names(sets)
     first = next(iter(sets.values()))
-    some = np.arange(len(first.labels))[:: max(1, -(-len(first.labels) // items))]
+    some = np.unique(np.linspace(0, len(first.labels) - 1, min(items, len(first.labels))).round().astype(np.int64))
     maps: list[tuple[str, dict[str, Plane]]] = [("PCA", {name: principal(own.features) for name, own in sets.items()})]
     close = {name: neighbours(own.features) for name, own in sets.items()}
     if all(plane is not None for plane in close.values()):
@@ -143,7 +144,7 @@ def _colours(own: FeatureSet) -> dict[float, str]:
     called = [own.classes[int(label)] if int(label) < len(own.classes) else f"class {label:g}" for label in few]
     if len(set(called)) < len(called) or OTHERS in called:
         called = [f"{name} ({label:g})" for name, label in zip(called, few, strict=True)]
-    return dict(zip(few, shown_names(called).values(), strict=True))
+    return dict(zip(few, shown_names(called, CLASS_NAME).values(), strict=True))
 
 
 def _rows(
@@ -156,12 +157,17 @@ def _rows(
     regression = own.kind == "regression"
     return [
         {
-            "view": view, "checkpoint": name, "x": round(float(points[item, 0]) / largest, 3),
+            "map": _map(name, view), "x": round(float(points[item, 0]) / largest, 3),
             "y": round(float(points[item, 1]) / largest, 3),
             "of": float(values[item]) if regression else colours.get(float(values[item]), OTHERS),
         }
         for item in some
     ]  # fmt: skip
+
+
+def _map(name: str, view: str) -> str:
+    """What one panel is of."""
+    return f"{name}, {view}"
 
 
 def _spec(
@@ -180,12 +186,10 @@ def _spec(
         tooltip=[alt.Tooltip("of:N" if not regression else "of:Q", title="is")],
     ).properties(width=PANEL, height=PANEL)  # fmt: skip
     panels = [
-        base.transform_filter(
-            alt.LogicalAndPredicate(**{"and": [
-                alt.FieldEqualPredicate(field="view", equal=view),
-                alt.FieldEqualPredicate(field="checkpoint", equal=name),
-            ]})
-        ).properties(title=alt.TitleParams([name, view], fontSize=11, anchor="middle"))
-        for view in views for name in names
-    ]  # fmt: skip
+        base.transform_filter(alt.FieldEqualPredicate(field="map", equal=_map(name, view))).properties(
+            title=alt.TitleParams([name, view], fontSize=11, anchor="middle")
+        )
+        for view in views
+        for name in names
+    ]
     return spec_of(alt.concat(*panels, columns=len(names)))

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-PERPLEXITY = 30.0
-FEWEST = 5
+PERPLEXITY, SHARE = 30.0, 5
+"""Of t-SNE: the usual one, and at most one in so many of the items: more would see no groups."""
+FEWEST = 10
 """Items below which t-SNE says nothing."""
 CONSTANT = 1e-12
 
@@ -34,14 +35,14 @@ def principal(features: NDArray[np.float32]) -> Plane:
 
 def neighbours(features: NDArray[np.float32], seed: int = 0) -> Plane | None:
     """t-SNE (van der Maaten and Hinton, 2008) of features [n, D], from their principal components, exact and on one
-    thread: the same points on every run of one machine. None for fewer than five items, or items all alike."""
+    thread: the same points on every run of one machine. None for fewer than ten items, or items all alike."""
     spread = features.astype(np.float64).std(0).max(initial=0.0)
     if len(features) < FEWEST or spread < CONSTANT:
         return None
     from sklearn.manifold import TSNE  # what few pages need
     from threadpoolctl import threadpool_limits
 
-    perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    perplexity = min(PERPLEXITY, (len(features) - 1) / SHARE)
     with threadpool_limits(1):
         tsne = TSNE(method="exact", init="pca", perplexity=perplexity, random_state=seed, n_jobs=1)
         points: Floats = np.asarray(tsne.fit_transform(features.astype(np.float64)), dtype=np.float64)

@@ -19,7 +19,7 @@ def pilot_figures(gains: Gains) -> list[Figure]:
     tasks = shown_names(dict.fromkeys(task for of_tasks in gains.values() for task in of_tasks))
     if len(gains) < 2:
         return []
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"x": f"{coefficient:g}", "y": tasks[task], "gain": float(of_tasks[task])}
         for coefficient, of_tasks in sorted(gains.items()) for task in of_tasks
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 
@@ -77,7 +77,8 @@ def _at(place: int, tasks: int, radius: float) -> tuple[float, float]:
 def _spec(values: Sequence[Mapping[str, object]], names: list[str], tasks: list[str]) -> Mapping[str, object]:
     scale = alt.Scale(domain=[-EDGE, EDGE], nice=False)
     x, y = (alt.X("x:Q", axis=None, scale=scale), alt.Y("y:Q", axis=None, scale=scale))
-    closed = [*values, *({**value, "order": len(tasks)} for value in values if value["order"] == 0)]
+    first = {str(value["checkpoint"]): value for value in reversed(values)}
+    closed = [*values, *({**value, "order": len(tasks)} for value in first.values())]
     colour = alt.Color("checkpoint:N", title=None, sort=names, scale=alt.Scale(domain=names),
                        legend=alt.Legend(orient="bottom", columns=3))  # fmt: skip
     lines = alt.Chart(data(closed)).mark_line(aria=False).encode(
@@ -114,10 +115,10 @@ def _grid(x: alt.X, y: alt.Y, tasks: int) -> list[alt.Chart]:
 
 def _names(x: alt.X, y: alt.Y, tasks: list[str]) -> list[alt.Chart]:
     """The tasks' names around it, on the side where there is room for them."""
-    sides: dict[str, list[dict[str, object]]] = {}
+    sides: dict[Literal["center", "left", "right"], list[dict[str, object]]] = {}
     for place, name in enumerate(tasks):
         at = _at(place, len(tasks), 1.1)
-        side = "center" if abs(at[0]) < 0.15 else "left" if at[0] > 0 else "right"
+        side: Literal["center", "left", "right"] = "center" if abs(at[0]) < 0.15 else "left" if at[0] > 0 else "right"
         sides.setdefault(side, []).append({"x": at[0], "y": at[1], "text": name})
     return [
         alt.Chart(data(rows)).mark_text(align=side, limit=90, fontSize=11, aria=False).encode(x, y, text="text:N")
