@@ -139,8 +139,7 @@ def _tasks_of(asked: SweepRequest, suite: Suite, prepared: Prepared) -> dict[str
     lacking = [name for name in tasks if name not in merged]
     if lacking:
         asked.note(f"no expert of {listed(lacking)} is merged: left out")
-    found = {name: replace(task, expert=given.get(name, task.expert)) for name, task in tasks.items() if name in merged}
-    return found
+    return {name: replace(task, expert=given.get(name, task.expert)) for name, task in tasks.items() if name in merged}
 
 
 def _encoder(asked: SweepRequest, prepared: Prepared, backbone: Backbone, device: torch.device) -> Encoder:
