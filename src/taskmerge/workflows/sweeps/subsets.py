@@ -130,13 +130,16 @@ class Running:
 
     def average(self) -> None:
         """Puts the mean of the members into the encoder."""
-        encoder, size = self.encoder, len(self.members)
+        share = 1 / len(self.members)
 
         def work(job: TensorJob) -> None:
             for start, count in _slices(job):
-                encoder.put(job, (self._sums[job.name][start : start + count] / size).to(encoder.dtype), start)
+                total = self._sums[job.name][start : start + count]
+                for own, target, code in self.encoder.targets(job, start, count):
+                    torch.mul(total[own], share, out=target)
+                    _rounded(target, code)
 
-        encoder.each(work, encoder.rows("weight"))
+        self.encoder.each(work, self.encoder.rows("weight"))
 
     def task_arithmetic(self) -> None:
         """Puts θ₀ + λ Σ (θ_t - θ₀) over the members into the encoder."""
@@ -145,9 +148,11 @@ class Running:
 
         def work(job: TensorJob) -> None:
             for start, count in _slices(job):
-                total = self._sums[job.name][start : start + count] * scale
-                total.add_(rows.base_of(job.unit, start, count), alpha=1 - scale * size)
-                encoder.put(job, total.to(encoder.dtype), start)
+                total = rows.base_of(job.unit, start, count).double().mul_(1 - scale * size)
+                total.add_(self._sums[job.name][start : start + count], alpha=scale)
+                for own, target, code in encoder.targets(job, start, count):
+                    target.copy_(total[own])
+                    _rounded(target, code)
 
         encoder.each(work, rows)
 
@@ -156,9 +161,15 @@ class Running:
         return (self._sums[job.name] / len(self.members)).to(self.encoder.dtype)
 
 
+def _rounded(target: Tensor, code: torch.dtype) -> None:
+    """Rounds what is in the encoder to the type of a file."""
+    if code != target.dtype:
+        target.copy_(target.to(code))
+
+
 def _slices(job: TensorJob) -> Iterator[tuple[int, int]]:
     """Pieces of a unit that stay in the cache."""
-    size = 1 << 16
+    size = 1 << 18
     for start in range(0, max(job.numel, 1), size):
         yield start, min(size, job.numel - start)
 
