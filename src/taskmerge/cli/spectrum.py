@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from taskmerge.cli import options, show, sweep_words, writing
+from taskmerge.cli import options, show, sweep_words
 from taskmerge.cli.meter import Bar
 from taskmerge.cli.options import NAMES, Names, option
 from taskmerge.cli.words import command, given_options
@@ -15,7 +15,6 @@ PANELS = {
     "rank": "What is measured", "suite": "Sweeps with data", "base": options.INPUT, "output": options.COST,
 }  # fmt: skip
 PRINTING = ("output", "overwrite", "json", "quiet", "debug", *sweep_words.FIELDS)
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,9 @@ class SpectrumWords:
     allow_merged: options.AllowMerged = False
     allow_pickle: options.AllowPickle = False
 
-    output: Annotated[Path | None, option("Folder for report.json and all singular values.", "--output", "-o")] = None
+    output: Annotated[
+        Path | None, option("Folder for report.json, its page and all singular values.", "--output", "-o")
+    ] = None
     overwrite: options.Overwrite = False
     threads: options.Threads = None
     max_memory: options.MaxMemory = None
@@ -75,13 +76,12 @@ def spectrum(words: SpectrumWords) -> None:
     """Look at the spectra of experts' task vectors and at what lies between them: no data needed.
 
     Every overlap stands beside what chance gives: a number without it misleads. Inputs and options are those of
-    `merge`; -o writes a folder with the whole report, matrix by matrix. With a suite and --sweep, merges are scored at
+    `merge`; -o writes a folder with the whole report, matrix by matrix, all singular values, and a page. With a suite and --sweep, merges are scored at
     many points, each stored as it is found: the same command goes on where it was stopped.
     """
     import taskmerge
     from taskmerge.cli import sweeping
     from taskmerge.cli.spectrum_page import show_page
-    from taskmerge.spectra.report import dumps
 
     suite = sweeping.suite_of(words)
     sweeping.check_place(words)
@@ -94,6 +94,8 @@ def spectrum(words: SpectrumWords) -> None:
         report = replace(report, sweeps=found.document, sweep_seconds=found.seconds)
     document = report.to_dict()
     if words.output is not None:
-        writing.write_files(words.output, {REPORT: dumps(document)}, overwrite=words.overwrite)
+        from taskmerge.cli.spectrum_files import write_folder
+
+        write_folder(report, document, words.output, overwrite=words.overwrite)
     show.notices(report.notes, report.warnings, words.quiet)
     show.document(document) if words.json else show_page(document)

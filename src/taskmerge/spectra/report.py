@@ -198,6 +198,7 @@ def group_document(group: Group) -> Document:
         "space": group.space,
         "by": group.by,
         "group": group.name,
+        "tower": group.tower,
         "matrices": group.matrices,
         "parameters": group.parameters,
         "norm": _plain(group.norm),

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from taskmerge.experts.classes import block_of, depths, in_sequence
 from taskmerge.spectra.between import Beside
 from taskmerge.spectra.entries import Counts, add
 from taskmerge.spectra.intruders import FAR
@@ -22,6 +23,7 @@ OTHER = "other"
 class Group:
     """Some matrices about one origin: by task [T], and between tasks [T, T] (None where there is nothing between).
 
+    `name` is all, a role, or the place of a block in its `tower`.
     Ranks are means of shares of the full rank, `energy` and `nuclear` [T, R], overlaps and interferences means over
     matrices, each beside the mean of its chance levels; `exponent` is the median. Over all entries together: `norm`,
     `zeros`, `cosine`, `conflict`. `singular` is that of all matrices over the values of all. `intruders` [T] is how
@@ -31,6 +33,7 @@ class Group:
     space: Space
     by: By
     name: str
+    tower: str | None
     matrices: int
     parameters: int
     norm: Tensor
@@ -55,20 +58,35 @@ class Group:
 def groups(found: Sequence[Found]) -> list[Group]:
     """All groups of the matrices, about every origin, in the order of the model."""
     spaces = list(dict.fromkeys(space for one in found for space in one.spaces))
-    return [_group(space, by, name, members) for space in spaces for by, name, members in _members(found)]
+    return [_group(space, *chosen) for space in spaces for chosen in _members(found)]
 
 
-def _members(found: Sequence[Found]) -> Iterator[tuple[By, str, list[Found]]]:
-    yield "all", "all", list(found)
+def _members(found: Sequence[Found]) -> Iterator[tuple[By, str, str | None, list[Found]]]:
+    """(by what, name, tower of a block, the matrices): all, then by role, then by depth."""
+    yield "all", "all", None, list(found)
     for role in ("attention", "mlp", OTHER):
         members = [one for one in found if (one.place.role or OTHER) == role]
         if members:
-            yield "role", role, members
-    for block in sorted({one.place.position[0] for one in found if one.place.position is not None}):
-        yield "depth", str(block), [one for one in found if one.place.position and one.place.position[0] == block]
+            yield "role", role, None, members
+    blocks: dict[tuple[str, int], list[Found]] = {}
+    for one, place in zip(found, _depths(found), strict=True):
+        if place is not None:
+            blocks.setdefault(place, []).append(one)
+    for (tower, depth), members in sorted(blocks.items()):
+        yield "depth", str(depth), tower, members
 
 
-def _group(space: Space, by: By, name: str, members: Sequence[Found]) -> Group:
+def _depths(found: Sequence[Found]) -> list[tuple[str, int] | None]:
+    """The tower and the place in it of every matrix's block; stages, such as ResNets' `layer1`, are one tower."""
+    sequences = in_sequence(depths(one.place.name for one in found))
+    blocks = [block_of(one.place.name) for one in found]
+    return [
+        None if block is None else (block.tower.rstrip("0123456789"), sequences[block.tower][0] + block.index)
+        for block in blocks
+    ]
+
+
+def _group(space: Space, by: By, name: str, tower: str | None, members: Sequence[Found]) -> Group:
     every = [one.spaces[space] for one in members]
     counts = add(one.counts for one in every)
     sides = torch.tensor([min(one.place.shape) for one in members], dtype=torch.float64)[:, None]
@@ -82,7 +100,7 @@ def _group(space: Space, by: By, name: str, members: Sequence[Found]) -> Group:
     near = [one.nearest for one in members if one.nearest is not None] if space == "delta" else []
     cosine = _cosine(counts, every)
     return Group(
-        space, by, name, len(members), counts.numel,
+        space, by, name, tower, len(members), counts.numel,
         counts.norms,
         shares(lambda one: one.spectra.energy_rank),
         shares(lambda one: one.spectra.entropy_rank),
