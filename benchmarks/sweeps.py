@@ -37,7 +37,7 @@ from taskmerge.numerics.lapack import load_routines
 from taskmerge.numerics.rank import Rank
 from taskmerge.workflows.sweeps.encoder import Encoder, spots_in
 from taskmerge.workflows.sweeps.grid import GridPoint, walk
-from taskmerge.workflows.sweeps.subsets import Grams, Running, cart
+from taskmerge.workflows.sweeps.subsets import Running, cart
 
 HERE = Path(__file__).resolve().parent
 POINTS = 10
@@ -142,12 +142,8 @@ def subsets(folder: Path, work: Path, rounds: int, sample: int) -> None:
         told(f"{len(every)} subsets, {method}", ours, call, "a call each   ")
     three = [one for one in chosen if len(one) > 2]
     ours, command, call = [], [], []
-    (work / "grams").mkdir(exist_ok=True)
-    grams = Grams(encoder, work / "grams")
-    making = timed(lambda: [grams.of(job) for job in encoder.jobs if job.factored])
-    print(f"Gram matrices of pairs: {making[0]:.2f} s, {making[1]:.2f} CPU s, once", flush=True)
     for _ in range(rounds):
-        ours.append(timed(lambda: carts(encoder, grams, three)))
+        ours.append(timed(lambda: carts(encoder, three)))
         command.append(timed(lambda: as_commands(folder, work, three, "cart")))
         call.append(timed(lambda: as_calls(folder, work, three, "cart")))
     told(f"{len(three)} subsets, CART", ours, command, "a command each")
@@ -161,12 +157,12 @@ def all_subsets(encoder: Encoder, method: str) -> None:
         getattr(running, method)()
 
 
-def carts(encoder: Encoder, grams: Grams, chosen: Sequence[Sequence[int]]) -> None:
+def carts(encoder: Encoder, chosen: Sequence[Sequence[int]]) -> None:
     running = Running(encoder)
     for members in chosen:
         for member in {*members} ^ {*running.members}:
             running.toggle(member, sorted({*running.members} ^ {member}))
-        cart(running, grams)
+        cart(running)
 
 
 def _files(folder: Path, members: Sequence[int]) -> list[str]:
