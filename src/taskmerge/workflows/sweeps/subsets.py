@@ -144,7 +144,7 @@ class Running:
 
         def work(job: TensorJob) -> None:
             for start, count in _slices(job):
-                total = rows.base_of(job.unit, start, count).double().mul_(1 - scale * size)
+                total = rows.placed(rows.base_of(job.unit, start, count)).double().mul_(1 - scale * size)
                 total.add_(self._sums[job.name][start : start + count], alpha=scale)
                 for own, target, code in encoder.targets(job, start, count):
                     target.copy_(total[own])
