@@ -46,7 +46,7 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(
     monkeypatch.setattr("taskmerge.workflows.sweeps.landscape.AROUND", 3)
     monkeypatch.setattr("taskmerge.workflows.sweeps.components.indices", lambda full: [1, 2, full])
     whole = sweep(request(tmp_path / "whole", kind, **SHORT))
-    outputs, left = judging.Judge.outputs, 40
+    outputs, left = judging.Judge.outputs, 14
 
     def until_killed(self: judging.Judge, label: str, name: str) -> torch.Tensor:
         nonlocal left
@@ -58,7 +58,7 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(
     monkeypatch.setattr(judging.Judge, "outputs", until_killed)
     stops = 0
     for _ in range(40):
-        left = 40
+        left = 14
         try:
             again = sweep(request(tmp_path / "stopped", kind, **SHORT))
             break
