@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 from sweep_cases import EXAMPLE, RANKS, TASKS, held, opened, request, states
 
+import taskmerge
 from taskmerge.errors import BadFile, TaskmergeError, UsageError
 from taskmerge.methods.task_arithmetic import usual_coefficient
 from taskmerge.numerics.rank import Rank
@@ -391,6 +392,20 @@ def test_an_expert_that_is_rewritten_meanwhile(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(judging.Judge, "outputs", rewriting)
     with pytest.raises(BadFile):
         sweep(replace(asked, tasks=("digits", "shapes")))
+
+
+def test_the_function_reads_what_the_command_reads(tmp_path: Path) -> None:
+    report = taskmerge.sweep(
+        "coefficient", suite=EXAMPLE, output=tmp_path, tasks="digits,shapes", limit=2, sweep_coefficient=[0.5],
+        device="cpu", loss_labels="true",
+    )  # fmt: skip
+    assert isinstance(report, taskmerge.SweepReport)
+    assert [point["coefficient"] for point in report.document["coefficient"]["points"]] == [0.5] * 3
+    for keyword, value in (("cofficient", 1), ("loss_labels", "mine"), ("limit", 0), ("method", "ties")):
+        with pytest.raises(UsageError):
+            taskmerge.sweep("rank", suite=EXAMPLE, output=tmp_path, **{keyword: value})
+    with pytest.raises(UsageError, match="is a file"):
+        taskmerge.sweep("rank", suite=EXAMPLE, output=EXAMPLE / "suite.yaml")
 
 
 def test_requests_are_checked() -> None:

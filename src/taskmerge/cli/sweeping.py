@@ -80,8 +80,8 @@ def check_place(words: "SpectrumWords") -> None:
     writing.check_folder(folder, overwrite=words.overwrite or stopped)
 
 
-def requested(words: "SpectrumWords", suite: "Suite") -> "SweepRequest":
-    """The sweeps that are asked for, checked before anything is measured."""
+def requested(words: "SpectrumWords", suite: "Suite", output: Path) -> "SweepRequest":
+    """The sweeps that are asked for, whose points go to `output`, checked before anything is measured."""
     from taskmerge.data.cache import default_cache
     from taskmerge.workflows.sweep import sweep_requested
 
@@ -89,7 +89,7 @@ def requested(words: "SpectrumWords", suite: "Suite") -> "SweepRequest":
     keywords = {name: value for name, value in given.items() if name not in OWN | NO_MERGE}
     cache: Path | None = None if words.no_cache else words.cache or default_cache()
     return sweep_requested(
-        **keywords, suite=suite, output=words.output, inputs=words.inputs or (), cache=cache,
+        **keywords, suite=suite, output=output, inputs=words.inputs or (), cache=cache,
         note=lambda text: show.notices([text], (), words.quiet),
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ def sweep(
     """
     return sweep_asked(sweep_requested(
         sweep, suite=suite, output=output, inputs=inputs, split=split, tasks=tasks, limit=limit, seed=seed,
-        sweep_rank=sweep_rank, sweep_coefficient=sweep_coefficient, sweep_matrix=sweep_matrix, loss_labels=against,
+        sweep_rank=sweep_rank, sweep_coefficient=sweep_coefficient, sweep_matrix=sweep_matrix, loss_labels=loss_labels,
         batch_size=batch_size, device=device, threads=threads, cache=cache, progress=progress, note=note, **merging,
     ))  # fmt: skip
 
