@@ -6,9 +6,11 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from adapt_command_cases import METHOD, SHORT, adapt, contents, report, suite_here, trace
 from eval_cases import prepared, rewritten
 from merge_cases import merge, refused, run, tree
+from safetensors.torch import load_file, save_file
 
 import taskmerge
 from taskmerge.adaptation.trace import StepRecord
@@ -448,3 +450,33 @@ def test_auto_tries_candidates_and_says_which_it_keeps(tiny: Path) -> None:
     assert outcome.err.count("note: merging the 2 experts") == 1
     assert "* chosen by agreement, without a label" in outcome.err
     assert read_adapted(tiny / "adapted-auto").manifest.method == document["method"]
+
+
+# --- tensors that are not merged -------------------------------------------------------------------------------
+
+ENTROPY = ("--method", "adamerging", "--origin", "mean", "--iterations", "3", "--limit", "64", UNSCORED)
+
+
+@pytest.mark.parametrize("keeper", ["base", "shapes"])
+def test_what_is_kept_from_one_input_is_in_the_model_that_learns(tiny: Path, keeper: str) -> None:
+    """As if every expert held it: the same losses, though the first expert's own tensor is another."""
+    name = "visual.conv1.weight"
+    experts = {path.stem: load_file(path) for path in (tiny / "digits.safetensors", tiny / "shapes.safetensors")}
+    held = load_file(tiny / "base.safetensors") if keeper == "base" else experts[keeper]
+    kept = adapt(*ENTROPY, "--keep-from", keeper, "visual.conv1*", "-o", "kept")
+    assert f"copied unmerged from {keeper}: 1 tensors (`{name}`)" in kept.words
+    for task, tensors in experts.items():
+        save_file(tensors | {name: held[name]}, tiny / f"{task}.safetensors", {"format": "pt"})
+    adapt(*ENTROPY, "-o", "held")
+    losses = [
+        [task["loss"] for record in trace(folder) for task in record["tasks"].values()] for folder in ("kept", "held")
+    ]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert torch.equal(load_file(tiny / "kept" / "model.safetensors")[name], held[name])
+
+
+def test_where_nothing_is_merged_nothing_is_kept(tiny: Path) -> None:
+    merge("--suite", "suite.yaml", "--method", "average", "-o", "start.safetensors")
+    words = ("--method", "surgery", "--init", "start.safetensors", "--keep-from", "base", "visual.conv1*")
+    refused(2, "adapt", *words, says=("--keep-from: the encoder is there already",))

@@ -247,3 +247,15 @@ def test_a_file_without_permission_is_an_input_that_cannot_be_read(
 
 def denied(path: object, *anything: object, **options: object) -> int:
     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def test_configurations_that_change_what_the_same_weights_mean_are_noted(here: Path, experts: Files) -> None:
+    for name, theta in (("one", 1e4), ("two", 1e6), ("three", 1e4)):
+        (here / name).mkdir()
+        (here / name / "model.safetensors").write_bytes(experts["base"].read_bytes())
+        (here / name / "config.json").write_text(json.dumps({"rope_theta": theta, "eos_token_id": theta}))
+    said = "config.json differs in what changes the meaning of weights: `rope_theta`: 10000.0 in A; 1000000.0 in B"
+    report = json.loads(run("diff", "one", "two", "--json").out)
+    assert (report["notes"], report["same"]) == ([said], True)
+    assert json.loads(run("diff", "one", "three", "--json").out)["notes"] == []
+    assert " ".join(said.split()) in " ".join((found := run("diff", "one", "two")).out.split() + found.err.split())

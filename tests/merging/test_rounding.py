@@ -29,7 +29,7 @@ from vector_cases import COUNTER, TASKS, experts, load, record_of, resealed, wri
 
 DIGITS = {torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 """Binary digits of a number."""
-ELSEWHERE = {"torch": "2.0.1", "cpu": "AVX2", "rounding": "0" * 16}
+ELSEWHERE = {"torch": "2.0.1", "cpu": "SVE256", "rounding": "0" * 16}
 
 
 # --- one tensor ------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_last_bits_from_elsewhere_are_explained(
         assert found.entries == sum((value.numel() + 1) // 2 for value in held.values())
         assert found.elsewhere[:2] == (
             f"torch 2.0.1 there, {torch.__version__} here",
-            f"CPU code AVX2 there, {torch.backends.cpu.get_cpu_capability()} here",
+            f"CPU code SVE256 there, {torch.backends.cpu.get_cpu_capability()} here",
         )
     else:  # a number that lies between two of a short type is rounded to one of them by any arithmetic
         moved(path, {name: nudged(value) for name, value in held.items()}, arithmetic=ELSEWHERE)

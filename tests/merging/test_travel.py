@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import taskmerge
+from taskmerge.checkpoint.configs import clashes, shared, with_values
 from taskmerge.errors import Mismatch, UsageError
-from taskmerge.merging.configs import clashes, shared, with_values
 from taskmerge.merging.record import MergeReceipt
 
 Config = Mapping[str, Any]

@@ -588,3 +588,31 @@ def test_vectors_of_adapters(rank: int | None, models: dict[str, Path], tmp_path
     wanted = merged(folders, tmp_path / "a.safetensors", **common)
     assert agrees(merged(list(receipt.paths), tmp_path / "m.safetensors", **common), wanted, 1e-5)
     assert taskmerge.verify(wanted, [tmp_path, models["base"]]).same_file
+
+
+# --- what configurations make of the same weights --------------------------------------------------------------
+
+
+def in_folder(file: Path, **config: Any) -> Path:
+    """A model's folder beside a checkpoint, with a configuration."""
+    folder = file.with_suffix("")
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "x", **config}))
+    (folder / "model.safetensors").write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2}, {"centre": True}, {"apply": True}], ids=str)
+def test_folders_of_which_one_means_another_function_are_refused(
+    models: dict[str, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    base = in_folder(models["base"], rope_theta=1e4)
+    folders = [in_folder(models[task], rope_theta=1e6 if place else 1e4) for place, task in enumerate(TASKS)]
+    out = tmp_path / "out"
+    with pytest.raises(Mismatch, match=r"differs in what changes the meaning of weights\n`rope_theta`: ") as caught:
+        taskmerge.vectors(folders, base=base, output=out, **options)
+    assert "in place of its folder" in caught.value.hint
+    assert not out.exists()
+    files = [folder / "model.safetensors" for folder in folders[1:]]
+    named = [f"{task}={file}" for task, file in zip(TASKS[1:], files, strict=True)]
+    taskmerge.vectors([folders[0], *named], base=base, output=out, **options)

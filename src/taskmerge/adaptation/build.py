@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from taskmerge.adaptation.components import Composed
 from taskmerge.adaptation.learnables import OnWeights, fresh
 from taskmerge.adaptation.loop import Adaptation, Horizon, detached
-from taskmerge.adaptation.opening import Opened, Place
+from taskmerge.adaptation.opening import Experts, Opened, Place, fill_kept
 from taskmerge.adaptation.passes import Setting
 from taskmerge.adaptation.sides import ADAPTER, BLOCK, HEAD, block_names, side_of
 from taskmerge.adaptation.state import Optimised
@@ -66,20 +66,22 @@ def all_cores(group: Group, threads: int | None) -> Iterator[None]:
 
 
 def built(
-    opened: Opened, teachers: Mapping[str, Teacher], composed: Sequence[Composed], parts: Parts, spec: AdaptSpec,
-    place: Place, workers: Workers, *, experts: int, init: Checkpoint | None = None, start: Learned | None = None,
+    opened: Opened, experts: Experts, teachers: Mapping[str, Teacher], composed: Sequence[Composed], parts: Parts,
+    spec: AdaptSpec, place: Place, workers: Workers, *, init: Checkpoint | None = None, start: Learned | None = None,
     blocks: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({}), names: Collection[str] | None = None,
 ) -> Adaptation:  # fmt: skip
     """The run before its first update. `init` fills the encoder where nothing is composed; `start` are
-    coefficients and masks to start from; `experts` is how many are merged, whether heard or not; `blocks` are
-    own blocks' tensors to start from, by task; `names` are those of the model's tensors: others are the base's.
+    coefficients and masks to start from; `blocks` are own blocks' tensors to start from, by task; `names` are those
+    of the model's tensors: others are the base's.
 
     Raises UsageError for a batch larger than a task has items.
     """
     fill(place.backbone, init or opened.complete, opened.base)
+    if init is None:
+        fill_kept(experts, place)
     if names is not None and opened.base is not None:
         lend(place.backbone, names, opened.base)  # what is not merged is no expert's: `eval` has the base's there too
-    on_weights = fresh(parts, composed, experts, spec.seed, start)
+    on_weights = fresh(parts, composed, len(experts.rows.experts), spec.seed, start)
     block = parts.of(Block)
     names = block_names(place.module, block.layer) if isinstance(block, Block) else ()
     weights = Weights(

@@ -88,13 +88,14 @@ class Opened:
 @dataclass(frozen=True)
 class Experts:
     """The experts as they are merged: sources by task, the tensors of an encoder, and where these stand in it;
-    with the digests of the files."""
+    with the digests of the files. `kept` are tensors that one source gives unmerged."""
 
     rows: Rows
     units: Sequence[Unit]
     spots: Mapping[str, str]
     digests: Mapping[str, str]
     base_digest: str = ""
+    kept: Sequence[tuple[Source, Unit]] = ()
 
     def source(self, task: str) -> Source:
         return next(expert for expert in self.rows.experts if expert.task == task)
@@ -214,18 +215,30 @@ def fill_expert(experts: Experts, source: Source, filled: Opened, place: Place, 
         what = f"experts scaled by {scale:g} lie between the base and themselves, and there is no base"
         raise UsageError(what, where="--teacher-scale", hint="add `base:` to the suite, or leave it out")
     fill(place.backbone, filled.whole.get(source.task, filled.complete), filled.base)
-    slots = live_tensors(place.module)
     space: Space = "weight" if scale == 1 else "delta"
     rows = replace(experts.rows, experts=[source], weights=torch.ones(1, dtype=torch.float64), space=space)
+    slots = live_tensors(place.module)
     for unit in experts.units:
         origin, (row,) = rows.of(unit, tallied=False)
-        values = row if scale == 1 else origin + scale * row
-        offset = 0
-        for part in unit.parts:
-            if part.name in experts.spots:
-                target = slots[experts.spots[part.name]]
-                target.copy_(values[offset : offset + part.numel].view(target.shape))
-            offset += part.numel
+        _put(unit, row if scale == 1 else origin + scale * row, experts.spots, slots)
+
+
+def fill_kept(experts: Experts, place: Place) -> None:
+    """Puts the tensors that one source gives, unmerged, into the backbone."""
+    slots = live_tensors(place.module)
+    for source, unit in experts.kept:
+        rows = replace(experts.rows, experts=[source], weights=torch.ones(1, dtype=torch.float64), space="weight")
+        _put(unit, rows.of(unit, tallied=False)[1][0], experts.spots, slots)
+
+
+def _put(unit: Unit, values: Tensor, spots: Mapping[str, str], slots: Mapping[str, Tensor]) -> None:
+    """Copies a tensor's values, flat, to where its parts stand."""
+    offset = 0
+    for part in unit.parts:
+        if part.name in spots:
+            target = slots[spots[part.name]]
+            target.copy_(values[offset : offset + part.numel].view(target.shape))
+        offset += part.numel
 
 
 def expert_tensors(experts: Experts, task: str, names: Sequence[str]) -> dict[str, Tensor]:

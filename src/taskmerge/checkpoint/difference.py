@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
+from taskmerge.checkpoint.configs import clashes
 from taskmerge.checkpoint.dtypes import DTYPES, itemsize
 from taskmerge.checkpoint.header import TensorSpec
-from taskmerge.checkpoint.quantised import read_config
+from taskmerge.checkpoint.quantised import CONFIG, read_config
 from taskmerge.checkpoint.translation import Joined
 from taskmerge.checkpoint.wording import translations
 from taskmerge.errors import Mismatch
@@ -154,13 +156,20 @@ def _sides(
         for one, own in zip((first, second), names, strict=True)
     )
     configs = [read_config(one.home) for one in (first, second)]
+    notes = _config_notes(dict(zip("AB", configs, strict=True)))
     (found,) = translations([(a.specs, configs[0]), (b.specs, configs[1])])
     if found is None:
-        return a, b, ()
+        return a, b, notes
     joined = {name: one.stored_as(b.names) for name, one in found.joined.items()}
     plain = {name: b.names[stored] for name, stored in found.names.items()}
     note = f"{second.path}: {found.said} {first.path}"
-    return a, _Side(second, found.specs(b.specs), plain, joined), (note,)
+    return a, _Side(second, found.specs(b.specs), plain, joined), (note, *notes)
+
+
+def _config_notes(configs: Mapping[str, Mapping[str, Any] | None]) -> tuple[str, ...]:
+    """A line for each key by which the configurations make different functions of the same weights."""
+    lines = clashes({name: config for name, config in configs.items() if config is not None})
+    return tuple(f"{CONFIG} differs in what changes the meaning of weights: {line}" for line in lines)
 
 
 def _selected(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:

@@ -120,7 +120,9 @@ class AdaptWords:
     also: Annotated[Names, option("Treat these classes as matrices too: projection,conv,embedding."), NAMES] = None
     include: options.Include = None
     exclude: options.Exclude = None
+    keep_from: options.KeepFrom = None
     on_missing: options.OnMissing = None
+    on_buffer: options.OnBuffer = None
     strip_prefix: options.StripPrefix = None
     map: options.Map = None
     allow_merged: options.AllowMerged = False

@@ -30,7 +30,7 @@ from taskmerge.specs.merge import FINISH, MergeSpec
 
 ROUNDS = 12
 """Ways out that are tried one after the other."""
-UNLIMITED = Budget(1, None, 0, 0)
+UNLIMITED = Budget(1, None, 0, 0, 0)
 Keywords = Mapping[str, Any]
 
 

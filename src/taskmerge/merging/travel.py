@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.ahead import Stamp
+from taskmerge.checkpoint.configs import clashes, differing, entries, shared, with_dtype, with_values
 from taskmerge.checkpoint.identity import stamps_of
 from taskmerge.checkpoint.quantised import without_quantisation
 from taskmerge.checkpoint.sidecars import CONFIG, Contents, contents, digests_of, is_tokenizer, tokenizer_differences
@@ -15,7 +16,6 @@ from taskmerge.documents import object_at, object_in, read_object, read_regular
 from taskmerge.errors import BadFile, Mismatch, UsageError, listed, unknown_name
 from taskmerge.experts.inputs import Inputs
 from taskmerge.experts.sources import Source
-from taskmerge.merging.configs import clashes, differing, entries, shared, with_dtype, with_values
 from taskmerge.specs.merge import MergeSpec
 
 BASE = "base"
@@ -54,6 +54,9 @@ class Folders:
         return [name for name, found in self.experts.items() if file in found.travels]
 
 
+DIFFERS = f"{CONFIG} of the inputs differs in what changes the meaning of weights"
+
+
 def check_configs(inputs: Inputs, spec: MergeSpec) -> list[str]:
     """Refuses inputs whose configurations make different functions of the same weights: `Mismatch`.
 
@@ -63,16 +66,29 @@ def check_configs(inputs: Inputs, spec: MergeSpec) -> list[str]:
     for flag, name in _said(spec).items():
         if name not in (None, BASE, *tasks):
             raise unknown_name("input", str(name), [*tasks, BASE], where=flag)
-    places = _places(inputs)
-    configs = {name: _config(folder / CONFIG, needed=spec.config_from is None) for name, folder in places.items()}
-    lines = clashes({name: config for name, config in configs.items() if config is not None})
+    configs = _configs(inputs, needed=spec.config_from is None)
+    lines = clashes(configs)
     if lines and spec.config_from is None:
         raise Mismatch(
-            f"{CONFIG} of the inputs differs in what changes the meaning of weights\n" + "\n".join(lines),
+            f"{DIFFERS}\n" + "\n".join(lines),
             hint="merge fine-tunings of one model; where one of these is wrong, `--config-from NAME` takes another's",
             ways=({"config_from": BASE if BASE in configs else next(iter(configs))},),
         )  # fmt: skip
     return [f"{CONFIG} is {spec.config_from}'s (--config-from), though inputs differ: {line}" for line in lines]
+
+
+def clashing(inputs: Inputs) -> list[str]:
+    """What changes the meaning of weights in the configurations of the inputs' folders, a line for each key.
+
+    `BadFile` where one cannot be read.
+    """
+    return clashes(_configs(inputs, needed=True))
+
+
+def _configs(inputs: Inputs, *, needed: bool) -> dict[str, dict[str, Any]]:
+    """The configurations of the inputs that have one, by name."""
+    found = {name: _config(folder / CONFIG, needed=needed) for name, folder in _places(inputs).items()}
+    return {name: config for name, config in found.items() if config is not None}
 
 
 def _config(file: Path, *, needed: bool) -> dict[str, Any] | None:

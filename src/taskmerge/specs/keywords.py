@@ -21,6 +21,7 @@ Location = str | Path | None
 Names = str | Sequence[str] | None
 """One text, with commas between names, or a sequence of names."""
 Globs = str | Sequence[str] | None
+Pairs = Sequence[tuple[str, str]] | None
 """One text, or a sequence of them."""
 Size = int | str | None
 """Bytes, or a text such as `2G`."""

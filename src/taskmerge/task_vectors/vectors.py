@@ -24,6 +24,7 @@ from taskmerge.merging.options import RunOptions, split_options
 from taskmerge.merging.outputs import check_disk, check_free, check_kept, files_read
 from taskmerge.merging.plan import Plan, TensorJob
 from taskmerge.merging.run import progress_of
+from taskmerge.merging.travel import DIFFERS, clashing
 from taskmerge.numerics.device import named_device
 from taskmerge.numerics.lapack import single_threaded
 from taskmerge.numerics.memory import peak_memory, return_large_blocks
@@ -109,6 +110,7 @@ def _prepare(given: Arguments, wanted: Wanted, spec: MergeSpec, opening: InputOp
     own += [folder / f"{CENTRE}.safetensors"] if wanted.writes_centre else []
     inputs = resolve(given, replace(opening, outputs=tuple(own), earlier=("vector", "factors", "centre")))
     _check(inputs, wanted, folder)
+    _check_configs(inputs)
     paths = [folder / f"{expert.task}{ENDINGS[wanted.kind]}" for expert in inputs.experts]
     check_free(paths, overwrite=running.overwrite)
     plan = _plan(inputs, wanted, spec, running)
@@ -159,6 +161,13 @@ def _check(inputs: Inputs, wanted: Wanted, folder: Path) -> None:
     written = [f"{expert.task}{ENDINGS[wanted.kind]}" for expert in inputs.experts]
     for name in (*written, *([f"{CENTRE}.safetensors"] if wanted.writes_centre else [])):
         check_kept(lay_out(folder / name, (), overwrite=True), read)
+
+
+def _check_configs(inputs: Inputs) -> None:
+    """Refuses folders whose configurations make different functions of the same weights."""
+    if lines := clashing(inputs):
+        hint = "take fine-tunings of one model; a file of weights as input, in place of its folder, brings none"
+        raise Mismatch(f"{DIFFERS}\n" + "\n".join(lines), hint=hint)
 
 
 def _jobs(spec: MergeSpec, wanted: Wanted, inputs: Inputs, agreed: Agreed) -> list[TensorJob]:

@@ -11,8 +11,8 @@ from taskmerge.experts.arguments import Arguments
 from taskmerge.methods.adaptive import BlockStart, Filter, HeadsStart, Objective, On, Updates
 from taskmerge.methods.options import Value
 from taskmerge.specs import keywords as read
-from taskmerge.specs.keywords import Globs, Location, Names, Size
-from taskmerge.specs.merge import OnMissing, Qkv, Svd
+from taskmerge.specs.keywords import Globs, Location, Names, Pairs, Size
+from taskmerge.specs.merge import OnBuffer, OnMissing, Qkv, Svd
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import find_suite, load_suite
 from taskmerge.types import Note, unheard
@@ -55,7 +55,8 @@ def adapt(
     seeds: int | None = ..., adapt_split: str | None = ..., split: str | None = ..., tasks: Names = ...,
     limit: int | None = ...,
     base: Location = ..., qkv: Qkv | None = ..., also: Names = ..., include: Globs = ..., exclude: Globs = ...,
-    on_missing: OnMissing | None = ..., strip_prefix: str | None = ..., map: Globs = ..., skip_input: Globs = ...,
+    keep_from: Pairs = ..., on_missing: OnMissing | None = ..., on_buffer: OnBuffer | None = ...,
+    strip_prefix: str | None = ..., map: Globs = ..., skip_input: Globs = ...,
     keep_base: bool | None = ..., allow_merged: bool | None = ..., allow_pickle: bool | None = ...,
     dtype: str | torch.dtype | None = ..., compute_dtype: Literal["float32", "float64"] | None = ...,
     svd: Svd | None = ..., output: Location = ..., overwrite: bool | None = ..., resume: bool | None = ...,
@@ -79,7 +80,8 @@ def adapt(
     head_temperature: float | None = ..., teacher_scale: float | None = ..., seed: int | None = ...,
     adapt_split: str | None = ..., split: str | None = ..., tasks: Names = ..., limit: int | None = ...,
     base: Location = ..., qkv: Qkv | None = ..., also: Names = ..., include: Globs = ..., exclude: Globs = ...,
-    on_missing: OnMissing | None = ..., strip_prefix: str | None = ..., map: Globs = ..., skip_input: Globs = ...,
+    keep_from: Pairs = ..., on_missing: OnMissing | None = ..., on_buffer: OnBuffer | None = ...,
+    strip_prefix: str | None = ..., map: Globs = ..., skip_input: Globs = ...,
     keep_base: bool | None = ..., allow_merged: bool | None = ..., allow_pickle: bool | None = ...,
     dtype: str | torch.dtype | None = ..., compute_dtype: Literal["float32", "float64"] | None = ...,
     svd: Svd | None = ..., output: Location = ..., overwrite: bool | None = ..., resume: bool | None = ...,
@@ -104,7 +106,8 @@ def adapt(
     seeds: None = ..., adapt_split: str | None = ..., split: str | None = ..., tasks: Names = ...,
     limit: int | None = ...,
     base: Location = ..., qkv: Qkv | None = ..., also: Names = ..., include: Globs = ..., exclude: Globs = ...,
-    on_missing: OnMissing | None = ..., strip_prefix: str | None = ..., map: Globs = ..., skip_input: Globs = ...,
+    keep_from: Pairs = ..., on_missing: OnMissing | None = ..., on_buffer: OnBuffer | None = ...,
+    strip_prefix: str | None = ..., map: Globs = ..., skip_input: Globs = ...,
     keep_base: bool | None = ..., allow_merged: bool | None = ..., allow_pickle: bool | None = ...,
     dtype: str | torch.dtype | None = ..., compute_dtype: Literal["float32", "float64"] | None = ...,
     svd: Svd | None = ..., output: Location = ..., overwrite: bool | None = ..., resume: bool | None = ...,
@@ -128,7 +131,8 @@ def adapt(
     seeds: int | None = None, adapt_split: str | None = None, split: str | None = None, tasks: Names = None,
     limit: int | None = None,
     base: Location = None, qkv: Qkv | None = None, also: Names = None, include: Globs = None, exclude: Globs = None,
-    on_missing: OnMissing | None = None, strip_prefix: str | None = None, map: Globs = None, skip_input: Globs = None,
+    keep_from: Pairs = None, on_missing: OnMissing | None = None, on_buffer: OnBuffer | None = None,
+    strip_prefix: str | None = None, map: Globs = None, skip_input: Globs = None,
     keep_base: bool | None = None, allow_merged: bool | None = None, allow_pickle: bool | None = None,
     dtype: str | torch.dtype | None = None, compute_dtype: Literal["float32", "float64"] | None = None,
     svd: Svd | None = None, output: Location = None, overwrite: bool | None = None, resume: bool | None = None,

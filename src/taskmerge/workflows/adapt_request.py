@@ -26,8 +26,8 @@ INIT = "iso_cts"
 which fitted heads do best on the embedded example (docs/adapt.md)."""
 ADAPT = "an adaptation"
 SHAPE = frozenset(field.name for field in fields(AdaptSpec)) - {"options", "init_options", "rank"}
-MERGING = ("base", "qkv", "include", "exclude", "also", "dtype", "compute_dtype", "svd", "strip_prefix", "map",
-           "on_missing", "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory",
+MERGING = ("base", "qkv", "include", "exclude", "keep_from", "also", "dtype", "compute_dtype", "svd", "strip_prefix",
+           "map", "on_missing", "on_buffer", "allow_merged", "allow_pickle", "skip_input", "keep_base", "max_memory",
            "shard_size")  # fmt: skip
 """Keywords of `merge` that `adapt` takes for the encoder that it merges."""
 COSTS = ("max_memory",)
@@ -202,6 +202,8 @@ def _fixed(asked: AdaptRequest, common: Mapping[str, Any]) -> Encoder:
     if not path.exists():
         known = ", ".join(name for name, method in methods().items() if method.gives == "merged")
         raise UsageError(f"`{init}` is no file, folder or method", where="--init", hint=f"methods: {known}")
+    if common.get("keep_from"):
+        raise UsageError("the encoder is there already: nothing is merged", where="--keep-from", hint="leave it out")
     start = start_of(path, asked.parts, asked.spec)
     model = read_adapted(path).model if is_adapted(path) else path
     experts = {name: value for name, value in common.items() if name != "allow_merged"}

@@ -206,8 +206,8 @@ class Learning:
             init = stack.enter_context(open_plain(self.folder.path / MODEL))
         doing("learning")
         adaptation = built(
-            opened, teachers, pieces, parts, spec, place, self.crew,
-            experts=len(self.encoder.experts.inputs.experts), init=init, start=self.encoder.start.learned,
+            opened, experts, teachers, pieces, parts, spec, place, self.crew,
+            init=init, start=self.encoder.start.learned,
             blocks=self._blocks(experts, place), names=self.encoder.names(),
         )  # fmt: skip
         if block := [name.removeprefix(BLOCK) for name in adaptation.sides[0].own if name.startswith(BLOCK)]:
@@ -240,9 +240,15 @@ class Learning:
         space = SPACES[self.asked.parts.origin]
         rows = Rows(inputs.base, inputs.experts, space, even(inputs.experts), dtype, self.device)
         units = [job.unit for job in prepared.plan.jobs if job.action == "merge"]
+        kept = [
+            (source, job.unit)
+            for job in prepared.plan.jobs
+            if job.action == "keep" and (source := job.holder(inputs.base, inputs.experts)) is not None
+        ]
         digests = {source.task: files_digest(source) for source in inputs.experts}
         base = files_digest(inputs.base) if inputs.base is not None else ""
-        return Experts(rows, units, spots_of(place.backbone, units), digests, base)
+        spots = spots_of(place.backbone, [*units, *(unit for _, unit in kept)])
+        return Experts(rows, units, spots, digests, base, kept)
 
     def _composed(self, experts: Experts) -> tuple[Composed, ...]:
         """The components of every merged tensor, read once."""

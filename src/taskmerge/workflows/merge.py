@@ -1,7 +1,7 @@
 """`taskmerge.merge`: what the command does, as one typed function; files or state dicts in, files or tensors out."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -19,7 +19,7 @@ from taskmerge.merging.record import MergeReceipt
 from taskmerge.merging.request import Request, requested
 from taskmerge.methods.options import Grid
 from taskmerge.specs import keywords as read
-from taskmerge.specs.keywords import Globs, Location, Names, Size
+from taskmerge.specs.keywords import Globs, Location, Names, Pairs, Size
 from taskmerge.specs.load import load_weights
 from taskmerge.specs.merge import OnBuffer, OnMissing, Qkv, Svd
 from taskmerge.specs.suite import Suite
@@ -28,7 +28,6 @@ from taskmerge.types import Note, unheard
 from taskmerge.workflows.chosen_merge import Judging, carry_out_choice
 from taskmerge.workflows.rebuild import carry_out_rebuilding, check_alone, rebuilding
 
-Pairs = Sequence[tuple[str, str]] | None
 Counted = Callable[[int, int], None] | None
 Base = str | Path | State | None
 OWN = frozenset({
