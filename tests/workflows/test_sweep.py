@@ -401,9 +401,10 @@ def test_the_function_reads_what_the_command_reads(tmp_path: Path) -> None:
     )  # fmt: skip
     assert isinstance(report, taskmerge.SweepReport)
     assert [point["coefficient"] for point in report.document["coefficient"]["points"]] == [0.5] * 3
-    for keyword, value in (("cofficient", 1), ("loss_labels", "mine"), ("limit", 0), ("method", "ties")):
+    wrong: list[dict[str, Any]] = [{"loss_labels": "mine"}, {"limit": 0}, {"threads": 0}, {"qkv": "half"}]
+    for keywords in wrong:
         with pytest.raises(UsageError):
-            taskmerge.sweep("rank", suite=EXAMPLE, output=tmp_path, **{keyword: value})
+            taskmerge.sweep("rank", suite=EXAMPLE, output=tmp_path, **keywords)
     with pytest.raises(UsageError, match="is a file"):
         taskmerge.sweep("rank", suite=EXAMPLE, output=EXAMPLE / "suite.yaml")
 
