@@ -98,9 +98,12 @@ def spectrum(
 
 def _rank(said: str | float | Rank, where: str) -> Rank:
     """A rank at which something is measured: a share or a count."""
-    rank = Rank.parse(said)
+    hint = "a share such as 0.08, or a count such as 8"
+    try:
+        rank = Rank.parse(said)
+    except UsageError as error:
+        raise UsageError(error.what, where=where, hint=hint) from None
     if rank.kind == "energy":
-        hint = "a share such as 0.08, or a count such as 8"
         raise UsageError(f"`{rank}` is another rank in every matrix", where=where, hint=hint)
     return rank
 
