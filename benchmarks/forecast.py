@@ -31,7 +31,7 @@ from scipy.stats import spearmanr
 
 import taskmerge
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.spectra.forecast import METHODS, NUMBERS, Ground, Merge, Numbers, kept, reach
+from taskmerge.spectra.forecast import METHODS, NUMBERS, Ground, Merge, Numbers, reach
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import load_suite
 
@@ -257,10 +257,12 @@ def said_of(name: str, said: Floats, points: Points, plain: float) -> Iterator[s
     for title, of in (("merges and tasks", ranks), ("means of merges", by_merge), ("merges of one subset", in_subset)):
         low, high = interval(of, said, points)
         alone = f"{of(few, points):.2f}" if of is not in_subset else "–"
-        yield f"  rank correlation, {title:<21} {of(said, points):5.2f} [{low:.2f}, {high:.2f}]  fewer tasks first {alone}"
+        own = f"{of(said, points):5.2f} [{low:.2f}, {high:.2f}]"
+        yield f"  rank correlation, {title:<21} {own}  fewer tasks first {alone}"
     low, high = interval(error, said, points)
     always = error(np.full_like(points.kept, plain), points)
-    yield f"  mean error, points of score {100 * error(said, points):6.1f} [{100 * low:.1f}, {100 * high:.1f}]  always {plain:.2f}: {100 * always:.1f}"
+    own = f"{100 * error(said, points):6.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    yield f"  mean error, points of score {own}  always {plain:.2f}: {100 * always:.1f}"
     yield "  kept on average by " + ", ".join(f"{who} {value:.3f}" for who, value in choices(said, points).items())
     for task in np.unique(points.task):
         own = points.task == task

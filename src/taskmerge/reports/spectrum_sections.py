@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
+from taskmerge.reports.recommendation_section import recommendation_section
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Fact, Facts, Part, Prose, Section
 from taskmerge.reports.spectrum_figures import spectrum_figures
@@ -35,6 +36,8 @@ def spectrum_sections(document: Document) -> list[Section]:
     """All sections of a report.json of `taskmerge spectrum`."""
     figures = {figure.name: figure for figure in spectrum_figures(document)}
     found = [_answer(document)]
+    if (advice := recommendation_section(document)) is not None:
+        found.append(advice)
     for space in document["spaces"]:
         own = [figure for name, figure in figures.items() if name.endswith(space)]
         tables = [task_table(document, space), between_table(document, space), alignment_table(document, space)]

@@ -48,7 +48,7 @@ class Ground:
     """What a spectrum report says of the matrices of T tasks, all together.
 
     `norms` [T] ‖τ_t‖, `cosines` [T, T], `interference` [T, T] the share of each task's (rows) leading components that
-    lies in another's spaces, `energies` [T, R] the energy at each of `shares` [R] of the full rank; `apart` and
+    lies in another's spaces (the mean over matrices), `energies` [T, R] the energy at each of `shares` [R] of the full rank; `apart` and
     `energies_apart` are norms and energies of the differences from the average. `rank` is the share of the full rank
     that leading spaces have.
     """
@@ -182,7 +182,7 @@ CANDIDATES: tuple[Merge, ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Trial:
     """How far the forecast was from what was measured of one suite's subsets: Spearman's correlation of the means of
     merges, and among the merges of one subset, the mean error in scores, each (value, low, high) with a 95% interval
     over resampled subsets; `always` is the error of the same share for all."""
@@ -196,5 +196,8 @@ class Tested:
     always: float
 
 
-TESTED: tuple[Tested, ...] = ()
-"""Suites that had no part in the numbers, each measured once."""
+TRIALS = (
+    Trial("tiny-clip-8", 9, 54, (0.76, 0.55, 0.87), (0.57, 0.50, 0.64), (0.143, 0.129, 0.155), 0.118),
+    Trial("small-texts", 11, 66, (0.63, 0.39, 0.76), (0.21, -0.03, 0.49), (0.032, 0.023, 0.043), 0.039),
+)
+"""Suites that had no part in form or numbers, each measured once (`benchmarks/forecast.py test`)."""

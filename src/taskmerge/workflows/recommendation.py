@@ -11,7 +11,7 @@ from taskmerge.experts.shell_words import input_word, options, quote
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.options import split_options
 from taskmerge.methods.registry import DEFAULT
-from taskmerge.spectra.forecast import CANDIDATES, TESTED, Forecast, Ground, Merge, Tested, ranked
+from taskmerge.spectra.forecast import CANDIDATES, TRIALS, Forecast, Ground, Merge, Trial, ranked
 
 SHAPING = ("include", "exclude", "on_missing", "strip_prefix", "map", "qkv", "allow_pickle")
 """Keywords of a spectrum that its merge has too."""
@@ -30,7 +30,7 @@ def recommendation(
         return None
     ground = Ground.of(document)
     found = ranked(ground, CANDIDATES) if ground is not None else []
-    best = found[0] if found and holds(TESTED) else None
+    best = found[0] if found and holds(TRIALS) else None
     usual = next((one for one in found if one.merge == UNTRIED), None)
     shown = best or usual
     merge = shown.merge if shown else UNTRIED
@@ -46,12 +46,12 @@ def recommendation(
         "recipe": recipe,
         "forecast": None if best is None or ground is None else _forecast(ground, best),
         "others": [{**_named(one.merge), "kept": _rounded(one.mean)} for one in found[1 : 1 + SHOWN]] if best else [],
-        "tested": [_tested(one) for one in TESTED],
+        "tested": [_tested(one) for one in TRIALS],
         "ground": _ground(document, ground, best),
     }
 
 
-def holds(tested: tuple[Tested, ...]) -> bool:
+def holds(tested: tuple[Trial, ...]) -> bool:
     """Whether the forecast tells merges of some experts apart better than chance, on every suite it was tested on."""
     return bool(tested) and all(one.correlation[1] > 0 and one.choice[1] > 0 for one in tested)
 
@@ -94,7 +94,7 @@ def _forecast(ground: Ground, best: Forecast) -> Document:
     }
 
 
-def _tested(one: Tested) -> Document:
+def _tested(one: Trial) -> Document:
     triples = {name: dict(zip(("value", "low", "high"), getattr(one, name), strict=True))
                for name in ("correlation", "choice", "error")}  # fmt: skip
     return {"suite": one.suite, "subsets": one.subsets, "merges": one.merges, **triples, "always": one.always}
@@ -107,13 +107,13 @@ def _ground(document: Mapping[str, Any], ground: Ground | None, best: Forecast |
         return [f"{usual}: nothing is forecast without a base, two tasks and ranks that are shares"]
     lines = [_between(document, ground)]
     if best is None:
-        return [f"{usual}: {untold(TESTED)}", *lines]
+        return [f"{usual}: {untold(TRIALS)}", *lines]
     worst = int(best.kept.argmin())
     lines.insert(0, (
         f"of {len(CANDIDATES)} merges it keeps most by the forecast: {best.mean:.0%} of what fine-tuning gained over "
         f"the base, on average, and least of {ground.tasks[worst]} ({best.kept[worst]:.0%})"
     ))  # fmt: skip
-    return [*lines, *(told(one) for one in TESTED)]
+    return [*lines, *(told(one) for one in TRIALS)]
 
 
 def _between(document: Mapping[str, Any], ground: Ground) -> str:
@@ -123,33 +123,37 @@ def _between(document: Mapping[str, Any], ground: Ground) -> str:
     seen, level = ([value for row in whole["interference"][key] for value in row if value is not None]
                    for key in ("value", "chance"))  # fmt: skip
     return (
-        f"task vectors have a mean cosine of {fmean(cosines or [0]):.3f} (chance 0), their leading {ground.rank:.0%} of "
-        f"components {fmean(seen or [0]):.1%} of each other's energy (chance {fmean(level or [0]):.1%})"
+        f"task vectors have a mean cosine of {fmean(cosines or [0]):.3f} (chance 0), and {fmean(seen or [0]):.1%} of "
+        f"their leading components' energy lies in each other's spaces (chance {fmean(level or [0]):.1%})"
     )
 
 
-def told(one: Tested) -> str:
+def told(one: Trial) -> str:
     """How good the forecast was on a suite, in a sentence."""
     (r, low, high), (c, least, most), (e, _, _) = one.correlation, one.choice, one.error
     return (
-        f"tested once on {one.merges} merges of {one.subsets} subsets of {one.suite}: rank correlation {r:.2f} [{low:.2f}, "
-        f"{high:.2f}] over all, {c:.2f} [{least:.2f}, {most:.2f}] among the merges of one subset; mean error "
-        f"{100 * e:.0f} points of score (one share for all: {100 * one.always:.0f})"
+        f"tested once on {one.merges} merges of {one.subsets} subsets of {one.suite}: rank correlation {r:.2f} "
+        f"[{low:.2f}, {high:.2f}] over all, {c:.2f} [{least:.2f}, {most:.2f}] among the merges of one subset; mean "
+        f"error {100 * e:.0f} points of score (one share for all: {100 * one.always:.0f})"
     )
 
 
-def untold(tested: tuple[Tested, ...]) -> str:
+def untold(tested: tuple[Trial, ...]) -> str:
     """Why there is no score, in words."""
     failed = [one for one in tested if one.correlation[1] <= 0 or one.choice[1] <= 0]
     if not failed:
         return "the forecast was not tested"
     of = "; ".join(
-        f"on {one.suite} its rank correlation is {one.correlation[0]:.2f} [{one.correlation[1]:.2f}, "
-        f"{one.correlation[2]:.2f}] over all merges, {one.choice[0]:.2f} [{one.choice[1]:.2f}, {one.choice[2]:.2f}] among "
-        "those of one subset"
+        f"on {one.suite} its rank correlation is {_within(one.correlation)} over all merges, {_within(one.choice)} "
+        "among those of one subset"
         for one in failed
     )
     return f"what a merge keeps cannot be forecast well enough from weights to choose by ({of})"
+
+
+def _within(triple: tuple[float, float, float]) -> str:
+    value, low, high = triple
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _rounded(value: float) -> float:
