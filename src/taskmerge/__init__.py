@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.record import MergeReceipt as MergeReceipt
     from taskmerge.merging.verification import Verification as Verification
     from taskmerge.merging.verify import verify as verify
+    from taskmerge.recovery.recover import recover as recover
+    from taskmerge.recovery.report import Recovery as Recovery
     from taskmerge.reports.files import report as report
     from taskmerge.spectra.report import SpectrumReport as SpectrumReport
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
@@ -45,6 +47,7 @@ _HOMES = {
     "Inspection": "taskmerge.experts.contents",
     "MergePlan": "taskmerge.merging.planned",
     "MergeReceipt": "taskmerge.merging.record",
+    "Recovery": "taskmerge.recovery.report",
     "Report": "taskmerge.evaluation.scores",
     "SpectrumReport": "taskmerge.spectra.report",
     "SweepReport": "taskmerge.workflows.sweeps.sweep",
@@ -60,6 +63,7 @@ _HOMES = {
     "merge": "taskmerge.workflows.merge",
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
+    "recover": "taskmerge.recovery.recover",
     "report": "taskmerge.reports.files",
     "spectrum": "taskmerge.workflows.spectrum",
     "sweep": "taskmerge.workflows.sweep",
@@ -74,6 +78,7 @@ __all__ = [
     "Inspection",
     "MergePlan",
     "MergeReceipt",
+    "Recovery",
     "Report",
     "SpectrumReport",
     "SweepReport",
@@ -90,6 +95,7 @@ __all__ = [
     "merge",
     "rank",
     "rebuild",
+    "recover",
     "report",
     "spectrum",
     "sweep",

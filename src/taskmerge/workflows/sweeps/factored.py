@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from taskmerge.checkpoint.disk import explained
 from taskmerge.experts.matrices import task_matrices
 from taskmerge.experts.rows import Rows
 from taskmerge.merging.plan import TensorJob
@@ -22,7 +20,7 @@ from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import Factors
 from taskmerge.types import Space
 from taskmerge.workflows.sweeps.encoder import Encoder
-from taskmerge.workflows.sweeps.points import digest_of_values
+from taskmerge.workflows.sweeps.scratch import keep, path_of
 
 Counts = Callable[[int], int]
 """How many components a point keeps of a matrix, by its smaller side r; r itself is the whole matrix."""
@@ -63,15 +61,10 @@ class Factored:
 
         def work(job: TensorJob) -> None:
             tensors = self._factored(job, rows, most) if job.factored else self._dense(job, rows)
-            with explained(self.path(job)):
-                save_file(tensors, self.path(job))
+            keep(self.folder, job, tensors)
 
         self.encoder.each(work, rows, factoring=True)
         return self
-
-    def path(self, job: TensorJob) -> Path:
-        """Where a unit is: names of tensors are no names of files."""
-        return self.folder / f"{self.space}-{digest_of_values(job.name)[:32]}.safetensors"
 
     def _dense(self, job: TensorJob, rows: Rows) -> dict[str, Tensor]:
         origin, vectors = rows.of(job.unit, tallied=False)
@@ -105,7 +98,7 @@ class Factored:
     def _opened(self, job: TensorJob) -> tuple[Any, frozenset[str]]:
         """A unit's file, and the names of its tensors."""
         if job.name not in self._files:
-            file: Any = safe_open(self.path(job), framework="pt")
+            file: Any = safe_open(path_of(self.folder, job), framework="pt")
             self._files[job.name] = file, frozenset(file.keys())
         found: tuple[Any, frozenset[str]] = self._files[job.name]
         return found
