@@ -63,7 +63,7 @@ def _places(report: Report, prints: dict[Place, dict[str, str]]) -> dict[Place, 
     place: Place = (suite, report.split, tuple(sorted(tasks.values())))
     while any(prints.setdefault(place, {}).get(task, own) != own for task, own in known.items()):
         place = (f"{place[0]} (other items)", *place[1:])
-    prints[place] |= known
+    prints.setdefault(place, {}).update(known)
     return {place: rows} if rows else {}
 
 
