@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.verification import Verification as Verification
     from taskmerge.merging.verify import verify as verify
     from taskmerge.reports.files import report as report
+    from taskmerge.spectra.report import SpectrumReport as SpectrumReport
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
     from taskmerge.workflows.adapt import adapt as adapt
@@ -32,6 +33,9 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.workflows.chosen_merge import Chosen as Chosen
     from taskmerge.workflows.merge import merge as merge
     from taskmerge.workflows.rebuild import rebuild as rebuild
+    from taskmerge.workflows.spectrum import spectrum as spectrum
+    from taskmerge.workflows.sweep import sweep as sweep
+    from taskmerge.workflows.sweeps.sweep import SweepReport as SweepReport
 
 _HOMES = {
     "AdaptReceipt": "taskmerge.workflows.adapt_report",
@@ -42,6 +46,8 @@ _HOMES = {
     "MergePlan": "taskmerge.merging.planned",
     "MergeReceipt": "taskmerge.merging.record",
     "Report": "taskmerge.evaluation.scores",
+    "SpectrumReport": "taskmerge.spectra.report",
+    "SweepReport": "taskmerge.workflows.sweeps.sweep",
     "TaskmergeError": "taskmerge.errors",
     "TaskmergeWarning": "taskmerge.errors",
     "VectorsReceipt": "taskmerge.task_vectors.vectors",
@@ -55,6 +61,8 @@ _HOMES = {
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
     "report": "taskmerge.reports.files",
+    "spectrum": "taskmerge.workflows.spectrum",
+    "sweep": "taskmerge.workflows.sweep",
     "vectors": "taskmerge.task_vectors.vectors",
     "verify": "taskmerge.merging.verify",
 }
@@ -67,6 +75,8 @@ __all__ = [
     "MergePlan",
     "MergeReceipt",
     "Report",
+    "SpectrumReport",
+    "SweepReport",
     "TaskmergeError",
     "TaskmergeWarning",
     "VectorsReceipt",
@@ -81,6 +91,8 @@ __all__ = [
     "rank",
     "rebuild",
     "report",
+    "spectrum",
+    "sweep",
     "vectors",
     "verify",
 ]

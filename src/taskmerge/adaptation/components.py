@@ -100,7 +100,7 @@ class Factored:
         formed = [
             triplets.form(coefficients, own) for triplets, own in zip(self.matrices, self._split(gates), strict=True)
         ]
-        return self._joined(formed)
+        return self.unit.whole(formed)
 
     def pull(self, grad: Tensor, coefficients: Tensor, gates: Gates | None) -> tuple[Tensor, Tensor | None]:
         pulled = [
@@ -137,19 +137,6 @@ class Factored:
         """The gradient's matrices, in order."""
         portions = grad.view(self._portions(), -1)
         return [piece[0].reshape(self.unit.matrix) for portion in portions for piece in self.unit.cut(portion[None])]
-
-    def _joined(self, matrices: Sequence[Tensor]) -> Tensor:
-        """The tensor [n] that these matrices make up."""
-        per = len(matrices) // self._portions()
-        shape = list(self.unit.portion)
-        shape[self.unit.axis : self.unit.axis + 1] = [
-            side // self.unit.pieces for side in shape[self.unit.axis : self.unit.axis + 1]
-        ]
-        portions = [
-            self.unit.join([matrix.reshape(shape) for matrix in matrices[start : start + per]])
-            for start in range(0, len(matrices), per)
-        ]
-        return portions[0] if len(portions) == 1 else torch.cat(portions)
 
 
 def stacked_bits(gates: Sequence[Tensor], tasks_of: Sequence[Tensor], tasks: int) -> Tensor:

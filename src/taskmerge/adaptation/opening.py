@@ -187,7 +187,7 @@ def taught(opened: OpenedTask, experts: Experts, filled: Opened, place: Place, t
     The backbone holds that expert afterwards.
     """
     source = experts.source(opened.task.name)
-    head_digest = _tensors_digest(opened.head)
+    head_digest = tensors_digest(opened.head)
 
     def compute() -> Teacher:
         fill_expert(experts, source, filled, place, teaching.scale)
@@ -290,7 +290,8 @@ def files_digest(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _tensors_digest(module: nn.Module) -> str:
+def tensors_digest(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a module's tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

@@ -10,7 +10,9 @@ from taskmerge.cli.program import app
 
 @app.command()
 def schema(
-    name: Annotated[str | None, typer.Argument(help="A kind of report: adapt, doctor, eval or merge.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A kind of report: adapt, doctor, eval, merge, spectrum or sweeps.")
+    ] = None,
     debug: options.Debug = False,
 ) -> None:
     """Print the JSON schema of a report, or the names of those there are."""
@@ -18,11 +20,13 @@ def schema(
     from taskmerge.errors import unknown_name
     from taskmerge.evaluation import results
     from taskmerge.merging import receipt_schema
+    from taskmerge.spectra import report as spectrum
     from taskmerge.workflows import adapt_schema
+    from taskmerge.workflows.sweeps import schema as sweeps
 
     schemas = {
         "adapt": adapt_schema.schema, "doctor": report.schema, "eval": results.schema,
-        "merge": receipt_schema.schema,
+        "merge": receipt_schema.schema, "spectrum": spectrum.schema, "sweeps": sweeps.schema,
     }  # fmt: skip
     if name is None:
         print("\n".join(schemas))

@@ -128,14 +128,14 @@ def contributions(metric: str, outputs: "Tensor", labels: "Tensor") -> Rows:
     return CONTRIBUTIONS[metric_named(metric).kind](outputs, labels)
 
 
-def score_of(metric: str, rows: Rows, *, seed: int = 0) -> tuple[Score, Bits | None]:
-    """`score` from the contributions of all items."""
+def score_of(metric: str, rows: Rows, *, seed: int = 0, alone: bool = False) -> tuple[Score, Bits | None]:
+    """`score` from the contributions of all items; `alone` leaves out the metrics that are told beside it."""
     declared = metric_named(metric)
     if not len(rows) or (declared.kind in DENSE and not rows[:, -_pixels(rows, declared) :].any()):
         raise BadFile("there is nothing to score: no item has a label", hint="check the split's labels")
     value, low, high = _estimated(declared, rows, seed)
     extra: dict[str, float] = {}
-    for other in declared.beside:
+    for other in () if alone else declared.beside:
         extra[other], extra[f"{other}_low"], extra[f"{other}_high"] = _estimated(METRICS[other], rows, seed)
     correct = rows[:, 0] == rows[:, 1] if declared.kind == "classification" else None
     return Score(value, len(rows), low, high, lower_is_better=declared.lower_is_better, extra=extra), correct

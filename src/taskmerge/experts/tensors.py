@@ -102,6 +102,16 @@ class Unit:
             return [shaped]
         return [piece.contiguous() for piece in shaped.chunk(self.pieces, dim=self.axis + 1)]
 
+    def whole(self, matrices: Sequence[Tensor]) -> Tensor:
+        """All of its matrices, in the order of its portions, as the flat tensor that they make up."""
+        shape = list(self.portion)
+        shape[self.axis : self.axis + 1] = [side // self.pieces for side in shape[self.axis : self.axis + 1]]
+        portions = [
+            self.join([matrix.reshape(shape) for matrix in matrices[start : start + self.pieces]])
+            for start in range(0, len(matrices), self.pieces)
+        ]
+        return portions[0] if len(portions) == 1 else torch.cat(portions)
+
     def join(self, pieces: Sequence[Tensor]) -> Tensor:
         """The pieces of a portion as one again, flat."""
         joined = pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=self.axis)

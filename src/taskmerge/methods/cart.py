@@ -16,7 +16,7 @@ from taskmerge.types import Matrix, Weights
 ROUNDING = 1e-5
 
 
-def _cancel(matrices: TaskMatrices, weights: Weights) -> bool:
+def cancel(matrices: TaskMatrices, weights: Weights) -> bool:
     """Whether two task matrices cancel, w_1 τ̄_1 = -w_2 τ̄_2: then so do their truncations, of whatever rank.
 
     Two experts about their own mean always do; vectors that were centred about the mean of more experts do not.
@@ -54,7 +54,7 @@ def cart(
     λ Σ_t SVD_k(τ̄_t), τ̄_t = θ_t - θ̄ (Choi et al., eq. 5); with weights λ T Σ w_t SVD_k(θ_t - θ̄_w), Σ w_t = 1.
     Never reads the base. At full rank the sum is zero whatever λ.
     """
-    if _cancel(matrices, weights):
+    if cancel(matrices, weights):
         return torch.zeros_like(matrices.stack[0])
     scaled = [coefficient * len(weights) * share for share in shares(weights)]
     return matrices.truncated_sum(rank, scaled)

@@ -80,6 +80,10 @@ class Forward:
             fill(self.backbone, checkpoint, self.base)
         self._label, self._checkpoint, self._blocks, self._block = label, checkpoint, blocks, None
 
+    def holds(self, label: str) -> None:
+        """Says that others have put weights into the backbone, under which name messages and `progress` know them."""
+        self._label, self._checkpoint, self._blocks, self._block = label, None, NO_BLOCKS, None
+
     def outputs(self, inputs: Inputs, heads: Sequence[tuple[Task, Head]]) -> Iterator[Outputs]:
         """What each task's head makes of the features of N items, which are encoded once for all tasks without a block
         and once for each block.

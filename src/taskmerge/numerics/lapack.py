@@ -23,7 +23,7 @@ _REAL: dict[torch.dtype, type[ctypes.c_float] | type[ctypes.c_double]] = {
     torch.float32: ctypes.c_float,
     torch.float64: ctypes.c_double,
 }
-_ARGUMENTS = {"syrk": 10, "syevr": 21}
+_ARGUMENTS = {"syrk": 10, "syevr": 21, "sytrd": 10, "sterf": 4, "stemr": 21, "ormtr": 13}
 Routine = Callable[..., None]
 
 

@@ -109,7 +109,7 @@ def leading(matrix: Tensor, k: int, *, precise: bool = False) -> Leading:
         if triplets is not None:
             return triplets
         symmetric = precise_gram(matrix)
-    return _by_float64(matrix, symmetric, k) or by_svd(matrix, k)
+    return by_gram(matrix, symmetric, k) or by_svd(matrix, k)
 
 
 def leading_batched(stack: Tensor, k: int) -> list[Leading]:
@@ -253,8 +253,9 @@ def _sorted_again(matrix: Tensor, near: Tensor) -> Tensor | None:
     return sorted_.to(near.dtype)
 
 
-def _by_float64(matrix: Tensor, symmetric: Tensor, k: int) -> Leading | None:
-    """The triplets from a float64 Gram matrix, or None where that is not precise enough."""
+def by_gram(matrix: Tensor, symmetric: Tensor, k: int) -> Leading | None:
+    """The triplets from a float64 Gram matrix (its lower triangle, which may be overwritten), or None where that is not
+    precise enough."""
     try:
         squares, near = top_eigenpairs(symmetric, min(k + 1, len(symmetric)))
     except LapackError:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from taskmerge.checkpoint.adapted import is_adapted
 from taskmerge.reports.adapt_figures import adapt_figures, read_view
 from taskmerge.reports.adapt_tables import candidates_table
 from taskmerge.reports.eval_sections import answer, score_section
@@ -105,7 +106,7 @@ def _solved(heads: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _course(run: Run) -> Section:
     """Curves, masks and coefficients, from the folder."""
-    if run.folder is None:
+    if run.folder is None or not is_adapted(run.folder):
         told = "The report was read without its folder: name the folder to see curves, masks and coefficients."
         return Section("How it went", "course", told)
     view = read_view(run.folder, run.document)

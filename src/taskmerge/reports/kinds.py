@@ -49,6 +49,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType({
     "merge": Kind(
         "Merge", "merge --json", "taskmerge.merging.receipt_schema:schema", "taskmerge.reports.merge_sections:sections"
     ),
+    "spectrum": Kind(
+        "Spectrum", "spectrum", "taskmerge.spectra.report:schema", "taskmerge.reports.spectrum_sections:sections"
+    ),
 })  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def encoder_of(asked: AdaptRequest, output: Path) -> Encoder:
     if asked.parts.origin == "init":
         return _fixed(asked, common)
     request = requested(asked.inputs, {**common, **_composed(asked, _tasks(asked, common))}, suite=asked.suite)
-    request, prepared = _without_heads(request)
+    request, prepared = without_heads(request)
     start = NOWHERE if asked.spec.init is None else start_of(Path(asked.spec.init), asked.parts, asked.spec)
     check_learned(start, prepared.plan, request.spec, asked.parts)
     return Encoder(request, prepared, start)
@@ -173,7 +173,7 @@ def _tasks(asked: AdaptRequest, common: Mapping[str, Any]) -> tuple[str, ...]:
     """The tasks whose experts are merged, in the engine's order: the suite's, or those of the inputs."""
     if not asked.inputs:
         return tuple(sorted(task.name for task in asked.suite.tasks if task.expert is not None))
-    _, prepared = _without_heads(requested(asked.inputs, {**common, "method": INIT}, suite=asked.suite))
+    _, prepared = without_heads(requested(asked.inputs, {**common, "method": INIT}, suite=asked.suite))
     prepared.inputs.close()
     return prepared.plan.tasks
 
@@ -197,7 +197,7 @@ def _fixed(asked: AdaptRequest, common: Mapping[str, Any]) -> Encoder:
     init = asked.spec.init or INIT
     if _static(init):
         keywords = {**common, "method": init, **asked.spec.init_options}
-        return Encoder(*_without_heads(requested(asked.inputs, keywords, suite=asked.suite)))
+        return Encoder(*without_heads(requested(asked.inputs, keywords, suite=asked.suite)))
     path = Path(init)
     if not path.exists():
         known = ", ".join(name for name, method in methods().items() if method.gives == "merged")
@@ -207,13 +207,13 @@ def _fixed(asked: AdaptRequest, common: Mapping[str, Any]) -> Encoder:
     start = start_of(path, asked.parts, asked.spec)
     model = read_adapted(path).model if is_adapted(path) else path
     experts = {name: value for name, value in common.items() if name != "allow_merged"}
-    _, prepared = _without_heads(requested(asked.inputs, {**experts, "method": "average"}, suite=asked.suite))
+    _, prepared = without_heads(requested(asked.inputs, {**experts, "method": "average"}, suite=asked.suite))
     given = {name: common[name] for name in ("output", "overwrite", "dtype") if name in common}
     request = requested({"init": model}, {**given, "method": "average", "allow_merged": True})
     return Encoder(request, prepared, start, given=True)
 
 
-def _without_heads(request: Request) -> tuple[Request, Prepared]:
+def without_heads(request: Request) -> tuple[Request, Prepared]:
     """The request with task heads left out of the merge: they stay each task's own."""
     prepared = prepare(request.inputs, request.spec, request.opening, request.running)
     if not prepared.plan.heads:

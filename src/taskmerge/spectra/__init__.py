@@ -1,0 +1,1 @@
+"""Spectra of task vectors, what lies between tasks, and what chance would give."""
