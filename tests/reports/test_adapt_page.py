@@ -30,8 +30,8 @@ def document(*, scored: bool = True, **changes: Any) -> dict[str, Any]:
         "report": "adapt", "schema_version": 1, "version": "0.1.0", "suite": "small", "method": "adarank",
         "recipe": {"method": "adarank", "options": {"rank": 1.0}},
         "parts": {
-            "origin": "base", "components": {"kind": "whole"}, "objective": "entropy", "on": "outputs", "filter": "none",
-            "updates": "joint", "iterations": 12, "batch_size": 16, "learns": {}, "rates": {},
+            "origin": "base", "components": {"kind": "whole"}, "objective": "entropy", "on": "outputs",
+            "filter": "none", "updates": "joint", "iterations": 12, "batch_size": 16, "learns": {}, "rates": {},
         },
         "protocol": {"split": "adapt", "labels": False, "updates": 12, "seed": 0, "words": "split `adapt`: 900 items"},
         "tasks": [{"name": task, "items": 300, "held_out": 20, "fingerprint": "0" * 64, "objective": "entropy"}
