@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.record import MergeReceipt as MergeReceipt
     from taskmerge.merging.verification import Verification as Verification
     from taskmerge.merging.verify import verify as verify
+    from taskmerge.recovery.recover import recover as recover
+    from taskmerge.recovery.report import Recovery as Recovery
+    from taskmerge.reports.files import report as report
     from taskmerge.spectra.report import SpectrumReport as SpectrumReport
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
@@ -44,6 +47,7 @@ _HOMES = {
     "Inspection": "taskmerge.experts.contents",
     "MergePlan": "taskmerge.merging.planned",
     "MergeReceipt": "taskmerge.merging.record",
+    "Recovery": "taskmerge.recovery.report",
     "Report": "taskmerge.evaluation.scores",
     "SpectrumReport": "taskmerge.spectra.report",
     "SweepReport": "taskmerge.workflows.sweeps.sweep",
@@ -59,6 +63,8 @@ _HOMES = {
     "merge": "taskmerge.workflows.merge",
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
+    "recover": "taskmerge.recovery.recover",
+    "report": "taskmerge.reports.files",
     "spectrum": "taskmerge.workflows.spectrum",
     "sweep": "taskmerge.workflows.sweep",
     "vectors": "taskmerge.task_vectors.vectors",
@@ -72,6 +78,7 @@ __all__ = [
     "Inspection",
     "MergePlan",
     "MergeReceipt",
+    "Recovery",
     "Report",
     "SpectrumReport",
     "SweepReport",
@@ -88,6 +95,8 @@ __all__ = [
     "merge",
     "rank",
     "rebuild",
+    "recover",
+    "report",
     "spectrum",
     "sweep",
     "vectors",

@@ -8,7 +8,7 @@ import pytest
 from merge_cases import run
 
 
-@pytest.mark.parametrize("name", ["adapt", "doctor", "eval", "merge", "spectrum", "sweeps"])
+@pytest.mark.parametrize("name", ["adapt", "doctor", "eval", "merge", "recover", "spectrum", "sweeps"])
 def test_the_schema_is_printed(here: Path, name: str) -> None:
     outcome = run("schema", name)
     assert (outcome.code, outcome.err) == (0, "")
@@ -19,7 +19,7 @@ def test_the_schema_is_printed(here: Path, name: str) -> None:
 
 
 def test_without_a_name_it_lists_them(here: Path) -> None:
-    assert run("schema").out == "adapt\ndoctor\neval\nmerge\nspectrum\nsweeps\n"
+    assert run("schema").out == "adapt\ndoctor\neval\nmerge\nrecover\nspectrum\nsweeps\n"
 
 
 def test_an_unknown_name_is_told_the_nearest(here: Path) -> None:

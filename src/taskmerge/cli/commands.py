@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 NAMES = (
-    "adapt", "diff", "doctor", "eval", "inspect", "merge", "methods", "report", "schema", "spectrum", "suites",
-    "vectors", "verify",
+    "adapt", "diff", "doctor", "eval", "inspect", "merge", "methods", "recover", "report", "schema", "spectrum",
+    "suites", "vectors", "verify",
 )  # fmt: skip
 
 

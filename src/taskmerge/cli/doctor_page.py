@@ -149,7 +149,7 @@ def finding(one: "Finding") -> list[str]:
 
 def commands(diagnosis: "Diagnosis") -> list[str]:
     """The commands that follow, each behind a line that a shell passes over."""
-    from taskmerge.diagnosis.words import lines
+    from taskmerge.experts.shell_words import lines
 
     if not diagnosis.commands:
         return ["no command follows: see above"]

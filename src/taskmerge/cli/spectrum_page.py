@@ -8,6 +8,7 @@ from taskmerge.cli import show
 
 def show_page(document: Mapping[str, Any]) -> None:
     """Prints the page."""
+    from taskmerge.reports.recommendation_section import command_lines, recommendation_section
     from taskmerge.reports.render import drawn
     from taskmerge.reports.spectrum_sections import headline
     from taskmerge.reports.spectrum_tables import alignment_table, between_table, group_table, task_table
@@ -23,3 +24,8 @@ def show_page(document: Mapping[str, Any]) -> None:
 
         tables += sweep_tables(document)
     print(drawn(tables), end="")
+    advice = recommendation_section(document)
+    if advice is not None:
+        found = document["recommendation"]
+        show.page(["", show.folded(advice.lead), *(show.folded(text) for text in found["ground"][1:])])
+        show.page(["", *command_lines(found)] if found["arguments"] else [])  # never folded: a shell reads it

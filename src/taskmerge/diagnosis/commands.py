@@ -22,7 +22,7 @@ from taskmerge.checkpoint.sidecars import CONFIG
 from taskmerge.diagnosis.kinship import Kinship
 from taskmerge.diagnosis.report import Command
 from taskmerge.diagnosis.trial import Keywords, Openings, Tried, tried, with_way
-from taskmerge.diagnosis.words import input_word, options
+from taskmerge.experts.shell_words import input_word, options
 from taskmerge.errors import UsageError, Way
 from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.classes import attention_groups

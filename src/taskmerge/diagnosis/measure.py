@@ -8,15 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskmerge.checkpoint.dtypes import DTYPES, is_float
-from taskmerge.checkpoint.header import TensorSpec
+from taskmerge.checkpoint.dtypes import DTYPES
 from taskmerge.experts.adapters import AdapterSource
 from taskmerge.experts.inputs import Inputs
 from taskmerge.experts.parallel import parallel
 from taskmerge.experts.rows import Rows, even
-from taskmerge.experts.sources import Source
+from taskmerge.experts.sources import Source, floating
 from taskmerge.experts.tensors import Unit, unit_of
-from taskmerge.merging.costs import Budget
+from taskmerge.merging.costs import Budget, in_flight
 from taskmerge.merging.plan import CHUNK
 from taskmerge.numerics.inner import gram
 from taskmerge.numerics.lapack import single_threaded
@@ -75,24 +74,16 @@ def measure(
     pieces = [piece for name in sorted(names) for piece in reader.pieces(name)]
     totals = _Totals(base, experts, pieces)
     numbers, done = sum(piece.count for piece in pieces), 0
-    workers, in_flight = allowed.workers, _in_flight(pieces, allowed)
+    heaviest = max(((piece.unit.name, piece.memory) for piece in pieces), key=lambda one: one[1], default=None)
+    workers, most = allowed.workers, in_flight("comparing these", heaviest, allowed)
     with single_threaded(factoring=False):
-        sums = parallel(pieces, reader.sums, workers=workers, in_flight=in_flight, stop=reader.stop)
+        sums = parallel(pieces, reader.sums, workers=workers, in_flight=most, stop=reader.stop)
         for piece, found in zip(pieces, sums, strict=True):
             totals.add(piece, found)
             done += piece.count
             if progress is not None:
                 progress(done, numbers)
     return totals.measured(reader.faults)
-
-
-def _in_flight(pieces: Sequence["_Piece"], allowed: Budget) -> int:
-    """The bytes that pieces may hold at once; `NotEnough` where one is too large for the limit."""
-    heaviest = max(pieces, key=lambda piece: piece.memory, default=None)
-    if heaviest is None or allowed.limit is None:
-        return allowed.workers * heaviest.memory if heaviest else 0
-    allowed.check("comparing these", heaviest.unit.name, heaviest.memory)
-    return min(allowed.workers * heaviest.memory, allowed.limit - allowed.resident)
 
 
 # --- what is read at a time ------------------------------------------------------------------------------------
@@ -163,9 +154,9 @@ class _Reader:
     def pieces(self, name: str) -> Iterator[_Piece]:
         """The pieces of a tensor: of those that share the base's shape, then of the others, by shape."""
         shapes: dict[tuple[int, ...], list[int]] = {}
-        origin = _floating(self._base, name)
+        origin = floating(self._base, name)
         for place, expert in enumerate(self._experts):
-            spec = _floating(expert, name)
+            spec = floating(expert, name)
             if spec is not None and spec.numel:
                 shapes.setdefault(spec.shape, []).append(place)
         for shape, members in sorted(shapes.items(), key=lambda item: item[1]):
@@ -208,7 +199,7 @@ class _Reader:
 
     def _gaps(self, piece: _Piece, origin: Tensor) -> Iterator[Tensor | None]:
         """For every member what rounding to its type does to the base; None where its type holds the base's."""
-        held = _floating(self._base, piece.unit.name)
+        held = floating(self._base, piece.unit.name)
         known: dict[str, Tensor] = {}
         for place in piece.members:
             expert = self._experts[place]
@@ -219,12 +210,6 @@ class _Reader:
             if code not in known:
                 known[code] = origin.to(DTYPES[code]).to(origin.dtype) - origin
             yield known[code]
-
-
-def _floating(source: Source | None, name: str) -> TensorSpec | None:
-    """A tensor of numbers, if a source has one of the name."""
-    spec = None if source is None else source.specs.get(name)
-    return spec if spec is not None and is_float(spec.dtype) else None
 
 
 def _step(code: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from taskmerge.diagnosis.findings import Finding
 from taskmerge.diagnosis.kinship import Closeness, Pair
-from taskmerge.diagnosis.words import quote
+from taskmerge.experts.shell_words import quote
 from taskmerge.version import __version__
 
 KIND, SCHEMA_VERSION = "doctor", 1

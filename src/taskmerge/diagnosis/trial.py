@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.diagnosis.findings import Finding, Topic, refusal, told
-from taskmerge.diagnosis.words import flags
+from taskmerge.experts.shell_words import flags
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError, Way
 from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.inputs import InputOptions, Inputs, SetAside, resolve

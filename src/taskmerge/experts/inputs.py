@@ -128,13 +128,18 @@ def resolve(arguments: Arguments, options: InputOptions, aside: list[SetAside] |
             sorting.warnings.append(
                 f"{place} is merged as an expert, though it is named like a base (--skip-input leaves it out)"
             )
-        if task in sorting.places:
-            raise UsageError(
-                f"two inputs are named `{task}`: {sorting.places[task]} and {place}", where=str(place),
-                hint=f"name one of them, such as `other={place}`",
-            )  # fmt: skip
-        sorting.places[task] = place
+        put(sorting.places, task, place)
     return _opened(sorting, base, options)
+
+
+def put(places: dict[str, Place], task: str, place: Place) -> None:
+    """Adds an input to others; `UsageError` where one of them has its name."""
+    if task in places:
+        raise UsageError(
+            f"two inputs are named `{task}`: {places[task]} and {place}", where=str(place),
+            hint=f"name one of them, such as `other={place}`",
+        )  # fmt: skip
+    places[task] = place
 
 
 def _named(path: Path, glob: str) -> bool:

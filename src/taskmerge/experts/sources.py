@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.checkpoint import Checkpoint
 from taskmerge.checkpoint.digest import content_digest, digest_of, tensor_line
-from taskmerge.checkpoint.dtypes import DTYPES, itemsize
+from taskmerge.checkpoint.dtypes import DTYPES, is_float, itemsize
 from taskmerge.checkpoint.header import Scaling, TensorSpec
 from taskmerge.checkpoint.translation import Joined, Translation
 from taskmerge.errors import BadFile
@@ -320,3 +320,9 @@ class CheckpointSource:
 def finite(values: Tensor) -> bool:
     """Whether all values are finite; a finite sum proves it in one pass, a sum that is not is looked at closely."""
     return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())
+
+
+def floating(source: Source | None, name: str) -> TensorSpec | None:
+    """A tensor of numbers, if a source has one of the name."""
+    spec = None if source is None else source.specs.get(name)
+    return spec if spec is not None and is_float(spec.dtype) else None

@@ -40,6 +40,15 @@ class Budget:
             )  # fmt: skip
 
 
+def in_flight(what: str, heaviest: tuple[str, int] | None, allowed: Budget) -> int:
+    """The bytes that slices of all inputs may hold at once, where the `heaviest` (a tensor's name, bytes) is one of
+    them; `NotEnough` where it is too large for the limit. `what` is the work that needs them."""
+    if heaviest is None or allowed.limit is None:
+        return allowed.workers * heaviest[1] if heaviest else 0
+    allowed.check(what, *heaviest)
+    return min(allowed.workers * heaviest[1], allowed.limit - allowed.resident)
+
+
 def budget(threads: int | None, max_memory: int | None, *, keeps: bool = False) -> Budget:
     """The budget of this process, which gives back what it holds without need."""
     held = resident_memory()

@@ -31,17 +31,19 @@ def whole(matrix: Tensor, k: int) -> Whole:
         return Whole(torch.zeros(0, dtype=torch.float64), factors_of(nothing(matrix), matrix.shape))
     exponent = exponent_of(largest)
     scaled = times_power(matrix, -exponent)
-    k = min(k, *matrix.shape)
+    most = max(1, min(k, *matrix.shape))
     try:
-        squares, near = values_and_top(precise_gram(scaled), k)
+        squares, near = values_and_top(precise_gram(scaled), most)
     except LapackError:
         squares, near = torch.zeros(1, dtype=torch.float64), None
     s = squares.clamp(min=0).sqrt()
     if near is None or (matrix.dtype == torch.float64 and s[-1] < CERTAIN * s[0]):
         s = torch.linalg.svdvals(scaled.double())
     s = s[s > numerical_rank(matrix) * s[0]]
-    triplets = None if near is None else accepted(scaled, near, float(s[k]) if k < len(s) else 0.0, "float64 Gram")
-    triplets = (triplets or by_svd(scaled, k)).first(len(s)).scaled(exponent)
+    triplets = (
+        None if near is None else accepted(scaled, near, float(s[most]) if most < len(s) else 0.0, "float64 Gram")
+    )
+    triplets = (triplets or by_svd(scaled, most)).first(min(k, len(s))).scaled(exponent)
     return Whole(times_power(s, exponent), factors_of(triplets, matrix.shape))
 
 

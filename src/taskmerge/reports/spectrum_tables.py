@@ -48,14 +48,14 @@ def task_table(report: Document, space: str) -> Table:
     columns += ["unchanged", "intruders"] if group["zeros"] is not None else []
     cells = tuple(_task_cells(group, task, place) for task in range(len(report["tasks"])))
     notes = [
-        "ranks (least for 95% of the energy, entropy, stable) are shares of the full rank, means over matrices, as is the "
-        f"energy at rank {settings['ratios'][place]}; tail: median exponent of its power law"
+        "ranks (least for 95% of the energy, entropy, stable) are shares of the full rank, means over matrices, as is "
+        f"the energy at rank {settings['ratios'][place]}; tail: median exponent of its power law"
     ]
     if group["intruders"] is not None:
         notes.append(
-            f"unchanged: entries equal to the base's; intruders: of the {settings['directions']} leading directions of each "
-            f"matrix ({max(group['directions'])} in all) those with a cosine below {settings['intruder_cosine']} with all "
-            "of the base's"
+            f"unchanged: entries equal to the base's; intruders: of the {settings['directions']} leading directions of "
+            f"each matrix ({max(group['directions'])} in all) those with a cosine below {settings['intruder_cosine']} "
+            "with all of the base's"
         )
     title = f"{ABOUT[space]}: spectra of {group['matrices']} matrices"
     return Table(title, "task", tuple(columns), tuple(report["tasks"]), cells, tuple(notes))
@@ -76,9 +76,7 @@ def _task_cells(group: Document, task: int, place: int) -> tuple[Cell, ...]:
     ]
     if group["zeros"] is not None:
         cells.append(share(group["zeros"][task]))
-        cells.append(
-            Cell(f"{group['intruders'][task]} of {group['directions'][task]}") if group["intruders"] else EMPTY
-        )
+        cells.append(Cell(str(group["intruders"][task])) if group["intruders"] is not None else EMPTY)
     return tuple(cells)
 
 

@@ -31,7 +31,7 @@ class Counts:
     @property
     def zeros(self) -> Tensor:
         """The share of entries that are zero, by task [T]."""
-        return 1 - self.touched.diagonal() / self.numel
+        return (self.numel - self.touched.diagonal()) / self.numel
 
     @property
     def norms(self) -> Tensor:

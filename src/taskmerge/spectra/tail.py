@@ -62,7 +62,8 @@ def _distances(
     logs = logs[first:]
     below = np.searchsorted(logs, logs, side="left").astype(np.float64)
     offsets = (starts - first)[:, None]
-    law = -np.expm1(-(exponents[:, None] - 1) * (logs - logs[starts - first][:, None]))
+    over = np.maximum(logs - logs[starts - first][:, None], 0)
+    law = -np.expm1(-(exponents[:, None] - 1) * over)
     share = (below - offsets) / (len(logs) - offsets)
     gaps = np.abs(law - share)
     gaps[np.arange(len(logs)) < offsets] = 0

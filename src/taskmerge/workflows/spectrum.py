@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from taskmerge.spectra.report import Entry, SpectrumReport
 from taskmerge.spectra.scan import Job, Scan, jobs, scan
 from taskmerge.spectra.summary import groups
 from taskmerge.types import Space
+from taskmerge.workflows.recommendation import recommendation
 
 RANK = "0.08"
 """At which subspaces are compared, if nothing is said."""
@@ -56,8 +58,9 @@ def spectrum(
     hold no matrix, `NotEnough` where `max_memory` is too little.
     """
     started = time.perf_counter()
+    said = read.given(locals(), (*OWN, "started"))
     asked = Asked(_rank(rank if rank is not None else RANK, "--rank"), _ranks(ratios))
-    spec, opening, running = split_options({**read.given(locals(), (*OWN, "started", "asked")), "heads": "keep"})
+    spec, opening, running = split_options({**said, "heads": "keep"})
     with ExitStack() as stack:
         found = resolve(inputs, opening)
         stack.callback(found.close)
@@ -82,11 +85,12 @@ def spectrum(
         if other is not None:
             other.check_unchanged()
         notes = [*agreed.notes, *found.notes, *notes, *_notes(work, agreed.heads, chosen, other)]
-    return SpectrumReport(
+    report = SpectrumReport(
         found.base.where if found.base else None, other.where if other else None,
         tuple(_entry(expert) for expert in found.experts), asked, spec.qkv, spec.also, tuple(every),
         tuple(groups(every)), tuple(notes), found.warnings, time.perf_counter() - started, peak_memory(),
     )  # fmt: skip
+    return replace(report, recommendation=recommendation(report.to_dict(), found, said, heads=bool(agreed.heads)))
 
 
 # --- options ---------------------------------------------------------------------------------------------------
@@ -94,9 +98,12 @@ def spectrum(
 
 def _rank(said: str | float | Rank, where: str) -> Rank:
     """A rank at which something is measured: a share or a count."""
-    rank = Rank.parse(said)
+    hint = "a share such as 0.08, or a count such as 8"
+    try:
+        rank = Rank.parse(said)
+    except UsageError as error:
+        raise UsageError(error.what, where=where, hint=hint) from None
     if rank.kind == "energy":
-        hint = "a share such as 0.08, or a count such as 8"
         raise UsageError(f"`{rank}` is another rank in every matrix", where=where, hint=hint)
     return rank
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taskmerge.diagnosis import words
+from taskmerge.experts import shell_words as words
 
 SHELL = shutil.which("bash") or "bash"
 SAY = "import os, sys; sys.stdout.buffer.write(b'|'.join(map(os.fsencode, sys.argv[1:])))"

@@ -1,0 +1,1 @@
+"""Which experts, with which coefficients, make a checkpoint."""
