@@ -48,9 +48,9 @@ class Ground:
     """What a spectrum report says of the matrices of T tasks, all together.
 
     `norms` [T] ‖τ_t‖, `cosines` [T, T], `interference` [T, T] the share of each task's (rows) leading components that
-    lies in another's spaces (the mean over matrices), `energies` [T, R] the energy at each of `shares` [R] of the full rank; `apart` and
-    `energies_apart` are norms and energies of the differences from the average. `rank` is the share of the full rank
-    that leading spaces have.
+    lies in another's spaces (the mean over matrices), `energies` [T, R] the energy at each of `shares` [R] of the full
+    rank; `apart` and `energies_apart` are norms and energies of the differences from the average. `rank` is the share
+    of the full rank that leading spaces have.
     """
 
     tasks: tuple[str, ...]
