@@ -150,9 +150,9 @@ def _others(values: Floats) -> Floats:
 def kept(ground: Ground, merge: Merge, numbers: Numbers = NUMBERS) -> Floats:
     """The forecast [T]: 1 is the expert, 0 the base, below 0 worse than that."""
     seen = reach(ground, merge)
-    return (
-        numbers.signal * np.sqrt(np.maximum(seen.signal, 0)) - numbers.load * seen.load - numbers.spread * seen.spread
-    )
+    found: Floats = numbers.signal * np.sqrt(np.maximum(seen.signal, 0))
+    found -= numbers.load * seen.load + numbers.spread * seen.spread
+    return found
 
 
 @dataclass(frozen=True, slots=True)
