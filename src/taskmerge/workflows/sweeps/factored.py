@@ -47,8 +47,6 @@ class Factored:
     encoder: Encoder
     space: Space
     folder: Path
-    _files: dict[str, Any] = field(default_factory=dict)
-    """The files that were opened, by unit: mapped into memory, of which the system keeps what it has room for."""
 
     @property
     def sums_to_zero(self) -> bool:
@@ -92,27 +90,26 @@ class Factored:
 
     def read(self, job: TensorJob, names: Sequence[str]) -> dict[str, Tensor]:
         """Some of a unit's tensors, those that it has."""
-        file, held = self._opened(job)
-        return {name: file.get_tensor(name).to(self.encoder.device) for name in names if name in held}
+        with self._opened(job) as file:
+            held = frozenset(file.keys())
+            return {name: file.get_tensor(name).to(self.encoder.device) for name in names if name in held}
 
-    def _opened(self, job: TensorJob) -> tuple[Any, frozenset[str]]:
-        """A unit's file, and the names of its tensors."""
-        if job.name not in self._files:
-            file: Any = safe_open(path_of(self.folder, job), framework="pt")
-            self._files[job.name] = file, frozenset(file.keys())
-        found: tuple[Any, frozenset[str]] = self._files[job.name]
-        return found
+    def _opened(self, job: TensorJob) -> Any:
+        """A unit's file, mapped into memory as long as it is open: what stays mapped would count as this process's."""
+        return safe_open(path_of(self.folder, job), framework="pt")
 
     def between(self, job: TensorJob, matrix: int, tasks: Sequence[str], low: int, high: int) -> tuple[Tensor, Tensor]:
         """The components from `low` to `high` of some tasks' matrices, side by side: left [K, m] and right [K, n]."""
         m, n = job.unit.matrix
-        file, held = self._opened(job)
         left, right = [torch.empty(0, m, dtype=self.encoder.dtype)], [torch.empty(0, n, dtype=self.encoder.dtype)]
-        for task in tasks if low < high else ():
-            if f"{matrix}/{task}/left" in held:
-                left.append(file.get_slice(f"{matrix}/{task}/left")[low:high])
-                right.append(file.get_slice(f"{matrix}/{task}/right")[low:high])
-        return torch.cat(left).to(self.encoder.device), torch.cat(right).to(self.encoder.device)
+        with self._opened(job) as file:
+            held = frozenset(file.keys())
+            for task in tasks if low < high else ():
+                if f"{matrix}/{task}/left" in held:
+                    left.append(file.get_slice(f"{matrix}/{task}/left")[low:high])
+                    right.append(file.get_slice(f"{matrix}/{task}/right")[low:high])
+            both = torch.cat(left), torch.cat(right)
+        return both[0].to(self.encoder.device), both[1].to(self.encoder.device)
 
 
 def _sides(one: Factors) -> dict[str, Tensor]:
