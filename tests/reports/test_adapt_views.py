@@ -235,6 +235,7 @@ def test_hostile_names_are_data(tmp_path: Path) -> None:
     assert all(name.isprintable() and len(name) <= 36 for name in shown)
 
 
+@pytest.mark.slow
 def test_twenty_tasks_and_a_large_model_stay_small(tmp_path: Path) -> None:
     tasks = tuple(f"task{place:02}" for place in range(20))
     found = figures(folder_of(tmp_path, learned(tasks, 32), records(tasks)), document(tasks))
