@@ -31,9 +31,9 @@ from scipy.stats import spearmanr
 
 import taskmerge
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.spectra.forecast import METHODS, NUMBERS, Ground, Merge, Numbers, reach
 from taskmerge.specs.suite import Suite
 from taskmerge.specs.suite_file import load_suite
+from taskmerge.spectra.forecast import METHODS, NUMBERS, Ground, Merge, Numbers, reach
 
 CANDIDATES: tuple[tuple[str, Mapping[str, float]], ...] = (
     ("average", {}),

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import synthetic
 import torch
 from safetensors import safe_open
 
+import synthetic
 from taskmerge.experts.parallel import parallel
 from taskmerge.experts.tensors import units
 from taskmerge.numerics.lapack import single_threaded
@@ -66,7 +66,9 @@ def rounds(folder: Path, said: argparse.Namespace) -> None:
     for name, times in taken.items():
         print(f"{name:<32}{min(times):>8.2f}{medians[name]:>8.2f}{max(times):>8.2f} s (min, median, max)")
     print(f"values alone, times svdvals: {medians['svdvals loop'] / medians['its singular values alone']:.2f}")
-    print(f"all, times svdvals of both: {medians['svdvals loop, base and average'] / medians['taskmerge spectrum']:.2f}")
+    print(
+        f"all, times svdvals of both: {medians['svdvals loop, base and average'] / medians['taskmerge spectrum']:.2f}"
+    )
     if said.lens:
         ratio = medians["mergelens of the pair"] / medians["taskmerge spectrum of a pair"]
         print(f"pair, times mergelens: {ratio:.2f}")

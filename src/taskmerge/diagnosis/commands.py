@@ -22,11 +22,11 @@ from taskmerge.checkpoint.sidecars import CONFIG
 from taskmerge.diagnosis.kinship import Kinship
 from taskmerge.diagnosis.report import Command
 from taskmerge.diagnosis.trial import Keywords, Openings, Tried, tried, with_way
-from taskmerge.experts.shell_words import input_word, options
 from taskmerge.errors import UsageError, Way
 from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.classes import attention_groups
 from taskmerge.experts.inputs import Inputs
+from taskmerge.experts.shell_words import input_word, options
 from taskmerge.experts.sources import Source
 from taskmerge.merging.kernels import bind_points
 from taskmerge.merging.outputs import output_paths

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.diagnosis.findings import Finding, Topic, refusal, told
-from taskmerge.experts.shell_words import flags
 from taskmerge.errors import BadFile, Mismatch, TaskmergeError, UsageError, Way
 from taskmerge.experts.arguments import Arguments, named
 from taskmerge.experts.inputs import InputOptions, Inputs, SetAside, resolve
 from taskmerge.experts.rows import Rows, even
+from taskmerge.experts.shell_words import flags
 from taskmerge.merging.costs import Budget
 from taskmerge.merging.execute import merged_buffer
 from taskmerge.merging.kernels import bind_points

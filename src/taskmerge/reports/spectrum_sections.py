@@ -42,7 +42,7 @@ def spectrum_sections(document: Document) -> list[Section]:
         own = [figure for name, figure in figures.items() if name.endswith(space)]
         tables = [task_table(document, space), between_table(document, space), alignment_table(document, space)]
         tables += [group_table(document, space, by) for by in ("role", "depth")]
-        parts = (*own, *(table for table in tables if table is not None))
+        parts: tuple[Part, ...] = (*own, *(table for table in tables if table is not None))
         found.append(Section(f"About {ABOUT[space]}", space, _lead(document, space), parts))
     return [*found, *sweep_sections(document), _settings(document)]
 

@@ -48,9 +48,9 @@ class Ground:
     """What a spectrum report says of the matrices of T tasks, all together.
 
     `norms` [T] ‖τ_t‖, `cosines` [T, T], `interference` [T, T] the share of each task's (rows) leading components that
-    lies in another's spaces (the mean over matrices), `energies` [T, R] the energy at each of `shares` [R] of the full rank; `apart` and
-    `energies_apart` are norms and energies of the differences from the average. `rank` is the share of the full rank
-    that leading spaces have.
+    lies in another's spaces (the mean over matrices), `energies` [T, R] the energy at each of `shares` [R] of the full
+    rank; `apart` and `energies_apart` are norms and energies of the differences from the average. `rank` is the share
+    of the full rank that leading spaces have.
     """
 
     tasks: tuple[str, ...]
@@ -144,15 +144,15 @@ def _summed(ground: Ground, weight: float, share: float) -> Reach:
 
 def _others(values: Floats) -> Floats:
     """By task the sum over all others."""
-    return values.sum() - values
+    return np.asarray(values.sum() - values)
 
 
 def kept(ground: Ground, merge: Merge, numbers: Numbers = NUMBERS) -> Floats:
     """The forecast [T]: 1 is the expert, 0 the base, below 0 worse than that."""
     seen = reach(ground, merge)
-    return (
-        numbers.signal * np.sqrt(np.maximum(seen.signal, 0)) - numbers.load * seen.load - numbers.spread * seen.spread
-    )
+    found: Floats = numbers.signal * np.sqrt(np.maximum(seen.signal, 0))
+    found -= numbers.load * seen.load + numbers.spread * seen.spread
+    return found
 
 
 @dataclass(frozen=True, slots=True)
