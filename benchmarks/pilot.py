@@ -18,10 +18,11 @@ from table_rows import Row
 from table_runs import apart
 from tables import ROOT, Plan, carry_out, suites
 from taskmerge.errors import TaskmergeError
+from taskmerge.reports.charts import png_file, svg_file, wide
+from taskmerge.reports.pilot_figures import Gains, pilot_figures
 from taskmerge.specs.suite import Suite
 
 COEFFICIENTS = tuple(round(0.1 * step, 1) for step in range(1, 11))
-Gains = Mapping[float, Mapping[str, float]]
 
 
 def rows() -> Mapping[float, tuple[Row, Row]]:
@@ -68,23 +69,10 @@ def table(gains: Gains) -> str:
 
 
 def draw(gains: Gains, path: Path) -> None:
-    """The same as a heat map."""
-    import matplotlib.pyplot as plt
-
-    tasks = list(next(iter(gains.values())))
-    values = [[gains[coefficient][task] for coefficient in gains] for task in tasks]
-    most = max(abs(value) for row in values for value in row) or 1.0
-    figure, axes = plt.subplots(figsize=(8, 0.5 * len(tasks) + 1.5), layout="constrained")
-    image = axes.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
-    axes.set_xticks(range(len(gains)), list(map(str, gains)))
-    axes.set_yticks(range(len(tasks)), tasks)
-    axes.set_xlabel("coefficient of task arithmetic")
-    for place, row in enumerate(values):
-        for column, value in enumerate(row):
-            colour = "white" if abs(value) > 0.6 * most else "black"
-            axes.text(column, place, f"{value:+.0f}", ha="center", va="center", color=colour, fontsize=9)
-    figure.colorbar(image, label="gain of heads trained with labels, points")
-    figure.savefig(path, dpi=120)
+    """The same as a heat map: SVG, or PNG where the file ends so."""
+    (figure,) = pilot_figures(gains)
+    svg = svg_file(wide(figure))
+    path.write_bytes(png_file(svg) if path.suffix.lower() == ".png" else svg.encode())
 
 
 def main() -> None:

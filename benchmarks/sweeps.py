@@ -13,6 +13,7 @@ beside the model and a task vector. Prints ratios of medians.
 import argparse
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from taskmerge.numerics.lapack import load_routines
 from taskmerge.numerics.rank import Rank
 from taskmerge.workflows.sweeps.encoder import Encoder, spots_in
 from taskmerge.workflows.sweeps.grid import GridPoint, walk
-from taskmerge.workflows.sweeps.subsets import Grams, Running, cart
+from taskmerge.workflows.sweeps.subsets import Running, cart
 
 HERE = Path(__file__).resolve().parent
 POINTS = 10
@@ -76,17 +77,27 @@ def merge_without_writing(folder: Path, rank: float) -> None:
     prepared.inputs.close()
 
 
-def timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+Measured = tuple[float, float]
+"""Seconds on the clock, and of all cores, those of commands that were started included."""
+
+
+def timed(work: Callable[[], object], times: float = 1.0) -> Measured:
+    started, before = time.perf_counter(), _cpu()
     work()
-    return time.perf_counter() - started
+    return times * (time.perf_counter() - started), times * (_cpu() - before)
 
 
-def told(name: str, ours: Sequence[float], theirs: Sequence[float], what: str) -> None:
-    mine, other = statistics.median(ours), statistics.median(theirs)
-    print(
-        f"{name:34} {mine:9.2f} s  {what} {other:9.2f} s  ratio {mine / other:6.2f} (x{other / mine:.1f})", flush=True
-    )
+def _cpu() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def told(name: str, ours: Sequence[Measured], theirs: Sequence[Measured], what: str) -> None:
+    """Medians and their ratios, of both clocks: on a busy machine the second is the steadier."""
+    for place, clock in enumerate(("s", "CPU s")):
+        mine, other = (statistics.median(one[place] for one in every) for every in (ours, theirs))
+        ratio = f"ratio {mine / other:6.3f} (x{other / mine:.1f})"
+        print(f"{name:34} {mine:9.2f} {clock:5}  {what} {other:9.2f}  {ratio}", flush=True)
 
 
 # --- rank ------------------------------------------------------------------------------------------------------
@@ -120,22 +131,19 @@ def subsets(folder: Path, work: Path, rounds: int, sample: int) -> None:
     every = [members for _, members in gray_subsets(count)]
     chosen = [random.Random(size).choice([one for one in every if len(one) == 1 + size % count])
               for size in range(sample)]  # fmt: skip
+    scale = len(every) / sample
     for method in ("average", "task_arithmetic"):
         ours, command, call = [], [], []
         for _ in range(rounds):
             ours.append(timed(lambda method=method: all_subsets(encoder, method)))
-            command.append(timed(lambda method=method: as_commands(folder, work, chosen, method)) * len(every) / sample)
-            call.append(timed(lambda method=method: as_calls(folder, work, chosen, method)) * len(every) / sample)
+            command.append(timed(lambda method=method: as_commands(folder, work, chosen, method), scale))
+            call.append(timed(lambda method=method: as_calls(folder, work, chosen, method), scale))
         told(f"{len(every)} subsets, {method}", ours, command, "a command each")
         told(f"{len(every)} subsets, {method}", ours, call, "a call each   ")
     three = [one for one in chosen if len(one) > 2]
     ours, command, call = [], [], []
-    (work / "grams").mkdir(exist_ok=True)
-    grams = Grams(encoder, work / "grams")
-    making = timed(lambda: [grams.of(job) for job in encoder.jobs if job.factored])
-    print(f"Gram matrices of pairs: {making:.2f} s, once", flush=True)
     for _ in range(rounds):
-        ours.append(timed(lambda: carts(encoder, grams, three)))
+        ours.append(timed(lambda: carts(encoder, three)))
         command.append(timed(lambda: as_commands(folder, work, three, "cart")))
         call.append(timed(lambda: as_calls(folder, work, three, "cart")))
     told(f"{len(three)} subsets, CART", ours, command, "a command each")
@@ -149,12 +157,12 @@ def all_subsets(encoder: Encoder, method: str) -> None:
         getattr(running, method)()
 
 
-def carts(encoder: Encoder, grams: Grams, chosen: Sequence[Sequence[int]]) -> None:
+def carts(encoder: Encoder, chosen: Sequence[Sequence[int]]) -> None:
     running = Running(encoder)
     for members in chosen:
         for member in {*members} ^ {*running.members}:
             running.toggle(member, sorted({*running.members} ^ {member}))
-        cart(running, grams)
+        cart(running)
 
 
 def _files(folder: Path, members: Sequence[int]) -> list[str]:

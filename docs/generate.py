@@ -15,8 +15,8 @@ from taskmerge.methods.registry import methods
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    "merge", "adapt", "vectors", "eval", "spectrum", "methods", "suites", "schema", "inspect", "diff", "doctor",
-    "recover", "verify",
+    "merge", "adapt", "vectors", "eval", "spectrum", "report", "methods", "suites", "schema", "inspect", "diff",
+    "doctor", "recover", "verify",
 )  # fmt: skip
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 

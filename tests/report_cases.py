@@ -9,7 +9,8 @@ import torch
 
 from taskmerge.evaluation.analyses import correlations, discrepancy
 from taskmerge.evaluation.averages import averages, normalised
-from taskmerge.evaluation.metrics import METRICS, score
+from taskmerge.evaluation.estimates import reliability
+from taskmerge.evaluation.metrics import METRICS, contributions, score
 from taskmerge.evaluation.scores import Report, Row
 
 VISION = {"mnist": "accuracy", "kana": "accuracy", "flags": "mean_per_class"}
@@ -94,7 +95,8 @@ def made(
                 found = outputs_for(metric, labels[task], skill, generator)
                 outputs[encoder, task] = found
                 value, correct = score(metric, found, labels[task])
-                rows.append(Row(encoder, task, task, "test", metric, value, correct=correct, **where))
+                bins = reliability(contributions(metric, found, labels[task])) if correct is not None else None
+                rows.append(Row(encoder, task, task, "test", metric, value, correct=correct, reliability=bins, **where))
                 if compare and METRICS[metric].kind == "classification" and not encoder.startswith("expert:"):
                     said = {"encoder": encoder, "task": task, **where}
                     pair = found, outputs[f"expert:{task}", task], labels[task]

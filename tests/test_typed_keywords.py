@@ -60,7 +60,7 @@ def words(command: type) -> set[str]:
         ("merge", MergeWords, {"set", "weight", "no_digest"}, {"weights", "digests", "progress", "note"}),
         ("vectors", VectorsWords, set(), {"progress"}),
         (
-            "adapt", AdaptWords, {"no_cache", "no_scores"},
+            "adapt", AdaptWords, {"no_cache", "no_scores", "page"},
             {"scores", "note", "max_memory", "shard_size", "skip_input", "keep_base", "svd"},
         ),
         ("verify", VerifyWords, {"file", "no_replay"}, {"path", "replay", "progress"}),

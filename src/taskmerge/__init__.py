@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for those who check types: the same names, loaded
     from taskmerge.merging.verify import verify as verify
     from taskmerge.recovery.recover import recover as recover
     from taskmerge.recovery.report import Recovery as Recovery
+    from taskmerge.reports.files import report as report
     from taskmerge.spectra.report import SpectrumReport as SpectrumReport
     from taskmerge.task_vectors.vectors import VectorsReceipt as VectorsReceipt
     from taskmerge.task_vectors.vectors import vectors as vectors
@@ -63,6 +64,7 @@ _HOMES = {
     "rank": "taskmerge.workflows.choose",
     "rebuild": "taskmerge.workflows.rebuild",
     "recover": "taskmerge.recovery.recover",
+    "report": "taskmerge.reports.files",
     "spectrum": "taskmerge.workflows.spectrum",
     "sweep": "taskmerge.workflows.sweep",
     "vectors": "taskmerge.task_vectors.vectors",
@@ -94,6 +96,7 @@ __all__ = [
     "rank",
     "rebuild",
     "recover",
+    "report",
     "spectrum",
     "sweep",
     "vectors",

@@ -283,7 +283,7 @@ def test_existing_files_are_kept_without_overwrite(suite: Path, here: Path) -> N
         6, "eval", "base", "-o", "report.json", *LIMIT, folder=here, says=("report.json: exists already", "--overwrite")
     )
     refused(6, "eval", "base", "--csv", "report.json", *LIMIT, folder=here, says=("exists already",))
-    refused(6, "eval", "base", "-o", "heads", *LIMIT, folder=here, says=("is a folder",))
+    refused(6, "eval", "base", "-o", "heads", *LIMIT, folder=here, says=("holds files already",))
     evaluated("base", "-o", "report.json", "--overwrite", *LIMIT)
     assert json.loads((here / "report.json").read_text())["suite"] == "tiny"
 

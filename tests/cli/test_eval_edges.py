@@ -298,15 +298,15 @@ def test_results_of_clip_benchmark_are_all_written_or_none(
     from taskmerge.cli import writing
 
     (here / "results").mkdir()
-    write, written = writing.write_text, []
+    write, written = writing.write_bytes, []
 
-    def fails(path: Path, text: str, *, overwrite: bool) -> None:
+    def fails(path: Path, content: bytes, *, overwrite: bool) -> None:
         if written:
             raise writing.BadOutput("cannot be written: No space left on device", where=str(path))
         written.append(path)
-        write(path, text, overwrite=overwrite)
+        write(path, content, overwrite=overwrite)
 
-    monkeypatch.setattr(writing, "write_text", fails)
+    monkeypatch.setattr(writing, "write_bytes", fails)
     outcome = run("eval", "base", "--clip-benchmark", "results", "--limit", "5", "--no-cache")
     assert outcome.code == 6
     assert "digits" in outcome.out

@@ -1,4 +1,4 @@
-"""`taskmerge spectrum`: its numbers are those of whole matrices in float64, on every kind of input; and its refusals."""
+"""`taskmerge spectrum`: its numbers are those of whole matrices in float64, on every kind of input; refusals."""
 
 import json
 from pathlib import Path
@@ -82,9 +82,8 @@ def test_groups_are_means_over_their_matrices(tmp_path: Path) -> None:
         groups = {(one["by"], one["group"]): one for one in found["groups"] if one["space"] == space}
         assert list(groups) == [("all", "all"), ("role", "attention"), ("role", "mlp"), ("depth", "0"), ("depth", "1")]
         for (by, name), group in groups.items():
-            own = [
-                one for one in found["matrices"] if by == "all" or name == {"role": one["role"], "depth": str(one["block"])}[by]
-            ]  # fmt: skip
+            key = {"role": "role", "depth": "block"}.get(by)
+            own = [one for one in found["matrices"] if key is None or str(one[key]) == name]
             assert group["matrices"] == len(own)
             for key in ("overlap_left", "overlap_right"):
                 for side in ("value", "chance"):

@@ -44,7 +44,7 @@ def test_every_word_of_merge_is_a_keyword_or_used_by_the_command() -> None:
 
 
 def test_every_word_of_adapt_is_a_keyword_or_used_by_the_command() -> None:
-    own = {"inputs", "suite", "seeds", "budget", "no_cache", "no_scores", "dry_run", "json", "quiet", "debug"}
+    own = {"inputs", "suite", "seeds", "budget", "no_cache", "no_scores", "page", "dry_run", "json", "quiet", "debug"}
     running = {field.name for field in fields(AdaptRunning)}
     assert names(AdaptWords) - adapting.KEYWORDS - running == own
     left_out = {"max_memory", "shard_size", "skip_input", "keep_base", "svd"}  # keywords of Python alone

@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 from sweep_cases import EXAMPLE, RANKS, TASKS, held, opened, request, states
 
+import taskmerge
 from taskmerge.errors import BadFile, TaskmergeError, UsageError
 from taskmerge.methods.task_arithmetic import usual_coefficient
 from taskmerge.numerics.rank import Rank
@@ -46,7 +47,7 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(
     monkeypatch.setattr("taskmerge.workflows.sweeps.landscape.AROUND", 3)
     monkeypatch.setattr("taskmerge.workflows.sweeps.components.indices", lambda full: [1, 2, full])
     whole = sweep(request(tmp_path / "whole", kind, **SHORT))
-    outputs, left = judging.Judge.outputs, 40
+    outputs, left = judging.Judge.outputs, 14
 
     def until_killed(self: judging.Judge, label: str, name: str) -> torch.Tensor:
         nonlocal left
@@ -58,7 +59,7 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(
     monkeypatch.setattr(judging.Judge, "outputs", until_killed)
     stops = 0
     for _ in range(40):
-        left = 40
+        left = 14
         try:
             again = sweep(request(tmp_path / "stopped", kind, **SHORT))
             break
@@ -391,6 +392,21 @@ def test_an_expert_that_is_rewritten_meanwhile(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(judging.Judge, "outputs", rewriting)
     with pytest.raises(BadFile):
         sweep(replace(asked, tasks=("digits", "shapes")))
+
+
+def test_the_function_reads_what_the_command_reads(tmp_path: Path) -> None:
+    report = taskmerge.sweep(
+        "coefficient", suite=EXAMPLE, output=tmp_path, tasks="digits,shapes", limit=2, sweep_coefficient=[0.5],
+        device="cpu", loss_labels="true",
+    )  # fmt: skip
+    assert isinstance(report, taskmerge.SweepReport)
+    assert [point["coefficient"] for point in report.document["coefficient"]["points"]] == [0.5] * 3
+    wrong: list[dict[str, Any]] = [{"loss_labels": "mine"}, {"limit": 0}, {"threads": 0}, {"qkv": "half"}]
+    for keywords in wrong:
+        with pytest.raises(UsageError):
+            taskmerge.sweep("rank", suite=EXAMPLE, output=tmp_path, **keywords)
+    with pytest.raises(UsageError, match="is a file"):
+        taskmerge.sweep("rank", suite=EXAMPLE, output=EXAMPLE / "suite.yaml")
 
 
 def test_requests_are_checked() -> None:

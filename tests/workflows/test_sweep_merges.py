@@ -100,13 +100,10 @@ def test_one_expert_serves_its_own_task_at_full_rank(tmp_path: Path) -> None:
             assert exactly(held(encoder), experts["digits"])
 
 
-@pytest.mark.parametrize("tall", [1.0, 1e9], ids=["Gram matrices of pairs", "factored anew"])
-def test_every_subset_is_the_engines_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tall: float) -> None:
-    monkeypatch.setattr(subsets, "TALL", tall)
-    (tmp_path / "scratch").mkdir()
+def test_every_subset_is_the_engines_merge(tmp_path: Path) -> None:
     with opened(request(tmp_path, "subsets", tasks=FOUR)) as found:
         encoder = found.encoder
-        running, grams = subsets.Running(encoder), subsets.Grams(encoder, tmp_path / "scratch")
+        running = subsets.Running(encoder)
         seen = set()
         for changed, members in gray_subsets(4):
             running.toggle(changed, members)
@@ -117,10 +114,9 @@ def test_every_subset_is_the_engines_merge(tmp_path: Path, monkeypatch: pytest.M
             running.task_arithmetic()
             scale = usual_coefficient(len(names))
             assert_same(held(encoder), merged(names, "task_arithmetic", coefficient=scale), last_bits=1)
-            subsets.cart(running, grams)
+            subsets.cart(running)
             assert_same(held(encoder), merged(names, "cart", rank="0.08"))
         assert seen == {names for size in range(1, 5) for names in combinations(sorted(FOUR), size)}
-        assert bool(list((tmp_path / "scratch").iterdir())) == (tall == 1.0)
 
 
 def test_references_are_the_models_themselves(tmp_path: Path) -> None:

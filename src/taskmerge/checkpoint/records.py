@@ -35,6 +35,10 @@ _VECTOR = {
     "tensors?": [NAME], "dtype?": DTYPE, "dtypes?": {EACH: DTYPE}, "version?": str, "device?": str,
     "arithmetic?": _ARITHMETIC,
 }  # fmt: skip
+_FEATURES = {
+    "checkpoint": NAME, "task": NAME, "digest": str, "fingerprint": str, "classes": [str],
+    "task_kind": frozenset({"classification", "regression"}),
+}  # fmt: skip
 SHAPES: Mapping[str, Any] = {
     "merge": _MERGE,
     "task": {**_MERGE, "task": NAME, "block?": DIGEST},
@@ -43,7 +47,7 @@ SHAPES: Mapping[str, Any] = {
     "centre": {"experts": _DIGESTS, "version?": str, "device?": str, "arithmetic?": _ARITHMETIC},
     "coefficients": {"tasks": [_INPUT]},
     "masks": {"tasks": [_INPUT], "components": _COUNTS},
-    "features": {"sets": [{"checkpoint": NAME, "task": NAME, "digest": str, "fingerprint": str}]},
+    "features": {"sets": [_FEATURES]},
     "head": {"task?": NAME, "activation?": str},
 }
 """By `kind`; of any other kind is only known what all share."""

@@ -142,6 +142,7 @@ class AdaptWords:
     threads: options.Threads = None
     cache: Annotated[Path | None, option("Folder that keeps decoded items and experts' outputs.")] = None
     no_cache: Annotated[bool, option("Keep nothing between runs.", "--no-cache")] = False
+    page: Annotated[bool, option("Also write report.html, report.md and figures/ into the folder.", "--page")] = False
     no_scores: Annotated[bool, option("Don't score the written model.", "--no-scores")] = False
     dry_run: Annotated[
         bool, option("Check everything, say what would be learnt and how long it takes, and stop.", "--dry-run")

@@ -118,6 +118,8 @@ def _seeds(asked: AdaptRequest, running: AdaptRunning, count: int, words: AdaptW
 
     with resumed_later(place_of(asked, running), lambda: started(asked, running, count)):
         found = adapt_seeds(asked, running, count, run=run_one, done=done)
+    for one in found.runs:
+        _write_page(one.report, one.path, words)
     if text := seeds_text(found):
         show.say(text, words.quiet)
     show.document(found.to_dict()) if words.json else show.results(one.path for one in found.runs)
@@ -258,7 +260,16 @@ def _finish(receipt: AdaptReceipt, words: AdaptWords) -> None:
     if receipt.scores is not None:
         show.say(scores_text(receipt.scores), words.quiet)
     show.say(_summary(receipt.report, receipt.seconds), words.quiet)
+    _write_page(receipt.report, receipt.path, words)
     show.document(receipt.to_dict()) if words.json else show.results([receipt.path])
+
+
+def _write_page(report: Mapping[str, Any], folder: str, words: AdaptWords) -> None:
+    """The page beside a finished run's report.json, where it is asked for."""
+    if words.page:
+        from taskmerge.cli import reporting
+
+        reporting.write_page(report, Path(folder), overwrite=True)  # of this run, or of an earlier page of it
 
 
 def _summary(report: Mapping[str, Any], seconds: float) -> str:

@@ -213,11 +213,11 @@ def _written(report: Report, words: EvalWords, inputs: Reads) -> TaskmergeError 
 
 def _write_folder(report: Report, folder: Path, *, overwrite: bool) -> None:
     """report.json, features where they were kept, and the page that is made of both."""
-    from taskmerge.cli import reporting
-
     writing.write_text(folder / REPORT, dumps(report), overwrite=overwrite)
     if report.features:
         write_features(folder / FEATURES, report.features, overwrite=overwrite)
+    from taskmerge.cli import reporting  # after what must not be lost
+
     reporting.write_page(to_json(report), folder, overwrite=overwrite)
 
 

@@ -22,11 +22,11 @@ def run(words: ReportWords) -> None:
     """Carries out one `report` command."""
     output = words.output or Path(PAGE)
     check_output(output, overwrite=words.overwrite)
-    runs = read_runs(words.runs or [])
     _check_kept(output, words.runs or [])
-    page = page_of(runs)
-    written = _written(rendered(page), output, overwrite=words.overwrite)
-    show.say(summary(page), words.quiet)
+    runs = read_runs(words.runs or [])
+    made = rendered(page_of(runs))
+    written = _written(made, output, overwrite=words.overwrite)
+    show.say(summary(made.page), words.quiet)
     if words.json:
         told = [{"name": own.name, "kind": own.kind} for own in runs]
         show.document({"outputs": written, "page": str(output), "runs": told})

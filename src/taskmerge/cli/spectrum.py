@@ -76,8 +76,9 @@ def spectrum(words: SpectrumWords) -> None:
     """Look at the spectra of experts' task vectors and at what lies between them: no data needed.
 
     Every overlap stands beside what chance gives: a number without it misleads. Inputs and options are those of
-    `merge`; -o writes a folder with the whole report, matrix by matrix, all singular values, and a page. With a suite and --sweep, merges are scored at
-    many points, each stored as it is found: the same command goes on where it was stopped.
+    `merge`; -o writes a folder with the whole report, matrix by matrix, all singular values, and a page. With a suite
+    and --sweep, merges are scored at many points, each stored as it is found: the same command goes on where it was
+    stopped.
     """
     import taskmerge
     from taskmerge.cli import sweeping
@@ -85,7 +86,9 @@ def spectrum(words: SpectrumWords) -> None:
 
     suite = sweeping.suite_of(words)
     sweeping.check_place(words)
-    asked = sweeping.requested(words, suite) if suite is not None and words.sweep is not None else None
+    asked = None
+    if suite is not None and words.sweep is not None and words.output is not None:
+        asked = sweeping.requested(words, suite, words.output)
     keywords = {name: value for name, value in given_options(words).items() if name not in PRINTING}
     with Bar("measuring", words.quiet) as bar:
         report = taskmerge.spectrum(**keywords, **sweeping.completed(words, suite), progress=bar.update)

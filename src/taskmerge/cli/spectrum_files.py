@@ -20,8 +20,8 @@ RECIPE = "recipe.yaml"
 
 
 def write_folder(report: "SpectrumReport", document: Mapping[str, Any], folder: Path, *, overwrite: bool) -> None:
-    """report.json, recipe.yaml of what is recommended, spectra.safetensors (`delta/MATRIX` and `centred/MATRIX` [T, r], float32) and the page. Raises
-    BadOutput."""
+    """report.json, recipe.yaml of what is recommended, spectra.safetensors (`delta/MATRIX` and `centred/MATRIX` [T, r],
+    float32) and the page. Raises BadOutput."""
     advice = report.recommendation
     recipe = {} if not advice or not advice["arguments"] else {RECIPE: recipe_text(
         advice["recipe"], {one.name: Path(one.path) for one in report.experts},

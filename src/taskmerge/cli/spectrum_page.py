@@ -19,6 +19,10 @@ def show_page(document: Mapping[str, Any]) -> None:
     tables += [table for space in spaces if (table := between_table(document, space))]
     tables += [table for make in (alignment_table,) if (table := make(document, spaces[0]))]
     tables += [table for by in ("role",) if (table := group_table(document, spaces[0], by))]
+    if "sweeps" in document:
+        from taskmerge.reports.sweep_tables import sweep_tables
+
+        tables += sweep_tables(document)
     print(drawn(tables), end="")
     advice = recommendation_section(document)
     if advice is not None:

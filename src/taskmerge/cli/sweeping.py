@@ -1,7 +1,6 @@
 """What `taskmerge spectrum --suite --sweep` does with its words: what a suite completes, and the sweeps."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,10 @@ if TYPE_CHECKING:
     from taskmerge.workflows.sweeps.request import SweepRequest
     from taskmerge.workflows.sweeps.sweep import SweepReport
 
-OWN = frozenset({"inputs", "suite", "cache", "no_cache", "output", "rank", "ratios", "merged"})
-NO_MERGE = frozenset({"overwrite", "json", "quiet", "debug"})
+OWN = frozenset({
+    "suite", "sweep", "cache", "no_cache", "output", "rank", "ratios", "merged", "overwrite", "json", "quiet", "debug",
+})  # fmt: skip
+"""Words that are no keywords of sweeps."""
 
 
 def suite_of(words: "SpectrumWords") -> "Suite | None":
@@ -80,18 +81,16 @@ def check_place(words: "SpectrumWords") -> None:
     writing.check_folder(folder, overwrite=words.overwrite or stopped)
 
 
-def requested(words: "SpectrumWords", suite: "Suite") -> "SweepRequest":
-    """The sweeps that are asked for, checked before anything is measured."""
+def requested(words: "SpectrumWords", suite: "Suite", output: Path) -> "SweepRequest":
+    """The sweeps that are asked for, whose points go to `output`, checked before anything is measured."""
     from taskmerge.data.cache import default_cache
     from taskmerge.workflows.sweep import sweep_requested
 
-    given: Mapping[str, Any] = given_options(words)
-    keywords = {name: value for name, value in given.items() if name not in OWN | NO_MERGE}
-    cache: Path | None = None if words.no_cache else words.cache or default_cache()
-    return sweep_requested(
-        **keywords, suite=suite, output=words.output, inputs=words.inputs or (), cache=cache,
-        note=lambda text: show.notices([text], (), words.quiet),
-    )  # fmt: skip
+    given = {name: value for name, value in given_options(words).items() if name not in OWN}
+    cache = None if words.no_cache else words.cache or default_cache()
+    kept = {} if cache is None else {"cache": cache}
+    keywords = {**given, **kept, "note": lambda text: show.notices([text], (), words.quiet)}
+    return sweep_requested(words.sweep or "", suite, output, keywords)
 
 
 def swept(asked: "SweepRequest", quiet: bool) -> "SweepReport":

@@ -21,7 +21,6 @@ PARTS = ("features", "predicted", "labels", "places")
 TYPES: Mapping[str, torch.dtype] = {
     "features": torch.float32, "predicted": torch.float64, "labels": torch.float64, "places": torch.int64,
 }  # fmt: skip
-SAID = ("checkpoint", "task", "digest", "fingerprint")
 AGAIN = "write it again with `taskmerge eval --features`"
 
 
@@ -61,11 +60,14 @@ def of_report(sets: Sequence[FeatureSet], document: Mapping[str, Any]) -> tuple[
     )
 
 
-def _said(own: FeatureSet) -> dict[str, str]:
-    return {"checkpoint": own.encoder, "task": own.task, "digest": own.digest, "fingerprint": own.fingerprint}
+def _said(own: FeatureSet) -> dict[str, object]:
+    return {
+        "checkpoint": own.encoder, "task": own.task, "digest": own.digest, "fingerprint": own.fingerprint,
+        "task_kind": own.kind, "classes": list(own.classes),
+    }  # fmt: skip
 
 
-def _read(file: Checkpoint, number: int, said: Mapping[str, str]) -> FeatureSet:
+def _read(file: Checkpoint, number: int, said: Mapping[str, Any]) -> FeatureSet:
     tensors = {part: _tensor(file, f"{number}.{part}", TYPES[part]) for part in PARTS}
     count = len(tensors["features"])
     fits = tensors["features"].ndim == 2 and all(tensors[part].shape == (count,) for part in PARTS[1:])
@@ -74,8 +76,9 @@ def _read(file: Checkpoint, number: int, said: Mapping[str, str]) -> FeatureSet:
         raise BadFile(f"is malformed: {shapes}", where=f"{file.path}: `{number}`", hint=AGAIN)
     arrays: dict[str, Any] = {part: tensor.numpy() for part, tensor in tensors.items()}
     return FeatureSet(
-        encoder=said["checkpoint"], task=said["task"], digest=said["digest"], fingerprint=said["fingerprint"], **arrays
-    )
+        encoder=said["checkpoint"], task=said["task"], digest=said["digest"], fingerprint=said["fingerprint"],
+        kind=said["task_kind"], classes=tuple(said["classes"]), **arrays,
+    )  # fmt: skip
 
 
 def _tensor(file: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:

@@ -40,4 +40,5 @@ def feature_set(
         encoder=encoder.row, task=data.task.name, digest=encoder.digest, fingerprint=data.labelled.fingerprint,
         features=features.float().cpu().numpy(), predicted=predicted.double().numpy(),
         labels=data.labels[places].double().numpy(), places=data.items.indices[places].numpy().astype(np.int64),
+        kind=data.task.kind, classes=tuple(data.task.classes),
     )  # fmt: skip

@@ -70,6 +70,9 @@ def to_json(report: Report) -> Document:
 def from_json(document: object, where: str = "report") -> Report:
     """The report that a document describes. Raises BadFile that names what is wrong, and where in the document."""
     document = validated(document, where)
+    parts: dict[str, Any] = {
+        part: tuple(_renamed(entry, "checkpoint", "encoder") for entry in document[part]) for part in PARTS
+    }
     return Report(
         version=document["version"],
         suite=document["suite"],
@@ -78,7 +81,7 @@ def from_json(document: object, where: str = "report") -> Report:
         data=tuple(document["data"]),
         rows=tuple(_read_row(entry, f"{where}: rows[{place}]") for place, entry in enumerate(document["rows"])),
         averages=tuple(_read_average(entry) for entry in document["averages"]),
-        **{part: tuple(_renamed(entry, "checkpoint", "encoder") for entry in document[part]) for part in PARTS},
+        **parts,
         checks=tuple(document["checks"]),
         notes=tuple(document["notes"]),
         warnings=tuple(document["warnings"]),

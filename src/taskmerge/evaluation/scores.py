@@ -54,7 +54,8 @@ class FeatureSet:
     behind the task's adapter).
 
     `features` [n, D]; `predicted` [n] and `labels` [n] are classes, or values of a regression; `places` [n] are the
-    items' places in the split. `fingerprint` is that of the task's data, `digest` the checkpoint's.
+    items' places in the split. `fingerprint` is that of the task's data, `digest` the checkpoint's, `classes` are
+    the classes' names, where the suite has them.
     """
 
     encoder: str
@@ -65,6 +66,8 @@ class FeatureSet:
     predicted: NDArray[np.float64]
     labels: NDArray[np.float64]
     places: NDArray[np.int64]
+    kind: str = "classification"
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

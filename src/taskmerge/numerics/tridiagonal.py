@@ -75,10 +75,15 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def _address(argument: object, dtype: torch.dtype) -> object:
+    """Where an argument lies: what LAPACK takes in its place."""
     if isinstance(argument, Tensor):
         return argument.data_ptr()
     if isinstance(argument, ctypes.c_int):
         return ctypes.byref(argument)
     if isinstance(argument, str):
         return ctypes.byref(ctypes.c_char(argument.encode()))
-    return ctypes.byref(ctypes.c_int(argument) if isinstance(argument, int) else REAL[dtype](argument))
+    if isinstance(argument, int):
+        return ctypes.byref(ctypes.c_int(argument))
+    if isinstance(argument, float):
+        return ctypes.byref(REAL[dtype](argument))
+    raise TypeError(f"no address of a {type(argument).__name__}")

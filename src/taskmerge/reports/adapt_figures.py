@@ -11,6 +11,7 @@ from taskmerge.checkpoint.learned import read_coefficients, read_learned
 from taskmerge.evaluation.intervals import Interval, wilson
 from taskmerge.evaluation.metrics import METRICS
 from taskmerge.methods.composed import Learned
+from taskmerge.reports.candidate_figures import candidate_figures
 from taskmerge.reports.coefficient_figures import coefficient_figures
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.mask_figures import mask_figures
@@ -21,7 +22,7 @@ ROUNDING = 1e-6
 LACKING: Mapping[Part, str] = {
     "coefficients": "no coefficients: nothing was learnt of the merged weights",
     "masks": "no masks: the method chooses no components",
-    "trace": "no trace: nothing was learnt step by step",
+    "trace": "no curve: nothing was learnt step by step",
 }
 """What the lack of a part means."""
 
@@ -48,8 +49,8 @@ def read_view(folder: Path, document: Mapping[str, Any]) -> AdaptView:
         trace = binned(trace_records(trace_file), updates, len(tasks), str(trace_file))
     learned = _learned(adapted)
     adapted.check_unchanged()
-    lacking = tuple(words for part, words in LACKING.items() if part not in adapted.manifest.parts)
-    return AdaptView(learned, trace, lacking)
+    there = [part for part in adapted.manifest.parts if part != "trace" or (trace is not None and trace.updates)]
+    return AdaptView(learned, trace, tuple(words for part, words in LACKING.items() if part not in there))
 
 
 def _learned(adapted: AdaptedFolder) -> Learned | None:
@@ -61,13 +62,14 @@ def _learned(adapted: AdaptedFolder) -> Learned | None:
 
 
 def adapt_figures(document: Mapping[str, Any], view: AdaptView) -> list[Figure]:
-    """Every plot that a run has something for: how it went first, then what was learnt."""
-    figures: list[Figure] = []
+    """Every plot that a run has something for: what was tried and how it went first, then what was learnt."""
+    figures = candidate_figures(document)
     if view.trace is not None:
         stopped = document.get("stopped")
         figures += trace_figures(
             view.trace, chosen=None if stopped is None else int(stopped["update"]),
             held_out=_held_out_bounds(document), watched=_watched_bounds(document, view.trace.split),
+            shares=_shares(document),
         )  # fmt: skip
     if view.learned is not None:
         figures += mask_figures(view.learned) + coefficient_figures(view.learned)
@@ -87,6 +89,12 @@ def _watched_bounds(document: Mapping[str, Any], split: str | None) -> Bounds:
         return lambda task, value: None
     counts = {row["task"]: int(row["n"]) for row in scores["rows"] if METRICS[row["metric"]].proportion}
     return lambda task, value: _share_bounds(value, counts.get(task, 0))
+
+
+def _shares(document: Mapping[str, Any]) -> bool:
+    """Whether all scores are told in percent, as far as is known."""
+    scores = document.get("scores")
+    return scores is not None and all(METRICS[row["metric"]].percent for row in scores["rows"])
 
 
 def _share_bounds(value: float, n: int) -> Interval | None:

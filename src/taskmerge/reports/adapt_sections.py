@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from taskmerge.checkpoint.adapted import is_adapted
 from taskmerge.reports.adapt_figures import adapt_figures, read_view
+from taskmerge.reports.adapt_tables import candidates_table
 from taskmerge.reports.eval_sections import answer, score_section
 from taskmerge.reports.joined import scores_of
 from taskmerge.reports.runs import Run
@@ -61,8 +63,21 @@ def _protocol(document: Mapping[str, Any]) -> Section:
     parts: list[Part] = [seen, asked, _pairs("What it ended with", _plain(document["learned"]))]
     if document["solved_heads"]:
         parts.append(_solved(document["solved_heads"]))
+    if document.get("chosen"):
+        parts.append(candidates_table(document["chosen"]))
+    if document["stopped"] is not None:
+        parts.append(Prose(_stopped(document["stopped"])))
     parts += [Prose(text, "note") for text in document["notes"]]
     return Section("What it has seen and learnt", "protocol", document["protocol"]["words"], tuple(parts))
+
+
+def _stopped(stopped: Mapping[str, Any]) -> str:
+    """Which update was kept, and by what."""
+    kept, whole = (f"{100 * stopped[key]:.1f}%" for key in ("agreement", "at_horizon"))
+    return (
+        f"Update {stopped['update']:,} was kept: there the model agrees with the experts on {kept} of held-out items, "
+        f"at the end of the horizon on {whole}. No label was used."
+    )
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,11 +106,11 @@ def _solved(heads: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _course(run: Run) -> Section:
     """Curves, masks and coefficients, from the folder."""
-    if run.folder is None:
+    if run.folder is None or not is_adapted(run.folder):
         told = "The report was read without its folder: name the folder to see curves, masks and coefficients."
         return Section("How it went", "course", told)
     view = read_view(run.folder, run.document)
     figures = adapt_figures(run.document, view)
-    notes = [Prose(f"There is {text}.") for text in view.lacking]
+    notes = [Prose(f"{text[0].upper()}{text[1:]}.") for text in view.lacking]
     return Section("How it went", "course", "From trace.jsonl, masks and coefficients in the folder.",
                    (*figures, *notes))  # fmt: skip

@@ -20,6 +20,11 @@ def scores_text(report: Report, *, width: int | None = None) -> str:
 
 
 def candidates_text(chosen: Mapping[str, Any], *, width: int | None = None) -> str:
+    """What was tried, for a terminal."""
+    return drawn([candidates_table(chosen)], width=width, stderr=True).rstrip("\n")
+
+
+def candidates_table(chosen: Mapping[str, Any]) -> Table:
     """What was tried: agreement with the experts on held-out items, and what labels say where there are any."""
     scored = any(one["score"] is not None for one in chosen["tried"])
     columns = ("agreement", "average") if scored else ("agreement",)
@@ -29,8 +34,7 @@ def candidates_text(chosen: Mapping[str, Any], *, width: int | None = None) -> s
     )
     names = tuple(f"{one['name']}{' *' if one['name'] == chosen['candidate'] else ''}" for one in chosen["tried"])
     notes = ("* chosen by agreement, without a label",)
-    table = Table("candidates, in percent", "candidate", columns, names, cells, notes)
-    return drawn([table], width=width, stderr=True).rstrip("\n")
+    return Table("candidates, in percent", "candidate", columns, names, cells, notes)
 
 
 def seeds_text(found: Seeds, *, width: int | None = None) -> str:

@@ -10,6 +10,10 @@ from taskmerge.errors import plain
 
 WIDTH, PANEL, STEP = 420, 150, 18
 """Pixels: a single plot's width, a small panel's, and a row of a heat map."""
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-left", "triangle-right")
+"""Of marks, in the order of colours: told apart without them."""
+FEW, TALL = 10, 28
+"""Rows of a heat map up to which they are taller."""
 COLUMNS = 4
 NAME = 30
 """Characters of a task's or checkpoint's name; the rest of a longer one is left out."""
@@ -21,19 +25,19 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def shown(name: str) -> str:
+def shown(name: str, most: int = NAME) -> str:
     """A name as a plot shows it: without control characters, and not longer than there is room for."""
     text = plain(name)
-    return text if len(text) <= NAME else f"{text[: NAME // 2]}…{text[-(NAME // 2 - 1) :]}"
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
 
 
-def shown_names(names: Iterable[str]) -> dict[str, str]:
+def shown_names(names: Iterable[str], most: int = NAME) -> dict[str, str]:
     """Every name as a plot shows it, no two the same."""
     found: dict[str, str] = {}
     for name in names:
-        text, count = shown(name), 2
+        text, count = shown(name, most), 2
         while text in found.values():
-            text, count = f"{shown(name)} ({count})", count + 1
+            text, count = f"{shown(name, most)} ({count})", count + 1
         found[name] = text
     return found
 
@@ -68,9 +72,10 @@ def colours(values: Iterable[float], *, least: float = 0.1, within: tuple[float,
 
 def heat_map(
     rows: Sequence[Row], *, across: Sequence[str], down: Sequence[str], titles: tuple[str, str], value: alt.Color,
-    tooltip: Sequence[alt.Tooltip], text: alt.Text | None = None,
+    tooltip: Sequence[alt.Tooltip], text: alt.Text | None = None, pale: str = "",
 ) -> Mapping[str, object]:  # fmt: skip
-    """A heat map of rows with `x` and `y` among the given names; `titles` are those of across and down."""
+    """A heat map of rows with `x` and `y` among the given names; `titles` are those of across and down. `text` stands
+    in the cells, black where the condition `pale` on `datum` holds, else white: on colours that both themes share."""
     base = alt.Chart(data(rows)).encode(
         x=alt.X("x:N", sort=list(across), title=titles[0], axis=alt.Axis(labelAngle=-40, labelLimit=120)),
         y=alt.Y("y:N", sort=list(down), title=titles[1], axis=alt.Axis(labelLimit=160)),
@@ -78,9 +83,11 @@ def heat_map(
     )
     layers = [base.mark_rect().encode(color=value)]
     if text is not None:
-        layers.append(base.mark_text().encode(text=text))
+        ink = alt.condition(pale, alt.value("#000000"), alt.value("#ffffff"))
+        layers.append(base.mark_text(fontSize=11, aria=False).encode(text=text, color=ink))
     chart = alt.layer(*layers) if text is not None else layers[0]
-    return spec_of(chart.properties(width=WIDTH, height=max(60, STEP * len(down))))
+    step = STEP if len(down) > FEW else TALL
+    return spec_of(chart.properties(width=WIDTH, height=max(60, step * len(down))))
 
 
 def listed_values(pairs: Iterable[tuple[str, str]], most: int = 24) -> str:

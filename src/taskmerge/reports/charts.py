@@ -9,6 +9,7 @@ from typing import Any
 from taskmerge.errors import plain
 from taskmerge.reports import colours
 from taskmerge.reports.figures import Figure
+from taskmerge.reports.numbers import under
 from taskmerge.reports.svg import Drawing, rewritten
 
 NARROW = 328
@@ -29,8 +30,9 @@ CONFIG: Mapping[str, Any] = {
     "axis": {
         "labelColor": MARKS["muted"], "titleColor": MARKS["ink"], "gridColor": MARKS["grid"],
         "domainColor": MARKS["line"], "tickColor": MARKS["line"], "labelFontSize": 12, "titleFontSize": 12,
-        "titleFontWeight": "normal", "labelLimit": 170, "titleLimit": 320, "labelSeparation": 6,
+        "titleFontWeight": "normal", "labelLimit": 170, "titleLimit": 320,
     },
+    "axisX": {"labelSeparation": 6},
     "legend": {
         "labelColor": MARKS["ink"], "titleColor": MARKS["ink"], "labelFontSize": 12, "titleFontSize": 12,
         "titleFontWeight": "normal", "labelLimit": 150, "symbolLimit": 40,
@@ -80,6 +82,8 @@ def _drawn(figure: Figure, spec: dict[str, Any], prefix: str) -> Drawing:
     import vl_convert
 
     spec["config"] = _merged(CONFIG, spec.get("config", {}))
+    if any("url" in data for data in under(spec, "data")):
+        raise ValueError(f"figure `{figure.name}` cannot be drawn: its data lie elsewhere")
     try:
         text = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     except ValueError as error:
@@ -96,19 +100,18 @@ def _clean(value: Any) -> Any:
     return plain(value) if isinstance(value, str) else value
 
 
-def _narrowed(spec: dict[str, Any]) -> dict[str, Any]:
-    """Parts one below the other, none wider than a phone leaves room for."""
-    room = NARROW - 90
+def _narrowed(spec: dict[str, Any], room: int = NARROW - 90) -> dict[str, Any]:
+    """Parts one below the other, small ones two in a row, none wider than a phone leaves room for."""
     found = dict(spec)
     if "hconcat" in found:
         found["vconcat"] = found.pop("hconcat")
     if "columns" in found:
-        found["columns"] = 1
+        found["columns"], room = 2, (NARROW - 100) // 2
     for part in PARTS:
         if part in found:
-            found[part] = [_narrowed(own) for own in found[part]]
+            found[part] = [_narrowed(own, room) for own in found[part]]
     if isinstance(found.get("spec"), Mapping):
-        found["spec"] = _narrowed(found["spec"])
+        found["spec"] = _narrowed(found["spec"], room)
     if isinstance(width := found.get("width"), int | float) and width > room:
         found["width"] = room
     return found

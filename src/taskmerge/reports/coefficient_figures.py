@@ -18,7 +18,7 @@ from taskmerge.reports.charting import (
     shown_names,
     spec_of,
 )
-from taskmerge.reports.depth_groups import grouped
+from taskmerge.reports.depth_groups import grouped, rows_for
 from taskmerge.reports.figures import Figure
 
 ZERO = 1e-5
@@ -38,7 +38,7 @@ def values(learned: Learned, names: Iterable[str]) -> NDArray[np.float64]:
 
 
 def _heat_map(learned: Learned) -> Figure:
-    groups = grouped(learned.coefficients)
+    groups = grouped(learned.coefficients, rows_for(len(learned.tasks)))
     names = shown_names(learned.tasks)
     rows = []
     for group in groups:

@@ -8,12 +8,15 @@ from taskmerge.evaluation.scores import Report
 from taskmerge.reports.eval_sections import answer, number, score_section
 from taskmerge.reports.joined import Joined, join
 from taskmerge.reports.merge_sections import method_of, options_text
+from taskmerge.reports.pilot_figures import pilot_figures, pilot_gains
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Prose, Section
 from taskmerge.reports.standings import Standing, Standings, standings
 from taskmerge.reports.tables import EMPTY, Cell, Table
 
 APART = "These were scored on other tasks, another split or other items, so they are not compared with those above."
+
+ELSEWHERE = "Other runs were scored on other data; they stand apart below."
 
 
 def comparison(runs: Sequence[Run]) -> list[Section]:
@@ -22,12 +25,21 @@ def comparison(runs: Sequence[Run]) -> list[Section]:
     found: list[Section] = []
     for place, report in enumerate(joined.reports):
         found += _scored(report, joined, place)
+    pilot = _pilot(runs)
     costs = [table for table in (_merges(runs, joined), _adaptations(runs, joined)) if table is not None]
     if not joined.reports:
         told = "None of these runs holds scores: `taskmerge eval` says how good their checkpoints are."
-        return [Section("In short", "answer", told, tuple(costs))]
+        return [Section("In short", "answer", told, tuple(costs)), *pilot]
     lead = "Scores of merged checkpoints are found by their recipe; what was not evaluated has none."
-    return [*found, *([Section("What it took", "costs", lead, tuple(costs))] if costs else [])]
+    return [*found, *pilot, *([Section("What it took", "costs", lead, tuple(costs))] if costs else [])]
+
+
+def _pilot(runs: Sequence[Run]) -> list[Section]:
+    """What heads trained with labels gain, where several runs of them stand beside evaluations of the same merges."""
+    documents = {kind: [run.document for run in runs if run.kind == kind] for kind in ("adapt", "eval")}
+    figures = pilot_figures(pilot_gains(documents["adapt"], documents["eval"]))
+    lead = "Heads trained with labels on merged features, beside the suite's heads on the same: a bound, no result."
+    return [Section("What heads could gain", "pilot", lead, tuple(figures))] if figures else []
 
 
 def _scored(report: Report, joined: Joined, place: int) -> list[Section]:
@@ -37,7 +49,8 @@ def _scored(report: Report, joined: Joined, place: int) -> list[Section]:
     origins = Prose(f"From: {'; '.join(f'{name} in {joined.origins[name]}' for name in named)}.")
     first = replace(first, parts=(*first.parts, origins)) if named else first
     if place == 0:
-        return [first, why]
+        more = f" {ELSEWHERE}" if len(joined.reports) > 1 else ""
+        return [replace(first, lead=f"{first.lead}{more}"), why]
     apart = replace(first, title=f"Apart: {report.suite}, split {report.split}", lead=f"{first.lead} {APART}")
     why = replace(why, title=f"{why.title}: {report.suite}, split {report.split}")
     return [apart.within(f"group-{place + 1}"), why.within(f"group-{place + 1}")]

@@ -1,4 +1,4 @@
-"""Hundreds of tensors as the few rows that a picture has room for: by block and role, by block, or by runs of blocks."""
+"""Hundreds of tensors as the few rows that a picture has room for: by block and role, by block, or by runs of them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from taskmerge.errors import plain
 from taskmerge.experts.classes import block_of, depths, in_sequence
 from taskmerge.experts.tensors import role_of
+from taskmerge.reports.charting import shown_names
 
-MOST_ROWS = 40
+MOST_ROWS, FEWEST_ROWS, CELLS = 40, 12, 480
+"""Rows of a heat map, and cells that it has room for."""
 OUTSIDE = "outside blocks"
 ROLES = {"attention": "attention", "mlp": "MLP", None: "other"}
 """Of a tensor of a block, as its name tells; norms are `other`."""
@@ -35,6 +37,11 @@ class Group:
     names: tuple[str, ...]
 
 
+def rows_for(columns: int) -> int:
+    """How many rows a heat map of so many columns has room for."""
+    return max(FEWEST_ROWS, min(MOST_ROWS, CELLS // max(1, columns)))
+
+
 def places(names: Iterable[str]) -> dict[str, Place]:
     """The place of every tensor. Stages, such as ResNets', count as one sequence; `tower` is told where there are
     several."""
@@ -52,18 +59,17 @@ def places(names: Iterable[str]) -> dict[str, Place]:
 
 
 def grouped(names: Iterable[str], most: int = MOST_ROWS) -> list[Group]:
-    """At most about `most` groups, the first block first: by block and role if these are few enough, else by block,
-    else by runs of blocks; what is outside blocks is one group before them."""
+    """At most `most` groups, the first block first: by block and role if these are few enough, else by block, else by
+    runs of blocks; what is outside blocks is one group before them. Without any block, a few tensors stay apart."""
     where = places(names)
     towers = sorted({place.tower for place in where.values() if place.tower is not None})
-    runs = 1
-    labels: list[Callable[[Place], str]] = [lambda place: f"{_block(place, towers, 1)} {place.role}"]
-    found = _by(where, labels[0])
-    while len(found) > most:
-        found = _by(where, lambda place, run=runs: _block(place, towers, run))  # type: ignore[misc]
-        runs *= 2
-        if runs > 2 * max((place.depth or 0) for place in where.values()) + 2:
-            break
+    if not towers and len(where) <= most:
+        return [Group(label, (name,)) for name, label in shown_names(sorted(where)).items()]
+    found = _by(where, lambda place: f"{_block(place, towers, 1)} {place.role}")
+    run, deepest = 1, max(place.depth or 0 for place in where.values())
+    while len(found) > most and run <= 2 * deepest + 2:
+        found = _by(where, lambda place, run=run: _block(place, towers, run))  # type: ignore[misc]
+        run *= 2
     return found
 
 

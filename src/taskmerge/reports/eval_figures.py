@@ -9,7 +9,7 @@ from taskmerge.evaluation.metrics import METRICS, Metric
 from taskmerge.evaluation.results import from_json
 from taskmerge.evaluation.scores import Report, Row
 from taskmerge.evaluation.selection import EXPERT, EXPERTS, is_own
-from taskmerge.reports.charting import WIDTH, data, listed_values, percent, shown_names, spec_of
+from taskmerge.reports.charting import SHAPES, WIDTH, data, listed_values, percent, shown_names, spec_of
 from taskmerge.reports.charting import Row as Values
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.standings import Standing, Standings, standings
@@ -29,7 +29,7 @@ def eval_figures(document: Mapping[str, Any]) -> list[Figure]:
 def score_figures(report: Report) -> list[Figure]:
     """The plots of scores that an evaluation has something for: own heads, data as it is."""
     found = standings(report)
-    chosen = _chosen(found)
+    chosen = _chosen(report, found)
     rows = [row for row in report.rows if row.corruption is None and is_own(row) and _group(row) in chosen]
     metrics = list(dict.fromkeys(row.metric for row in rows))
     shares = [row for row in rows if METRICS[row.metric].percent and not METRICS[row.metric].lower_is_better]
@@ -44,11 +44,12 @@ def _is_share(metric: Metric) -> bool:
     return metric.percent and not metric.lower_is_better
 
 
-def _chosen(found: Standings) -> list[str]:
-    """Which checkpoints are drawn by task: the experts, the best models, the base, in this order."""
-    order = [own.name for own in found.references if own.name == EXPERTS]
-    order += [own.name for own in found.models[:MODELS]]
-    return order + [own.name for own in found.references if own.name != EXPERTS]
+def _chosen(report: Report, found: Standings) -> list[str]:
+    """Which checkpoints are drawn by task: the experts, the base, and the best models in the report's order, so that
+    each has its colour in every plot."""
+    references = sorted((own.name for own in found.references), key=lambda name: name != EXPERTS)
+    best = {own.name for own in found.models[:MODELS]}
+    return [*references, *(name for name in dict.fromkeys(row.encoder for row in report.rows) if name in best)]
 
 
 def _group(row: Row) -> str:
@@ -81,10 +82,10 @@ def _means(found: Standings) -> Figure | None:
     ]  # fmt: skip
     title = f"mean over the tasks{' (%)' if found.percent else ''}"
     base = alt.Chart(data(rows)).encode(y=alt.Y("checkpoint:N", sort=list(names.values()), title=None))
-    lines = base.mark_rule().encode(x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q")
+    lines = base.mark_rule(aria=False).encode(x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q")
     marks = base.mark_point(size=80).encode(
         x=alt.X("mean:Q", title=title),
-        shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["model", "reference"], range=SHAPES[:2])),
+        shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["model", "reference"], range=list(SHAPES[:2]))),
         color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=["model", "reference"])),
         tooltip=[
             alt.Tooltip("checkpoint:N", title="checkpoint"), alt.Tooltip("mean:Q", title=title),
@@ -109,8 +110,6 @@ def _told(own: Standing, found: Standings) -> str:
 
 
 # --- by task ---------------------------------------------------------------------------------------------------
-
-SHAPES = ["circle", "diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-left", "triangle-right"]
 
 
 def _by_task(rows: Sequence[Row], chosen: Sequence[str], found: Standings, name: str) -> Figure | None:
@@ -159,7 +158,7 @@ def _dots(values: Sequence[Values], tasks: Sequence[str], names: Sequence[str], 
         yOffset=alt.YOffset("checkpoint:N", sort=list(names)),
         color=alt.Color("checkpoint:N", title="checkpoint", scale=order, sort=list(names)),
     )
-    lines = base.mark_rule(strokeWidth=1.5).encode(
+    lines = base.mark_rule(strokeWidth=1.5, aria=False).encode(
         x=alt.X("low:Q", title=title, scale=alt.Scale(zero=False)), x2="high:Q"
     )
     shapes = [SHAPES[place % len(SHAPES)] for place in range(len(names))]

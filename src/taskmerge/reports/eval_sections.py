@@ -6,7 +6,13 @@ from taskmerge.errors import listed
 from taskmerge.evaluation.results import from_json
 from taskmerge.evaluation.scores import Report
 from taskmerge.evaluation.selection import BASE, EXPERTS
+from taskmerge.reports.calibration_figures import calibration_figures
+from taskmerge.reports.cross_figures import cross_figures
+from taskmerge.reports.discrepancy_figures import discrepancy_figures
 from taskmerge.reports.eval_figures import score_figures
+from taskmerge.reports.feature_figures import feature_figures, kept_features
+from taskmerge.reports.figures import Figure
+from taskmerge.reports.radar_figures import radar_figures
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Fact, Facts, Part, Prose, Section
 from taskmerge.reports.standings import Lead, Standing, Standings, about, lead, standings
@@ -24,11 +30,14 @@ from taskmerge.reports.tables import (
     scores,
 )
 
+ANSWER, SCORES = "answer", "scores"
+"""Anchors of the answer and of the section of scores, which a comparison of several runs has once for all."""
+
 
 def sections(run: Run) -> list[Section]:
     """The answer, the scores behind it, and whatever else was measured."""
     report = from_json(run.document, run.name)
-    found = [answer(report), score_section(report), *_others(report)]
+    found = [answer(report), score_section(report, radar_figures(run.document)), *_others(report, run)]
     return [section for section in found if section.parts or section.lead]
 
 
@@ -45,7 +54,7 @@ def answer(report: Report) -> Section:
     if len(found.models) + len(found.references) > 1 and (table := standing_table(report, found)) is not None:
         parts.append(table)
     parts += [Prose(text, "note") for text in report.notes]
-    return Section("In short", "answer", " ".join(_sentences(report, found)), tuple(parts))
+    return Section("In short", ANSWER, " ".join(_sentences(report, found)), tuple(parts))
 
 
 def _sentences(report: Report, found: Standings) -> list[str]:
@@ -175,36 +184,41 @@ ABOUT = (
 # --- why -------------------------------------------------------------------------------------------------------
 
 
-def score_section(report: Report) -> Section:
-    """The scores themselves: plots, and the table of tasks and checkpoints."""
+def score_section(report: Report, more: Sequence[Figure] = ()) -> Section:
+    """The scores themselves: plots (and `more` of them), and the table of tasks and checkpoints."""
     table = scores(report)
-    parts: tuple[Part, ...] = (*score_figures(report), *([table] if table else []))
+    parts: tuple[Part, ...] = (*score_figures(report), *more, *([table] if table else []))
     lead = "Each task's data with its own head; differences smaller than the intervals may be chance."
-    return Section("Scores by task", "scores", lead if parts else "", parts)
+    return Section("Scores by task", SCORES, lead if parts else "", parts)
 
 
-def _others(report: Report) -> list[Section]:
+def _others(report: Report, run: Run) -> list[Section]:
     """Whatever else was asked for."""
-    crossed: Sequence[Table | None] = (cross(report), relative(report))
-    groups = (
+    document = run.document
+    groups: tuple[tuple[str, str, str, Sequence[Part | None]], ...] = (
         ("Every expert on every task", "cross",
          "Encoders of experts with heads and data of other tasks: what one task's expert is worth to another.",
-         crossed),
+         (*cross_figures(document), cross(report), relative(report))),
         ("Against the experts, item by item", "items",
-         "Items that an expert has right and a checkpoint wrong, and the other way round.", comparisons(report)),
+         "Items that an expert has right and a checkpoint wrong, and the other way round.",
+         (*discrepancy_figures(document), *comparisons(report))),
+        ("Calibration", "calibration", "Whether predictions are as often right as they are confident.",
+         calibration_figures(document)),
+        ("Features", "features", "Where encoders put a sample of items, flattened to two dimensions.",
+         feature_figures(document, kept_features(run.folder, document))),
         ("Corrupted pictures", "corruptions",
          "Means over the tasks on pictures as they are, and as they get when something spoils them.",
-         [corruptions(report)]),
+         (corruptions(report),)),
         ("Losses without labels", "losses",
          "How losses that need no label follow the true one: a loss that doesn't is no guide for adaptation.",
          correlations(report)),
-        ("Choice without labels", "choice", "What a criterion says that never sees a label.", [choices(report)]),
-        ("Checks", "checks", "What had to hold, and whether it did.", [checks(report)]),
+        ("Choice without labels", "choice", "What a criterion says that never sees a label.", (choices(report),)),
+        ("Checks", "checks", "What had to hold, and whether it did.", (checks(report),)),
     )  # fmt: skip
     return [
-        Section(title, anchor, lead, tuple(table for table in tables if table is not None))
-        for title, anchor, lead, tables in groups
-        if any(table is not None for table in tables)
+        Section(title, anchor, lead, own)
+        for title, anchor, lead, parts in groups
+        if (own := tuple(part for part in parts if part is not None))
     ]
 
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import altair as alt
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from taskmerge.methods.composed import Learned
 from taskmerge.reports.charting import WIDTH, colours, data, heat_map, listed_values, percent, shown_names, spec_of
-from taskmerge.reports.depth_groups import ROLES, grouped, places
+from taskmerge.reports.depth_groups import ROLES, grouped, places, rows_for
 from taskmerge.reports.figures import Figure
 
 BINS = 20
@@ -76,9 +78,9 @@ def _what(learned: Learned) -> str:
 
 def _layers(learned: Learned) -> Figure:
     """A heat map: parts of the model down, tasks across."""
-    groups = grouped(learned.masks)
+    groups = grouped(learned.masks, rows_for(len(_columns(learned))))
     names = shown_names(_columns(learned))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"x": name, "y": group.label, "share": share, "on": on, "of": of}
         for group in groups
         for counts in [kept(learned, group.names)]
@@ -119,9 +121,11 @@ def _depth(learned: Learned) -> Figure | None:
     if len(depths) < 2:
         return None
     base = alt.Chart().encode(x=alt.X("depth:Q", title="block", axis=alt.Axis(tickMinStep=1, format="d")))
-    colour = alt.Color("role:N", title="role", sort=list(ROLES.values()))
-    pale = alt.Color("role:N", sort=list(ROLES.values()), legend=None)
-    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q", color=pale)
+    legend = alt.Legend(symbolOpacity=1, orient="bottom")
+    colour = alt.Color("role:N", title=None, sort=list(ROLES.values()), legend=legend)
+    band = base.mark_area(opacity=0.2, aria=False).encode(
+        y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q", color=colour
+    )
     line = base.mark_line(point=True).encode(
         y=alt.Y("share:Q", title="kept", scale=UNIT, axis=SHARE), color=colour,
         tooltip=[
@@ -180,7 +184,7 @@ def _indices(learned: Learned) -> Figure:
     base = alt.Chart(data(rows)).encode(
         x=alt.X("index:Q", title="index of the component, strongest first", scale=UNIT, axis=SHARE)
     )
-    band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q")
+    band = base.mark_area(opacity=0.2, aria=False).encode(y=alt.Y("low:Q", scale=UNIT, axis=SHARE), y2="high:Q")
     line = base.mark_line(point=True).encode(
         y=alt.Y("share:Q", title="kept", scale=UNIT, axis=SHARE),
         tooltip=[
@@ -201,7 +205,7 @@ def _indices(learned: Learned) -> Figure:
     )
 
 
-def _index_counts(learned: Learned) -> tuple[np.ndarray, np.ndarray]:
+def _index_counts(learned: Learned) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bits on and bits [T, BINS] by task and bin of the relative index."""
     on, of = np.zeros((len(learned.tasks), BINS)), np.zeros((len(learned.tasks), BINS))
     for mask in learned.masks.values():
@@ -213,7 +217,8 @@ def _index_counts(learned: Learned) -> tuple[np.ndarray, np.ndarray]:
     return on, of
 
 
-def _bins(mask: Tensor) -> np.ndarray:
+def _bins(mask: Tensor) -> NDArray[np.int64]:
     """The bin of each component: its index plus a half over how many there are."""
     count = mask.shape[-1]
-    return np.minimum(((np.arange(count) + 0.5) * BINS / max(1, count)).astype(int), BINS - 1)
+    bins: NDArray[np.int64] = np.minimum(((np.arange(count) + 0.5) * BINS / max(1, count)).astype(np.int64), BINS - 1)
+    return bins

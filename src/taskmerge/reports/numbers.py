@@ -38,7 +38,7 @@ def _data(spec: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
     """The sets of values in a specification, each once, empty ones left out."""
     named = spec.get("datasets", {})
     found: list[list[Mapping[str, Any]]] = []
-    for data in _under(spec, "data"):
+    for data in under(spec, "data"):
         values = named.get(data.get("name")) if "name" in data else data.get("values")
         if isinstance(values, list) and any(values) and values not in found:
             found.append(values)
@@ -47,21 +47,21 @@ def _data(spec: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
 
 def _titles(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Field and title, wherever an encoding says both."""
-    for encoding in _under(spec, "encoding"):
+    for encoding in under(spec, "encoding"):
         for channel in encoding.values():
             for one in channel if isinstance(channel, list) else [channel]:
                 if isinstance(one, Mapping) and isinstance(one.get("title"), str) and isinstance(one.get("field"), str):
                     yield one["field"], one["title"]
 
 
-def _under(value: Any, key: str) -> Iterator[Mapping[str, Any]]:
+def under(value: Any, key: str) -> Iterator[Mapping[str, Any]]:
     """Every map under a key, outermost first; data themselves are not searched."""
     if isinstance(value, list | tuple):
         for own in value:
-            yield from _under(own, key)
+            yield from under(own, key)
     elif isinstance(value, Mapping):
         if isinstance(value.get(key), Mapping):
             yield value[key]
         for name, own in value.items():
             if name not in ("data", "datasets"):
-                yield from _under(own, key)
+                yield from under(own, key)

@@ -122,10 +122,11 @@ def _section(section: Section, plots: Mapping[str, Drawn], kind: str) -> str:
 
 
 def _parts(parts: Sequence[Part], plots: Mapping[str, Drawn]) -> Iterator[str]:
-    """The parts in their order; figures that follow each other stand side by side where there is room."""
-    for figures, own in groupby(parts, lambda part: isinstance(part, Figure)):
+    """The parts in their order; figures, or tables, that follow each other stand side by side where there is room."""
+    for kind, own in groupby(parts, type):
         shown = "".join(_part(part, plots) for part in own)
-        yield f'<div class="figures">{shown}</div>' if figures else shown
+        name = {Figure: "figures", Table: "tables"}.get(kind)
+        yield f'<div class="{name}">{shown}</div>' if name else shown
 
 
 def _part(part: Part, plots: Mapping[str, Drawn]) -> str:
@@ -159,7 +160,7 @@ def _prose(prose: Prose) -> str:
 
 
 def _figure(figure: Figure, drawn: Drawn) -> str:
-    name = slug(figure.name)
+    name = f"figure-{slug(figure.name)}"
     names = f'role="img" aria-labelledby="{name}-title" aria-describedby="{name}-words"'
     svgs = "".join(
         drawing.on_page(f'class="{kind}" width="{drawing.width:g}" height="{drawing.height:g}" {names}')
@@ -187,8 +188,8 @@ def _table(table: Table) -> str:
     )
     notes = "".join(f'<p class="small">{words(note)}</p>' for note in table.notes)
     return (
-        f'<div class="scroll"><table><caption>{text(table.title)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}"
+        f'<div class="tabled"><div class="scroll"><table><caption>{text(table.title)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{notes}</div>"
     )
 
 

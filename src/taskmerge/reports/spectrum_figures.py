@@ -76,8 +76,8 @@ def _energy(report: Document, space: str) -> Figure | None:
     return Figure(
         name=f"energy-{space}",
         title="How much the leading components hold",
-        caption=f"Share of the squared singular values of {ABOUT[space]} in the leading components, over their share of "
-        f"the full rank (a logarithmic axis); means over {group['matrices']} matrices, a line a task (n = "
+        caption=f"Share of the squared singular values of {ABOUT[space]} in the leading components, over their share "
+        f"of the full rank (a logarithmic axis); means over {group['matrices']} matrices, a line a task (n = "
         f"{len(names)}); computed from the weights, so without intervals.",
         alternative=f"Mean over tasks of the energy kept at each share of the rank: {listed_values(means)}.",
         spec=spec_of(chart),

@@ -1,4 +1,4 @@
-"""The page of a spectrum: how alike the tasks are and how low their rank is, then spectra, overlaps, roles and depth."""
+"""The page of a spectrum: how alike tasks are and how low their rank is, then spectra, overlaps, roles and depth."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -22,8 +22,8 @@ from taskmerge.reports.sweep_sections import sweep_sections
 
 Document = Mapping[str, Any]
 CHANCE = (
-    "Every number between tasks stands beside what chance gives: the mean over random subspaces, directions or signs of "
-    "the same shapes. An overlap of 0.1 is much in a space of a thousand dimensions and nothing in one of ten."
+    "Every number between tasks stands beside what chance gives: the mean over random subspaces, directions or signs "
+    "of the same shapes. An overlap of 0.1 is much in a space of a thousand dimensions and nothing in one of ten."
 )
 
 
@@ -42,7 +42,7 @@ def spectrum_sections(document: Document) -> list[Section]:
         own = [figure for name, figure in figures.items() if name.endswith(space)]
         tables = [task_table(document, space), between_table(document, space), alignment_table(document, space)]
         tables += [group_table(document, space, by) for by in ("role", "depth")]
-        parts = (*own, *(table for table in tables if table is not None))
+        parts: tuple[Part, ...] = (*own, *(table for table in tables if table is not None))
         found.append(Section(f"About {ABOUT[space]}", space, _lead(document, space), parts))
     return [*found, *sweep_sections(document), _settings(document)]
 
@@ -69,8 +69,8 @@ def _lead(document: Document, space: str) -> str:
     cosines = [value for value, _ in paired(group["cosine"], "cosine") if value is not None]
     cosine = f"cosine {fmean(cosines):z.2f} on average, " if cosines else ""
     return (
-        f"Between tasks: {cosine}leading left spaces overlap {left} times as much as chance gives, right spaces {right} "
-        f"times; signs conflict {conflict} times as often."
+        f"Between tasks: {cosine}leading left spaces overlap {left} times as much as chance gives, right spaces "
+        f"{right} times; signs conflict {conflict} times as often."
     )
 
 

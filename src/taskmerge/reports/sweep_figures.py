@@ -12,7 +12,7 @@ from taskmerge.reports.sweep_tables import NAMES, score_of, unit_of
 
 Document = Mapping[str, Any]
 HEIGHT = 280
-STROKES = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2)
+STROKES = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2, labelLimit=260)
 INTERVALS = "bands are 95% intervals of the mean over tasks"
 
 
@@ -343,12 +343,12 @@ def _map(
         for one in grid
     ]  # fmt: skip
     x, y = alt.X("x:Q", title="first principal component (distance in weights)"), alt.Y("y:Q", title="second")
-    surface = alt.Chart(data(cells)).mark_rect().encode(
+    surface = alt.Chart(data(cells)).mark_rect(opacity=0.5).encode(
         x=x, x2="x2:Q", y=y, y2="y2:Q", color=alt.Color("loss:Q", title="mean loss", scale=alt.Scale(type="log")),
         tooltip=[alt.Tooltip("loss:Q", title="mean loss")],
     )  # fmt: skip
     told = [alt.Tooltip("loss:Q", title="mean loss"), alt.Tooltip("distance:Q", title="off the plane")]
-    lines = alt.Chart(data(ways)).mark_line(point=True).encode(
+    lines = alt.Chart(data(ways)).mark_line(point={"size": 18}).encode(
         x=x, y=y, detail="way:N", order="order:Q", strokeDash=alt.StrokeDash("way:N", title=None, legend=STROKES),
         tooltip=[alt.Tooltip("way:N"), alt.Tooltip("at:N"), *told],
     )  # fmt: skip

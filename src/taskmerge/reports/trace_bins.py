@@ -77,10 +77,10 @@ class _Bins:
         self.curves.setdefault((kind, name), {}).setdefault(place, _Sums()).add(update, float(value))
 
     def of(self, kind: str, *, total: bool = False) -> dict[str, Curve]:
-        """The curves of a kind by name."""
+        """The curves of a kind by name, in the order of names: that in which tasks come up may be random."""
         return {
             name: tuple(sums.point(total=total) for _, sums in sorted(windows.items()))
-            for (own, name), windows in self.curves.items() if own == kind
+            for (own, name), windows in sorted(self.curves.items()) if own == kind
         }  # fmt: skip
 
 

@@ -17,12 +17,13 @@ SHARE = alt.Axis(format="%")
 
 def trace_figures(
     trace: Trace, *, chosen: int | None = None, held_out: Bounds = lambda task, value: None,
-    watched: Bounds = lambda task, value: None,
+    watched: Bounds = lambda task, value: None, shares: bool = True,
 ) -> list[Figure]:  # fmt: skip
-    """Every plot that a trace has something for; `chosen` is the update whose values were kept, if one was chosen."""
+    """Every plot that a trace has something for; `chosen` is the update whose values were kept, if one was chosen, and
+    `shares` whether the scores that were watched are told in percent."""
     figures = [
         _losses(trace), _agreement(trace), _filtered(trace), _flips(trace), _coefficients(trace),
-        _held_out(trace, chosen, held_out), _watched(trace, watched),
+        _held_out(trace, chosen, held_out), _watched(trace, watched, shares=shares),
     ]  # fmt: skip
     return [figure for figure in figures if figure is not None]
 
@@ -154,12 +155,15 @@ def _flips(trace: Trace) -> Figure | None:
     """Bars of flips above the line of the kept share."""
     if not trace.flips:
         return None
-    bars = alt.Chart(data(_rows(trace.flips))).mark_bar().encode(
-        x=alt.X("update:Q", title=None), y=alt.Y("value:Q", title="bits flipped"),
+    domain = alt.Scale(domain=[0, trace.updates], nice=False)
+    width = max(1.0, 0.8 * WIDTH / len(trace.flips))
+    bars = alt.Chart(data(_rows(trace.flips))).mark_bar(size=width).encode(
+        x=alt.X("update:Q", title=None, scale=domain), y=alt.Y("value:Q", title="bits flipped"),
         tooltip=[alt.Tooltip("update:Q", title="update"), alt.Tooltip("value:Q", title="bits flipped", format=",")],
     ).properties(width=WIDTH, height=110)  # fmt: skip
     line = alt.Chart(data(_rows(trace.components))).mark_line(point=True).encode(
-        x=alt.X("update:Q", title="update"), y=alt.Y("value:Q", title="kept", axis=SHARE, scale=alt.Scale(zero=False)),
+        x=alt.X("update:Q", title="update", scale=domain),
+        y=alt.Y("value:Q", title="kept", axis=SHARE, scale=alt.Scale(zero=False)),
         tooltip=[alt.Tooltip("update:Q", title="update"), alt.Tooltip("value:Q", title="kept", format=".1%")],
     ).properties(width=WIDTH, height=110)  # fmt: skip
     total, first, last = sum(point.value for point in trace.flips), trace.components[:1], trace.components[-1:]
@@ -185,21 +189,22 @@ def _coefficients(trace: Trace) -> Figure | None:
         {"update": point.update, "mean": point.value, "low": low.value, "high": high.value}
         for point, low, high in zip(curves["mean"], curves["low"], curves["high"], strict=True)
     ]
-    base = alt.Chart(data(rows)).encode(x=alt.X("update:Q", title="update"))
+    base = alt.Chart(data(rows)).encode(x=alt.X("update:Q", title="update", axis=alt.Axis(tickMinStep=1)))
     band = base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q", title="λ"), y2="high:Q")
     line = base.mark_line(point=True).encode(
         y=alt.Y("mean:Q", title="λ"),
         tooltip=[alt.Tooltip(f"{name}:Q", title=title) for name, title in
                  (("update", "update"), ("mean", "mean"), ("low", "smallest"), ("high", "largest"))],
     )  # fmt: skip
-    chart: alt.TopLevelMixin = alt.layer(band, line).properties(width=WIDTH, height=150)
+    chart = alt.layer(band, line).properties(width=WIDTH, height=150)
+    spec = spec_of(chart)
     zeros = curves.get("zero", ())
     if any(point.value for point in zeros):
         share = alt.Chart(data(_rows(zeros))).mark_line(point=True).encode(
             x=alt.X("update:Q", title="update"), y=alt.Y("value:Q", title="share of zeros", axis=SHARE),
             tooltip=[alt.Tooltip("update:Q", title="update"), alt.Tooltip("value:Q", title="zeros", format=".1%")],
         ).properties(width=WIDTH, height=90)  # fmt: skip
-        chart = alt.vconcat(chart, share).resolve_scale(x="shared")
+        spec = spec_of(alt.vconcat(chart, share).resolve_scale(x="shared"))
     first, last = rows[0], rows[-1]
     return Figure(
         name="trace-coefficients",
@@ -209,7 +214,7 @@ def _coefficients(trace: Trace) -> Figure | None:
         alternative=f"The mean goes from {first['mean']:.3g} to {last['mean']:.3g}, the range from "
         f"{first['low']:.3g} … {first['high']:.3g} to {last['low']:.3g} … {last['high']:.3g}; "
         f"at the end {percent(zeros[-1].value if zeros else 0.0)} are zero.",
-        spec=spec_of(chart),
+        spec=spec,
     )
 
 
@@ -236,7 +241,7 @@ def _held_out(trace: Trace, chosen: int | None, bounds: Bounds) -> Figure | None
     )
 
 
-def _watched(trace: Trace, bounds: Bounds) -> Figure | None:
+def _watched(trace: Trace, bounds: Bounds, *, shares: bool) -> Figure | None:
     """Scores with labels, a diagnostic."""
     curves = trace.watched
     if not curves:
@@ -246,6 +251,6 @@ def _watched(trace: Trace, bounds: Bounds) -> Figure | None:
         title=f"Learning curves with labels (split {trace.split})",
         caption=f"Score of the model as it was at each look, on the labelled split `{trace.split}`: a diagnostic that "
         "no choice was made by; bands are 95% Wilson intervals where the score is an accuracy.",
-        alternative=f"Score at the first and the last look. {ends(curves, percent)}.",
-        spec=panels(curves, "score", share=True, bounds=bounds),
+        alternative=f"Score at the first and the last look. {ends(curves, percent if shares else _number)}.",
+        spec=panels(curves, "score", share=shares, bounds=bounds),
     )

@@ -57,7 +57,7 @@ def _table(sizes: Sequence[int]) -> Tensor:
 
 def _blocks(table: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
     """A table of components as tasks: rows of blocks."""
-    return [row.split(list(sizes), dim=1) for row in table.split(list(sizes), dim=0)]
+    return [torch.split(row, list(sizes), dim=1) for row in torch.split(table, list(sizes), dim=0)]
 
 
 def _shared(products: Tensor, sizes: Sequence[int], side: int) -> Beside:
@@ -67,14 +67,14 @@ def _shared(products: Tensor, sizes: Sequence[int], side: int) -> Beside:
         for second, block in enumerate(row):
             if block.numel():
                 value[first, second] = block.sum() / min(block.shape)
-                level[first, second] = chance.overlap(*block.shape, side)
+                level[first, second] = chance.overlap(sizes[first], sizes[second], side)
     return Beside(value, level)
 
 
 def _interference(left: Tensor, right: Tensor, s: Tensor, sizes: Sequence[int], shape: tuple[int, int]) -> Beside:
     """The share of each task's leading components that lies in another's left and right spaces."""
     value, level = _table(sizes), _table(sizes)
-    lefts, rights, values = _blocks(left, sizes), _blocks(right, sizes), s.split(list(sizes))
+    lefts, rights, values = _blocks(left, sizes), _blocks(right, sizes), torch.split(s, list(sizes))
     for source, own in enumerate(values):
         energy = own.square().sum()
         for target, size in enumerate(sizes):
@@ -93,7 +93,7 @@ def _singular(left: Tensor, right: Tensor, s: Tensor, sizes: Sequence[int], shap
     nothing = torch.tensor(torch.nan, dtype=torch.float64)
     if total == 0:
         return Beside(nothing, nothing)
-    level = chance.singular_interference(s.split(list(sizes)), shape)
+    level = chance.singular_interference(torch.split(s, list(sizes)), shape)
     return Beside(apart.abs().sum() / total, torch.tensor(level, dtype=torch.float64) / total)
 
 

@@ -54,7 +54,7 @@ class Counts:
 
 def counts(stack: Stack) -> Counts:
     """The sums over a stack of T rows."""
-    return add(_slice(piece) for piece in stack.reshape(len(stack), -1).split(SLICE, dim=1))
+    return add(_slice(piece) for piece in torch.split(stack.reshape(len(stack), -1), SLICE, dim=1))
 
 
 def add(found: Iterable[Counts]) -> Counts:

@@ -144,7 +144,7 @@ def _summed(ground: Ground, weight: float, share: float) -> Reach:
 
 def _others(values: Floats) -> Floats:
     """By task the sum over all others."""
-    return values.sum() - values
+    return np.asarray(values.sum() - values)
 
 
 def kept(ground: Ground, merge: Merge, numbers: Numbers = NUMBERS) -> Floats:

@@ -234,7 +234,7 @@ def _paired(one: Beside | None) -> Document | None:
     """The upper half of symmetric tables [T, T], pair by pair."""
     if one is None:
         return None
-    first, second = torch.triu_indices(*one.value.shape, offset=1)
+    first, second = torch.triu_indices(len(one.value), len(one.value), offset=1)
     return {"value": _plain(one.value[first, second]), "chance": _plain(one.chance[first, second])}
 
 

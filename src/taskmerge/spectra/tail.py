@@ -14,10 +14,10 @@ AT_ONCE = 1 << 20
 
 
 class Tail(NamedTuple):
-    """p(λ) ∝ λ^-exponent from the `count` largest eigenvalues on; `distance` is Kolmogorov's and Smirnov's."""
+    """p(λ) ∝ λ^-exponent of the `length` largest eigenvalues; `distance` is Kolmogorov's and Smirnov's."""
 
     exponent: float
-    count: int
+    length: int
     distance: float
 
 

@@ -59,7 +59,7 @@ def spectra(values: Sequence[Tensor], full: int, ratios: Sequence[Rank]) -> Spec
         torch.stack([_shares(s.square(), counts) for s in rows]),
         torch.stack([_shares(s, counts) for s in rows]),
         _numbers(tail.exponent for tail in tails),
-        _numbers(tail.count for tail in tails),
+        _numbers(tail.length for tail in tails),
         _numbers(tail.distance for tail in tails),
     )
 

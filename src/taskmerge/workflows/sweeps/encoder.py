@@ -64,12 +64,16 @@ class Encoder:
 
     def put(self, job: TensorJob, values: Tensor, start: int = 0, *, exact: bool = False) -> None:
         """Writes elements of a unit, from `start` on, into the encoder; `exact`: without the rounding of a file."""
+        for own, target, code in self.targets(job, start, len(values)):
+            target.copy_(values[own] if exact else values[own].to(code))
+
+    def targets(self, job: TensorJob, start: int, count: int) -> Iterator[tuple[slice, Tensor, torch.dtype]]:
+        """(which of `count` elements of a unit from `start` on, where in the encoder they go, the type of a file)."""
         for name, own, code in self.spots[job.name]:
-            low, high = max(start, own.start), min(start + len(values), own.stop)
+            low, high = max(start, own.start), min(start + count, own.stop)
             if low < high:
-                part = values[low - start : high - start]
                 target = self.slots[name].reshape(-1)[low - own.start : high - own.start]
-                target.copy_(part if exact else part.to(code))
+                yield slice(low - start, high - start), target, code
 
     def get(self, job: TensorJob) -> Tensor:
         """A unit as it is in the encoder, flat; all of it has a place there."""

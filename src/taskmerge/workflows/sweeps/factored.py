@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from taskmerge.checkpoint.disk import explained
 from taskmerge.experts.matrices import task_matrices
 from taskmerge.experts.rows import Rows
 from taskmerge.merging.plan import TensorJob
@@ -22,7 +20,7 @@ from taskmerge.numerics.rank import Rank
 from taskmerge.numerics.spectral import Factors
 from taskmerge.types import Space
 from taskmerge.workflows.sweeps.encoder import Encoder
-from taskmerge.workflows.sweeps.points import digest_of_values
+from taskmerge.workflows.sweeps.scratch import keep, path_of
 
 Counts = Callable[[int], int]
 """How many components a point keeps of a matrix, by its smaller side r; r itself is the whole matrix."""
@@ -49,8 +47,6 @@ class Factored:
     encoder: Encoder
     space: Space
     folder: Path
-    _files: dict[str, Any] = field(default_factory=dict)
-    """The files that were opened, by unit: mapped into memory, of which the system keeps what it has room for."""
 
     @property
     def sums_to_zero(self) -> bool:
@@ -63,15 +59,10 @@ class Factored:
 
         def work(job: TensorJob) -> None:
             tensors = self._factored(job, rows, most) if job.factored else self._dense(job, rows)
-            with explained(self.path(job)):
-                save_file(tensors, self.path(job))
+            keep(self.folder, job, tensors)
 
         self.encoder.each(work, rows, factoring=True)
         return self
-
-    def path(self, job: TensorJob) -> Path:
-        """Where a unit is: names of tensors are no names of files."""
-        return self.folder / f"{self.space}-{digest_of_values(job.name)[:32]}.safetensors"
 
     def _dense(self, job: TensorJob, rows: Rows) -> dict[str, Tensor]:
         origin, vectors = rows.of(job.unit, tallied=False)
@@ -99,27 +90,26 @@ class Factored:
 
     def read(self, job: TensorJob, names: Sequence[str]) -> dict[str, Tensor]:
         """Some of a unit's tensors, those that it has."""
-        file, held = self._opened(job)
-        return {name: file.get_tensor(name).to(self.encoder.device) for name in names if name in held}
+        with self._opened(job) as file:
+            held = frozenset(file.keys())
+            return {name: file.get_tensor(name).to(self.encoder.device) for name in names if name in held}
 
-    def _opened(self, job: TensorJob) -> tuple[Any, frozenset[str]]:
-        """A unit's file, and the names of its tensors."""
-        if job.name not in self._files:
-            file: Any = safe_open(self.path(job), framework="pt")
-            self._files[job.name] = file, frozenset(file.keys())
-        found: tuple[Any, frozenset[str]] = self._files[job.name]
-        return found
+    def _opened(self, job: TensorJob) -> Any:
+        """A unit's file, mapped into memory as long as it is open: what stays mapped would count as this process's."""
+        return safe_open(path_of(self.folder, job), framework="pt")
 
     def between(self, job: TensorJob, matrix: int, tasks: Sequence[str], low: int, high: int) -> tuple[Tensor, Tensor]:
         """The components from `low` to `high` of some tasks' matrices, side by side: left [K, m] and right [K, n]."""
         m, n = job.unit.matrix
-        file, held = self._opened(job)
         left, right = [torch.empty(0, m, dtype=self.encoder.dtype)], [torch.empty(0, n, dtype=self.encoder.dtype)]
-        for task in tasks if low < high else ():
-            if f"{matrix}/{task}/left" in held:
-                left.append(file.get_slice(f"{matrix}/{task}/left")[low:high])
-                right.append(file.get_slice(f"{matrix}/{task}/right")[low:high])
-        return torch.cat(left).to(self.encoder.device), torch.cat(right).to(self.encoder.device)
+        with self._opened(job) as file:
+            held = frozenset(file.keys())
+            for task in tasks if low < high else ():
+                if f"{matrix}/{task}/left" in held:
+                    left.append(file.get_slice(f"{matrix}/{task}/left")[low:high])
+                    right.append(file.get_slice(f"{matrix}/{task}/right")[low:high])
+            both = torch.cat(left), torch.cat(right)
+        return both[0].to(self.encoder.device), both[1].to(self.encoder.device)
 
 
 def _sides(one: Factors) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from taskmerge.checkpoint.disk import explained
@@ -21,9 +20,10 @@ from taskmerge.workflows.sweeps.encoder import Encoder
 from taskmerge.workflows.sweeps.grid import GridPoint, methods, usual, walk
 from taskmerge.workflows.sweeps.judge import mean_and_error
 from taskmerge.workflows.sweeps.opening import Opened
-from taskmerge.workflows.sweeps.points import Point, Points, digest_of_values
+from taskmerge.workflows.sweeps.points import Point, Points
 from taskmerge.workflows.sweeps.request import RANK
 from taskmerge.workflows.sweeps.running import Measure, Planned, entries
+from taskmerge.workflows.sweeps.scratch import keep, path_of
 
 SIDE, MARGIN = 9, 0.25
 """Points along each side of the plane's grid, and what it reaches beyond the models, as a share of their spread."""
@@ -235,8 +235,7 @@ def atlas_of(encoder: Encoder, folder: Path, models: Sequence[str]) -> Atlas:
             axes.append((plane.combination.to(about.device) @ about).to(encoder.dtype).cpu())
         first, second = torch.cat(axes, dim=1)
         tensors = {"centre": torch.cat(centres), "first": first.contiguous(), "second": second.contiguous()}
-        with explained(path_of(folder, job)):
-            save_file(tensors, path_of(folder, job))
+        keep(folder, job, tensors)
 
     encoder.each(measure, rows)
     found = plane_of(sum_of([parts[name] for name in sorted(parts)]))
@@ -247,11 +246,6 @@ def atlas_of(encoder: Encoder, folder: Path, models: Sequence[str]) -> Atlas:
         folder.mkdir(parents=True, exist_ok=True)
     encoder.each(write, rows)
     return Atlas(encoder, folder, plane, models)
-
-
-def path_of(folder: Path, job: TensorJob) -> Path:
-    """The file of a unit."""
-    return folder / f"{digest_of_values(job.name)[:32]}.safetensors"
 
 
 def sum_of(parts: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from taskmerge.data.datasets import load_labelled
 from taskmerge.data.items import Items
 from taskmerge.data.loading import LoadOptions
 from taskmerge.data.streams import load_unlabelled
-from taskmerge.errors import UsageError, listed
+from taskmerge.errors import Mismatch, UsageError, listed
 from taskmerge.evaluation.workload import named_tasks
 from taskmerge.experts.arguments import named_files
 from taskmerge.experts.sources import CheckpointSource
@@ -83,6 +83,7 @@ def open_sweep(asked: SweepRequest, stack: ExitStack) -> Opened:
     stack.callback(prepared.inputs.close)
     for text in (*prepared.inputs.notes, *prepared.inputs.warnings, *prepared.plan.notes):
         asked.note(text)
+    _check_kinds(prepared)
     tasks = _tasks_of(asked, suite, prepared)
     device = named_device(asked.device, accelerate=True)
     backbone = build(suite.backbone, resolve=resolve, renamings=asked.merging.get("map", ()))
@@ -127,6 +128,14 @@ def _prepared(asked: SweepRequest, suite: Suite) -> Prepared:
     return prepared
 
 
+def _check_kinds(prepared: Prepared) -> None:
+    """Refuses differences from an average: sweeps form each expert itself, which is not known from them."""
+    centred = next((source for source in prepared.inputs.experts if source.kind == "centred"), None)
+    if centred is not None:
+        hint = "give the experts themselves, or task vectors from the base"
+        raise Mismatch("holds differences from an average, and sweeps need experts", where=centred.where, hint=hint)
+
+
 def _tasks_of(asked: SweepRequest, suite: Suite, prepared: Prepared) -> dict[str, Task]:
     """The suite's tasks whose experts are merged; experts that were given take the place of the suite's own."""
     given = dict(named_files(asked.inputs, "a sweep"))
@@ -139,8 +148,7 @@ def _tasks_of(asked: SweepRequest, suite: Suite, prepared: Prepared) -> dict[str
     lacking = [name for name in tasks if name not in merged]
     if lacking:
         asked.note(f"no expert of {listed(lacking)} is merged: left out")
-    found = {name: replace(task, expert=given.get(name, task.expert)) for name, task in tasks.items() if name in merged}
-    return found
+    return {name: replace(task, expert=given.get(name, task.expert)) for name, task in tasks.items() if name in merged}
 
 
 def _encoder(asked: SweepRequest, prepared: Prepared, backbone: Backbone, device: torch.device) -> Encoder:

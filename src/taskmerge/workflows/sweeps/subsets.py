@@ -13,24 +13,21 @@ from taskmerge.experts.matrices import task_matrices
 from taskmerge.merging.plan import TensorJob
 from taskmerge.methods.task_arithmetic import usual_coefficient
 from taskmerge.numerics.gray import gray_subsets
-from taskmerge.numerics.subset_grams import centred_grams, leading_of, pair_gram, places_of_pairs
 from taskmerge.workflows.sweeps.averages import Means, over
 from taskmerge.workflows.sweeps.encoder import Encoder
 from taskmerge.workflows.sweeps.opening import Opened, needs
-from taskmerge.workflows.sweeps.points import Point, Points, digest_of_values
+from taskmerge.workflows.sweeps.points import Point, Points
 from taskmerge.workflows.sweeps.request import RANK
 from taskmerge.workflows.sweeps.running import Measure, Planned, entries
 
 MOST_TASKS = 12
 """4,095 subsets: more are no sweep."""
-TALL = 2.0
-"""Ratio of a matrix's sides from which on Gram matrices of pairs save more than they cost (`benchmarks/sweeps.py`)."""
 
 
 @dataclass(frozen=True)
 class SubsetsSweep:
     """Every non-empty subset is merged and scored on its own tasks. Sums change by one expert from subset to subset
-    (Gray code, in float64, E6); CART factors anew, from Gram matrices of pairs where matrices are tall."""
+    (Gray code, in float64, E6); CART factors anew."""
 
     opened: Opened
     kind: str = "subsets"
@@ -61,7 +58,6 @@ class SubsetsSweep:
 
     def walk(self, scratch: Path) -> Iterator[tuple[Point, Measure]]:
         running = Running(self.opened.encoder)
-        grams = Grams(self.opened.encoder, scratch)
         for changed, members in gray_subsets(len(self.opened.encoder.tasks)):
             running.toggle(changed, members)
             names = [self.opened.encoder.tasks[member] for member in members]
@@ -69,7 +65,7 @@ class SubsetsSweep:
             for method in self.methods:
 
                 def measure(method: str = method, names: Sequence[str] = names) -> dict[str, Any]:
-                    forms.get(method, lambda: cart(running, grams))()  # noqa: B023  measured before the next subset
+                    forms.get(method, lambda: cart(running))()  # noqa: B023  measured before the next subset
                     return {"scores": self.opened.judge.scores(f"{method} of {', '.join(names)}", names)}
 
                 yield _point(method, names), measure
@@ -130,13 +126,16 @@ class Running:
 
     def average(self) -> None:
         """Puts the mean of the members into the encoder."""
-        encoder, size = self.encoder, len(self.members)
+        share = 1 / len(self.members)
 
         def work(job: TensorJob) -> None:
             for start, count in _slices(job):
-                encoder.put(job, (self._sums[job.name][start : start + count] / size).to(encoder.dtype), start)
+                total = self._sums[job.name][start : start + count]
+                for own, target, code in self.encoder.targets(job, start, count):
+                    torch.mul(total[own], share, out=target)
+                    _rounded(target, code)
 
-        encoder.each(work, encoder.rows("weight"))
+        self.encoder.each(work, self.encoder.rows("weight"))
 
     def task_arithmetic(self) -> None:
         """Puts θ₀ + λ Σ (θ_t - θ₀) over the members into the encoder."""
@@ -145,9 +144,11 @@ class Running:
 
         def work(job: TensorJob) -> None:
             for start, count in _slices(job):
-                total = self._sums[job.name][start : start + count] * scale
-                total.add_(rows.base_of(job.unit, start, count), alpha=1 - scale * size)
-                encoder.put(job, total.to(encoder.dtype), start)
+                total = rows.placed(rows.base_of(job.unit, start, count)).double().mul_(1 - scale * size)
+                total.add_(self._sums[job.name][start : start + count], alpha=scale)
+                for own, target, code in encoder.targets(job, start, count):
+                    target.copy_(total[own])
+                    _rounded(target, code)
 
         encoder.each(work, rows)
 
@@ -156,9 +157,15 @@ class Running:
         return (self._sums[job.name] / len(self.members)).to(self.encoder.dtype)
 
 
+def _rounded(target: Tensor, code: torch.dtype) -> None:
+    """Rounds what is in the encoder to the type of a file."""
+    if code != target.dtype:
+        target.copy_(target.to(code))
+
+
 def _slices(job: TensorJob) -> Iterator[tuple[int, int]]:
     """Pieces of a unit that stay in the cache."""
-    size = 1 << 16
+    size = 1 << 18
     for start in range(0, max(job.numel, 1), size):
         yield start, min(size, job.numel - start)
 
@@ -166,46 +173,12 @@ def _slices(job: TensorJob) -> Iterator[tuple[int, int]]:
 # --- CART ------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Grams:
-    """The Gram matrices of all pairs of task matrices about the mean of all tasks, of tall units, in files of `folder`.
+def cart(running: Running) -> None:
+    """Puts CART of the members into the encoder; of one or two it is their average (E3).
 
-    They are made when a unit is first asked for: N (N + 1) / 2 of them, float64, of the smaller side squared.
+    Every subset has its own mean, so that its matrices are factored anew: Gram matrices of pairs (E6) would spare
+    products alone, and the float64 eigenpairs that they need take longer than what is spared (docs/sweeps.md).
     """
-
-    encoder: Encoder
-    folder: Path
-
-    def of(self, job: TensorJob) -> list[Tensor] | None:
-        """By matrix of the unit [N (N + 1) / 2, r, r]; None where they do not pay."""
-        small, large = sorted(job.unit.matrix)
-        if large < TALL * small:
-            return None
-        path = self.folder / f"grams-{digest_of_values(job.name)[:32]}"
-        pairs = len(places_of_pairs(len(self.encoder.tasks)))
-        size = job.unit.matrices * pairs * small * small
-        made = path.exists()
-        held = torch.from_file(str(path), shared=True, size=size, dtype=torch.float64)
-        grams = list(held.view(job.unit.matrices, pairs, small, small))
-        if not made:
-            self._make(job, grams)
-        return grams
-
-    def _make(self, job: TensorJob, grams: Sequence[Tensor]) -> None:
-        rows = self.encoder.rows("centred")
-        places = places_of_pairs(len(self.encoder.tasks))
-        matrix = 0
-        for start, count in job.unit.portions():
-            _, vectors = rows.of(job.unit, start, count, tallied=False)
-            for piece in job.unit.cut(vectors):
-                shaped = piece.reshape(len(piece), *job.unit.matrix)
-                for (first, second), place in places.items():
-                    grams[matrix][place] = pair_gram(shaped[first], shaped[second]).cpu()
-                matrix += 1
-
-
-def cart(running: Running, grams: Grams) -> None:
-    """Puts CART of the members into the encoder; of one or two it is their average (E3)."""
     if len(running.members) < 3:
         running.average()
         return
@@ -216,30 +189,12 @@ def cart(running: Running, grams: Grams) -> None:
         if not job.factored:
             encoder.put(job, running.mean_of(job))
             return
-        known, matrix = grams.of(job), 0
         for start, count in job.unit.portions():
             origin, vectors = rows.of(job.unit, start, count, tallied=False)
-            origin = origin.clone()
-            merged = []
+            origin, merged = origin.clone(), []
             for piece in job.unit.cut(vectors):
-                of_pairs = None if known is None else known[matrix]
-                merged.append(_truncated(running, rows, job, piece, start, of_pairs).reshape(piece.shape[1:]))
-                matrix += 1
+                made = task_matrices(rows, job.unit, piece, start, svd=encoder.svd)
+                merged.append(made.truncated_sum(RANK, [1.0] * len(piece)).reshape(piece.shape[1:]))
             encoder.put(job, origin + job.unit.join(merged), start)
 
     encoder.each(work, rows, factoring=True)
-
-
-def _truncated(running: Running, rows: Any, job: TensorJob, piece: Tensor, start: int, pairs: Tensor | None) -> Tensor:
-    """Σ_t SVD_k of the members' task matrices about their own mean."""
-    if pairs is None:
-        made = task_matrices(rows, job.unit, piece, start, svd=running.encoder.svd)
-        return made.truncated_sum(RANK, [1.0] * len(piece))
-    matrices = piece.reshape(len(piece), *job.unit.matrix)
-    k, total = RANK.resolve(min(job.unit.matrix)), torch.zeros_like(matrices[0])
-    every = centred_grams(pairs, len(running.encoder.tasks), running.members)
-    for matrix, gram in zip(matrices, every, strict=True):
-        found = leading_of(matrix, gram.to(matrix.device), k)
-        tall = matrix.shape[0] >= matrix.shape[1]
-        total += found.far.mT @ found.near if tall else found.near.mT @ found.far
-    return total
