@@ -24,9 +24,9 @@ ALIKE = 1e-12
 """Share of the largest eigenvalue of the experts' correlations up to which a direction is none."""
 SHARED = 1e-3
 """Part that an expert has in such a direction, from which on its coefficient is unknown."""
-ARITHMETIC, SUMS = 2.0**-24, 2.0**-45
+ARITHMETIC, SUMS = 2.0**-24, 2.0**-46
 """What differences taken in float32 may be off, relative to themselves, and sums of 2^16 squares in float64, usually:
-2^8 roundings of 2^-53."""
+2^7 times a rounding of 2^-53."""
 TINY = 1e-300
 Floats = NDArray[np.float64]
 
