@@ -65,13 +65,16 @@ class Ground:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> "Ground | None":
-        """From a report; None where it lacks something: a base, a second task, or shares of the full rank."""
+        """From a report; None where it lacks something: a base, a second task, shares of the full rank, or a task that
+        differs from base and average."""
         groups = {one["space"]: one for one in document["groups"] if one["by"] == "all"}
         settings, tasks = document["settings"], document["tasks"]
         texts = [settings["rank"], *settings["ratios"]]
         if not {"delta", "centred"} <= groups.keys() or len(tasks) < 2 or any("." not in one for one in texts):
             return None
         base, mean = groups["delta"], groups["centred"]
+        if not all((*base["norm"], *mean["norm"])):
+            return None
         cosines = np.eye(len(tasks))
         for (first, second), value in zip(document["pairs"], base["cosine"]["value"], strict=True):
             cosines[first, second] = cosines[second, first] = value or 0.0

@@ -104,7 +104,9 @@ def _ground(document: Mapping[str, Any], ground: Ground | None, best: Forecast |
     """Why this one, in sentences; that nothing is forecast, where that is so."""
     usual = f"the default method with its usual options ({UNTRIED.method}, rank {UNTRIED.rank})"
     if ground is None:
-        return [f"{usual}: nothing is forecast without a base, two tasks and ranks that are shares"]
+        return [
+            f"{usual}: nothing is forecast without a base, two tasks that differ from it, and ranks that are shares"
+        ]
     lines = [_between(document, ground)]
     if best is None:
         return [f"{usual}: {untold(TRIALS)}", *lines]
