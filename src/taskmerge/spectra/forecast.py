@@ -147,7 +147,8 @@ def _summed(ground: Ground, weight: float, share: float) -> Reach:
 
 def _others(values: Floats) -> Floats:
     """By task the sum over all others."""
-    return values.sum() - values
+    found: Floats = values.sum() - values
+    return found
 
 
 def kept(ground: Ground, merge: Merge, numbers: Numbers = NUMBERS) -> Floats:
