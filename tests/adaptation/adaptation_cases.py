@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from taskmerge.adaptation.build import built
 from taskmerge.adaptation.loop import Adaptation
-from taskmerge.adaptation.opening import Opened, Place
+from taskmerge.adaptation.opening import Experts, Opened, Place
 from taskmerge.adaptation.teachers import Teacher
 from taskmerge.specs.suite import BackboneSpec, Preprocess, Split, Suite, Task
 from taskmerge.specs.suite_file import load_suite
@@ -201,8 +201,10 @@ def assembled(suite: Suite, output: Path, inputs: Any = (), *, goes_on: bool = F
     """
     found: list[Assembled] = []
 
-    def catch(opened: Opened, teachers: Mapping[str, Teacher], *rest: Any, **named: Any) -> Adaptation:
-        run = built(opened, teachers, *rest, **named)
+    def catch(
+        opened: Opened, experts: Experts, teachers: Mapping[str, Teacher], *rest: Any, **named: Any
+    ) -> Adaptation:
+        run = built(opened, experts, teachers, *rest, **named)
         run.setting, run.weights = replace(run.setting, pool=None), replace(run.weights, pool=None)
         found.append(Assembled(run, opened, teachers, rest[3], suite))
         if not goes_on:

@@ -56,7 +56,8 @@ def test_eight_known_coefficients_come_back_to_three_digits(here: Path, dtype: s
     fit = found["fits"]["least squares"]
     assert fit["coefficients"] == pytest.approx(KNOWN, abs=5e-4)
     assert fit["base"] == pytest.approx(1 - sum(KNOWN.values()), abs=1e-3)
-    assert fit["times_rounding"] == pytest.approx(1, abs=0.05)
+    assert fit["times_rounding"] == pytest.approx(1, abs=0.15 if dtype == "float32" else 0.05)
+    assert found["warnings"] == []
     assert found["rounded_to"] == {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     assert found["claim"]["agrees"] is True
 

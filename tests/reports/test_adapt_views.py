@@ -22,7 +22,9 @@ from taskmerge.reports.adapt_figures import adapt_figures, read_view
 from taskmerge.reports.candidate_figures import candidate_figures
 from taskmerge.reports.depth_groups import MOST_ROWS, OUTSIDE, grouped
 from taskmerge.reports.figures import Figure
+from taskmerge.reports.joined import join
 from taskmerge.reports.pilot_figures import pilot_figures, pilot_gains
+from taskmerge.reports.runs import Run
 from taskmerge.reports.trace_bins import binned, windows_of
 
 TASKS = ("digits", "letters", "shapes")
@@ -233,6 +235,7 @@ def test_hostile_names_are_data(tmp_path: Path) -> None:
     assert all(name.isprintable() and len(name) <= 36 for name in shown)
 
 
+@pytest.mark.slow
 def test_twenty_tasks_and_a_large_model_stay_small(tmp_path: Path) -> None:
     tasks = tuple(f"task{place:02}" for place in range(20))
     found = figures(folder_of(tmp_path, learned(tasks, 32), records(tasks)), document(tasks))
@@ -345,3 +348,11 @@ def test_gains_are_differences_of_the_same_merge() -> None:
     assert {(row["x"], row["y"]): row["gain"] for row in rows_of(figure)}["0.1", TASKS[0]] == pytest.approx(30)
     assert "0.1 +31.0; 0.3 -4.0" in figure.alternative
     assert pilot_figures({0.1: gains[0.1]}) == []
+
+
+def test_adaptations_alone_can_be_joined() -> None:
+    """They know no fingerprints of what they were scored on."""
+    rows = [{"task": task, "metric": "accuracy", "score": 0.5, "low": 0.4, "high": 0.6, "n": 80} for task in TASKS]
+    about = {"suite": "tiny", "protocol": {"words": "no updates"}, "scores": {"split": "test", "rows": rows}}
+    (report,) = join([Run("one", "adapt", about), Run("two", "adapt", about)]).reports
+    assert [average.encoder for average in report.averages] == ["one", "two"]

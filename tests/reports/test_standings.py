@@ -137,6 +137,7 @@ def test_other_items_tasks_and_splits_are_kept_apart() -> None:
         apart = [section for section in sections if section.title.startswith("Apart")]
         assert len(apart) == 1
         assert "not compared" in apart[0].lead
+        assert "stand apart below" in sections[0].lead
 
 
 def test_a_merge_gets_the_score_of_the_checkpoint_with_its_recipe() -> None:

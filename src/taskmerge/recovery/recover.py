@@ -151,14 +151,15 @@ def _recovery(
         tuple(pointers(tensors, still=still, foreign=foreign, based=based)) if judged == "not linear" else (),
         simplest(fits), fits, _classes(kinds, tensors), tensors, code, still, foreign, left_out,
         claim_of(of.merged.record, list(places), least, linear=linear(least), based=based),
-        (*notes, *([said] if said else [])), (*warnings, *_doubts(of, least, whole.numel)),
+        (*notes, *([said] if said else [])), (*warnings, *_doubts(of, least, whole.numel, code)),
     )  # fmt: skip
 
 
-def _doubts(of: Candidates, least: Fit, numbers: int) -> list[str]:
+def _doubts(of: Candidates, least: Fit, numbers: int, code: str) -> list[str]:
     """Warnings where numbers are less sure than they look."""
     found = []
-    if least.ratio is not None and least.ratio < SWALLOWED and least.residual and numbers >= MANY:
+    narrow = code not in ("F32", "F64")  # of these the sums' own accuracy counts as rounding too
+    if narrow and least.ratio is not None and least.ratio < SWALLOWED and least.residual and numbers >= MANY:
         found.append(
             f"less is left than rounding leaves ({least.ratio:.2f} of it): part of the changes was too small for the "
             "type and is lost, so that coefficients may be off by a few percent"

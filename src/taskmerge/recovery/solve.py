@@ -25,7 +25,8 @@ ALIKE = 1e-12
 SHARED = 1e-3
 """Part that an expert has in such a direction, from which on its coefficient is unknown."""
 ARITHMETIC, SUMS = 2.0**-24, 2.0**-46
-"""What differences taken in float32, and sums in float64, may be off, relative to the numbers themselves."""
+"""What differences taken in float32 may be off, relative to themselves, and sums of 2^16 squares in float64, usually:
+2^7 times a rounding of 2^-53."""
 TINY = 1e-300
 Floats = NDArray[np.float64]
 
@@ -67,7 +68,7 @@ def fit(of: Moments, form: Form, *, based: bool, rounding: float | None = None) 
         found = _least_squares(problem, _space(form, of.experts, based))
     left = max(problem.left(found.z), 0.0)
     noise = (of.rounding if rounding is None else rounding) / problem.scale
-    noise += (ARITHMETIC**2 / 12 + SUMS**2) * problem.terms(found.z)
+    noise += (ARITHMETIC**2 / 12 + SUMS) * problem.terms(found.z)
     free = of.numel - found.rank
     spread = max(left, noise) / max(free, 1)
     return Fit(

@@ -16,6 +16,8 @@ from taskmerge.reports.tables import EMPTY, Cell, Table
 
 APART = "These were scored on other tasks, another split or other items, so they are not compared with those above."
 
+ELSEWHERE = "Other runs were scored on other data; they stand apart below."
+
 
 def comparison(runs: Sequence[Run]) -> list[Section]:
     """Which checkpoint is best, how good, against what, how sure; the scores behind it; then methods and costs."""
@@ -47,7 +49,8 @@ def _scored(report: Report, joined: Joined, place: int) -> list[Section]:
     origins = Prose(f"From: {'; '.join(f'{name} in {joined.origins[name]}' for name in named)}.")
     first = replace(first, parts=(*first.parts, origins)) if named else first
     if place == 0:
-        return [first, why]
+        more = f" {ELSEWHERE}" if len(joined.reports) > 1 else ""
+        return [replace(first, lead=f"{first.lead}{more}"), why]
     apart = replace(first, title=f"Apart: {report.suite}, split {report.split}", lead=f"{first.lead} {APART}")
     why = replace(why, title=f"{why.title}: {report.suite}, split {report.split}")
     return [apart.within(f"group-{place + 1}"), why.within(f"group-{place + 1}")]

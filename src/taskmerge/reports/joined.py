@@ -51,7 +51,7 @@ def join(runs: Sequence[Run]) -> Joined:
                 about.setdefault(row.encoder, {**known, "name": row.encoder})
             notes[place] = report.suite, report.split
     every = [_report(rows, *notes[place], about) for place, rows in groups.items()]
-    every.sort(key=lambda report: -len({row.encoder for row in report.rows}))
+    every.sort(key=lambda report: (-len({row.encoder for row in report.rows}), -len(report.rows)))
     return Joined(tuple(every), origins)
 
 
@@ -63,7 +63,7 @@ def _places(report: Report, prints: dict[Place, dict[str, str]]) -> dict[Place, 
     place: Place = (suite, report.split, tuple(sorted(tasks.values())))
     while any(prints.setdefault(place, {}).get(task, own) != own for task, own in known.items()):
         place = (f"{place[0]} (other items)", *place[1:])
-    prints[place] |= known
+    prints.setdefault(place, {}).update(known)
     return {place: rows} if rows else {}
 
 

@@ -147,8 +147,7 @@ def _summed(ground: Ground, weight: float, share: float) -> Reach:
 
 def _others(values: Floats) -> Floats:
     """By task the sum over all others."""
-    found: Floats = values.sum() - values
-    return found
+    return np.asarray(values.sum() - values)
 
 
 def kept(ground: Ground, merge: Merge, numbers: Numbers = NUMBERS) -> Floats:
