@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ def sorted_values(values: list[float]) -> Tensor:
     return torch.tensor(sorted(values, reverse=True), dtype=torch.float64)
 
 
+@settings(deadline=None)
 @given(values=positive, beyond=st.integers(0, 5))
 def test_one_spectrum_is_its_definitions(values: list[float], beyond: int) -> None:
     s = sorted(values, reverse=True)
@@ -37,6 +38,7 @@ def test_one_spectrum_is_its_definitions(values: list[float], beyond: int) -> No
     assert found.values.tolist() == [[*s, *[0.0] * beyond]]
 
 
+@settings(deadline=None)
 @given(values=positive)
 def test_the_energy_rank_is_the_least_with_95_percent(values: list[float]) -> None:
     s = sorted(values, reverse=True)
@@ -46,6 +48,7 @@ def test_the_energy_rank_is_the_least_with_95_percent(values: list[float]) -> No
     assert energies[k - 1] < 0.95 + 1e-9
 
 
+@settings(deadline=None)
 @given(values=positive, factor=st.floats(1e-3, 1e3))
 def test_scaling_changes_lengths_alone(values: list[float], factor: float) -> None:
     one, other = (spectra([sorted_values(values) * by], len(values), RATIOS) for by in (1.0, factor))
