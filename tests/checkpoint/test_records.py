@@ -28,6 +28,10 @@ VECTOR = {
     "kind": "vector", "task": "a", "origin": "base", "origin_digest": DIGEST, "experts": {"a": DIGEST}, "device": "cpu",
     "tensors": ["x", "y"], "dtype": "F32", "dtypes": {"x": "BF16"}, "version": "0.1.0",
 }  # fmt: skip
+FEATURES = {
+    "checkpoint": "merged", "task": "a", "digest": "sha256:1", "fingerprint": "sha256:2", "classes": ["x"],
+    "task_kind": "classification",
+}  # fmt: skip
 RECORDS: dict[str, dict[str, Any]] = {
     "merge": MERGE,
     "task": {**MERGE, "kind": "task", "task": "a", "block": DIGEST},
@@ -36,6 +40,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "centre": {"kind": "centre", "experts": {"a": DIGEST}, "version": "0.1.0", "device": "cpu"},
     "coefficients": {"kind": "coefficients", "tasks": [{"name": "a"}]},
     "masks": {"kind": "masks", "tasks": [{"name": "a"}], "components": {"x": 3}},
+    "features": {"kind": "features", "sets": [FEATURES]},
     "head": {"kind": "head", "task": "a", "activation": "gelu"},
 }
 WRONG = [
