@@ -2,10 +2,10 @@
 
 Of the embedded example, and of the real experts in TASKMERGE_EXPERTS.
 
-    python benchmarks/gallery.py [--work FOLDER] [--only tiny] [--limit 60]
+    python benchmarks/gallery.py [--work FOLDER] [--only tiny] [--runs masks] [--limit 60] [--there]
 
 Commands run in FOLDER (kept, so that a second call draws again without computing); a run that has its report.md is not
-repeated. `--limit` bounds the items of sweeps, which score hundreds of merges.
+repeated. `--limit` bounds the items of sweeps, which score hundreds of merges; `--there` shows the runs that are there.
 """
 
 import argparse
@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("gallery"))
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--limit", type=int, default=60)
-    parser.add_argument("--runs", nargs="*", help="Draw and show only these runs.")
+    parser.add_argument("--runs", nargs="*")
+    parser.add_argument("--there", action="store_true")
     asked = parser.parse_args()
     suites = {"tiny": ROOT / "examples" / "tiny" / "suite.yaml"}
     if experts := os.environ.get("TASKMERGE_EXPERTS"):
@@ -88,6 +89,8 @@ def main() -> None:
         for name, suite in chosen.items():
             folder = (asked.work / name).absolute()
             folder.mkdir(parents=True, exist_ok=True)
+            if asked.there and not (folder / run.folder / "report.md").exists():
+                continue
             pieces += shown(run, name, suite, folder, asked.limit)
     PAGE.write_text("\n".join(pieces))
 

@@ -126,9 +126,15 @@ def loop(base: Path, experts: list[Path], names: list[str], *, centred: bool = F
 
 
 def lens(python: str, base: Path, experts: list[Path], threads: int) -> None:
-    """MergeLens on the pair."""
+    """MergeLens on the pair: it takes folders."""
+    folders = []
+    for path in (*experts, base):
+        folders.append(path.with_suffix(""))
+        folders[-1].mkdir(exist_ok=True)
+        (folders[-1] / "model.safetensors").unlink(missing_ok=True)
+        (folders[-1] / "model.safetensors").symlink_to(path)
     environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"}
-    words = [python, "-c", LENS, *map(str, experts), str(base)]
+    words = [python, "-c", LENS, *map(str, folders)]
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
