@@ -83,15 +83,20 @@ def main() -> None:
     chosen = {name: suite for name, suite in suites.items() if asked.only is None or name in asked.only}
     runs = [run for run in RUNS if asked.runs is None or run.folder in asked.runs]
     PICTURES.mkdir(exist_ok=True)
-    pieces = [HEAD.format(limit=asked.limit)]
+    pieces, missing = [HEAD.format(limit=asked.limit)], []
     for run in runs:
-        pieces.append(f"## {run.title}\n")
+        heading = len(pieces)
         for name, suite in chosen.items():
             folder = (asked.work / name).absolute()
             folder.mkdir(parents=True, exist_ok=True)
             if asked.there and not (folder / run.folder / "report.md").exists():
+                missing.append(f"{run.title.lower()} ({name})")
                 continue
             pieces += shown(run, name, suite, folder, asked.limit)
+        if len(pieces) > heading:
+            pieces.insert(heading, f"## {run.title}\n")
+    if missing:
+        pieces.append(f"Not run for this page: {', '.join(missing)}.\n")
     PAGE.write_text("\n".join(pieces))
 
 
