@@ -82,6 +82,7 @@ def measured(suite: Suite, most: int) -> Iterator[dict[str, Any]]:
     for subset in subsets(list(experts), most):
         states = {task: loaded(experts[task]) for task in subset}
         merged = {
+            # options of any method: their keywords are not typed
             str(place): taskmerge.merge(states, base=origin, method=method, **options)  # type: ignore[arg-type]
             for place, (method, options) in enumerate(CANDIDATES)
         }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from taskmerge.errors import plain
 from taskmerge.experts.classes import block_of, depths, in_sequence
@@ -68,7 +69,7 @@ def grouped(names: Iterable[str], most: int = MOST_ROWS) -> list[Group]:
     found = _by(where, lambda place: f"{_block(place, towers, 1)} {place.role}")
     run, deepest = 1, max(place.depth or 0 for place in where.values())
     while len(found) > most and run <= 2 * deepest + 2:
-        found = _by(where, lambda place, run=run: _block(place, towers, run))  # type: ignore[misc]
+        found = _by(where, partial(_block, towers=towers, run=run))
         run *= 2
     return found
 

@@ -87,7 +87,8 @@ def _interference(left: Tensor, right: Tensor, s: Tensor, sizes: Sequence[int], 
 
 def _singular(left: Tensor, right: Tensor, s: Tensor, sizes: Sequence[int], shape: tuple[int, int]) -> Beside:
     """Singular task interference by Σ s; the identity stands for each task's own products, which are exact."""
-    own = torch.block_diag(*(torch.ones(size, size, dtype=torch.bool) for size in sizes))  # type: ignore[no-untyped-call]
+    ones = (torch.ones(size, size, dtype=torch.bool) for size in sizes)
+    own = torch.block_diag(*ones)  # type: ignore[no-untyped-call]  # torch does not annotate it
     apart = (left.masked_fill(own, 0) * s) @ right.masked_fill(own, 0)
     total = s.sum()
     nothing = torch.tensor(torch.nan, dtype=torch.float64)

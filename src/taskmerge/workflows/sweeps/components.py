@@ -3,6 +3,7 @@
 import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class ComponentsSweep:
             for job in self._chosen():
                 for index in indices(min(job.unit.matrix)):
                     point = {"task": name, "matrix": job.name, "component": index}
-                    yield point, lambda others=others, job=job, index=index: others.adding(job, index)  # type: ignore[misc]
+                    yield point, partial(others.adding, job, index)
 
     def document(self, found: Points, means: Means) -> dict[str, Any]:
         labels = {name: one.source for name, one in self.judge.tasks.items()}

@@ -27,7 +27,7 @@ def gradients(opened: Opened, judge: Judge, name: str, jobs: Sequence[TensorJob]
             with torch.enable_grad():
                 outputs = one.head(opened.module(batch))
                 labels = one.labels[start : start + size].to(device)
-                _loss(one.task.kind, outputs, labels, count).backward()  # type: ignore[no-untyped-call]
+                _loss(one.task.kind, outputs, labels, count).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         grads = {slot: own.grad.clone() for slot, own in parameters.items() if own.grad is not None}
     finally:
         for parameter in parameters.values():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +93,18 @@ class LandscapeSweep:
 
     def _in_plane(self, atlas: "Atlas") -> Iterator[tuple[Point, Measure]]:
         for place, model in enumerate(self._models()):
-            yield {"what": "model", "model": model}, lambda place=place: self._at_model(atlas, place)  # type: ignore[misc]
+            yield {"what": "model", "model": model}, partial(self._at_model, atlas, place)
         columns, rows = atlas.axes(SIDE, MARGIN)
         for row, y in enumerate(rows):
             for column, x in enumerate(columns):
                 point = {"what": "grid", "column": column, "row": row}
-                yield point, lambda x=x, y=y: self._at(atlas, x, y)  # type: ignore[misc]
+                yield point, partial(self._at, atlas, x, y)
         for name in self.opened.names:
             steps = torch.linspace(-1, 1, AROUND, dtype=torch.float64).tolist()
             for row, up in enumerate(steps):
                 for column, right in enumerate(steps):
                     point = {"what": "near", "task": name, "column": column, "row": row}
-                    yield point, lambda name=name, x=right, y=up: self._near(atlas, name, x, y)  # type: ignore[misc]
+                    yield point, partial(self._near, atlas, name, right, up)
 
     def _at_model(self, atlas: "Atlas", place: int) -> dict[str, Any]:
         model = self._models()[place]
@@ -198,7 +199,7 @@ class Atlas:
             parts[job.name] = gram(torch.stack([values - centre, first, second]))[0]
 
         form(also)
-        square, x, y = sum(parts[name] for name in sorted(parts)).tolist()  # type: ignore[union-attr]
+        square, x, y = sum_of([parts[name] for name in sorted(parts)]).tolist()
         return {"x": x, "y": y, "distance": max(square - x * x - y * y, 0.0) ** 0.5}
 
     def _read(self, job: TensorJob) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from statistics import fmean
@@ -53,11 +54,11 @@ class PairsSweep:
 
     def walk(self, scratch: Path) -> Iterator[tuple[Point, Measure]]:
         for own in self._encoders():
-            yield {"encoders": list(own)}, lambda own=own: {"scores": self._scores(own)}  # type: ignore[misc]
+            yield {"encoders": list(own)}, partial(self._scored, own)
 
-    def _scores(self, own: Sequence[str]) -> list[dict[str, Any]]:
+    def _scored(self, own: Sequence[str]) -> dict[str, Any]:
         self.opened.encoder.average(own)
-        return self.opened.judge.scores(" and ".join(own), self._asked(own))
+        return {"scores": self.opened.judge.scores(" and ".join(own), self._asked(own))}
 
     def document(self, found: Points, means: Means) -> dict[str, Any]:
         """Pairs with both scores, relative to B's expert; Pearson's r and p per pair, and averaged per model A.

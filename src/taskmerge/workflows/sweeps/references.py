@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,18 @@ class References:
 
     def walk(self, scratch: Path) -> Iterator[tuple[Point, Measure]]:
         for planned in self.points():
-            yield planned.point, lambda point=planned.point: {"scores": self._scores(point)}  # type: ignore[misc]
+            yield planned.point, partial(self._scored, planned.point)
 
-    def _scores(self, point: Point) -> list[dict[str, Any]]:
+    def _scored(self, point: Point) -> dict[str, Any]:
         encoder, judge, names = self.opened.encoder, self.opened.judge, self.opened.names
         if point["model"] == EXPERT:
             encoder.average([point["task"]])
-            return judge.scores(f"the expert of {point['task']}", [point["task"]])
+            return {"scores": judge.scores(f"the expert of {point['task']}", [point["task"]])}
         if point["model"] == AVERAGE:
             encoder.average()
         else:
             encoder.original()
-        return judge.scores(point["model"], names)
+        return {"scores": judge.scores(point["model"], names)}
 
     def document(self, found: Points, means: Means) -> dict[str, Any]:
         """{experts, average, base}: scores by task, and their means."""
