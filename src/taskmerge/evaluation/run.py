@@ -13,7 +13,7 @@ from torch import Tensor
 
 from taskmerge.checkpoint.adapted import Manifest
 from taskmerge.checkpoint.hub import resolve
-from taskmerge.data.corruptions import corruptions
+from taskmerge.data.corruptions import Corruption, corruptions
 from taskmerge.data.loading import LoadOptions
 from taskmerge.errors import UsageError, located
 from taskmerge.evaluation.baseline import check_comparable, check_data
@@ -104,11 +104,7 @@ def evaluate(
             manifests=manifests or {},
         )  # fmt: skip
         if baseline is not None:
-            check_comparable(
-                baseline, suite=picked.name, split=split, names=[encoder.row for encoder in opened],
-                tasks=[task.name for task in picked.tasks],
-                conditions=[(None, None), *((corruption.name, corruption.severity) for corruption in corrupted)],
-            )  # fmt: skip
+            _check_baseline(baseline, picked, split, opened, corrupted)
         place, backbone = (
             device_for(device),
             build(picked.backbone, resolve=resolve, renamings=read.globs(map or (), "--map")),
@@ -124,6 +120,17 @@ def evaluate(
         findings = _findings(asked, given, forward, baseline)
         given.check_unchanged(opened)
     return report_of(asked, findings, notes, _timing(forward, time.perf_counter() - started))
+
+
+def _check_baseline(
+    baseline: Report, suite: Suite, split: str, opened: Sequence[Encoder], corrupted: Sequence[Corruption]
+) -> None:
+    """Refuses a baseline of something else, before the work."""
+    check_comparable(
+        baseline, suite=suite.name, split=split, names=[encoder.row for encoder in opened],
+        tasks=[task.name for task in suite.tasks],
+        conditions=[(None, None), *((corruption.name, corruption.severity) for corruption in corrupted)],
+    )  # fmt: skip
 
 
 def device_for(name: str | torch.device) -> torch.device:
