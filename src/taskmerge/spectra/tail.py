@@ -36,9 +36,10 @@ def power_law(values: Tensor) -> Tail:
     if len(logs) < FEWEST or logs[0] == logs[-1]:
         return NONE
     starts = np.unique(logs, return_index=True)[1][:-1]
-    sums = np.cumsum(logs[::-1])[::-1]
+    steps = np.diff(logs) * np.arange(len(logs) - 1, 0, -1)
+    over = np.cumsum(steps[::-1])[::-1]  # Σ log(λ_i / x) from sums of what is not negative: like values leave it positive
     counts = len(logs) - starts
-    exponents = 1 + counts / (sums[starts] - counts * logs[starts])
+    exponents = 1 + counts / over[starts]
     distances = np.concatenate([
         _distances(logs, starts[rows], exponents[rows]) for rows in _rows(len(starts), len(logs))
     ])  # fmt: skip
