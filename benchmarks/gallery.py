@@ -61,9 +61,9 @@ RUNS = (
     Run("Masks that adapt", "masks", "adapt --suite SUITE --method adarank --page -o masks/",
         ("masks", "masks-depth", "masks-index", "trace-flips")),
     Run("Learning curves", "curves", "adapt --suite SUITE --stop agreement --page -o curves/",
-        ("trace-agreement", "curves-held-out", "curves-scores")),
+        ("trace-agreement", "curves-held-out", "trace-losses")),
     Run("Models against each other and against the experts", "scores",
-        "eval base experts masks/ curves/ --suite SUITE --cross --compare experts --features 60 -o scores/",
+        "eval base experts masks/ curves/ --suite SUITE --cross --compare experts --features 400 -o scores/",
         ("means", "scores", "normalised", "radar", "discrepancy", "cross", "cross-relative", "reliability",
          "calibration-error", "features-1")),
 )  # fmt: skip

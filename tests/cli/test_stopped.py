@@ -1,5 +1,6 @@
 """The program stopped from outside, at whatever moment, and on machines that lack something: codes and messages."""
 
+import json
 import os
 import random
 import resource
@@ -79,6 +80,49 @@ def test_stops_at_a_few_moments(here: Path) -> None:
 @pytest.mark.slow
 def test_stops_at_many_moments(here: Path) -> None:
     check_stops(here, 25)
+
+
+LOOKING = {
+    "spectrum": ("spectrum", "a.safetensors", "b.safetensors", "--base", "base.safetensors", "-o", "pages"),
+    "recover": ("recover", "a.safetensors", "a.safetensors", "b.safetensors"),
+    "report": ("report", "pages", "-o", "joined"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", LOOKING)
+def test_what_looks_at_experts_stops_at_many_moments(here: Path, command: str) -> None:
+    """A page stays as it was or is there anew, whole; nothing else is left."""
+    save(here / "base.safetensors", {f"h.{n}.fc.weight": torch.ones(16, 16) for n in range(4)})
+    assert ended(started(*LOOKING["spectrum"]))[0] == 0
+    begun = time.monotonic()
+    assert ended(started(*LOOKING[command], *(() if command == "recover" else ("--overwrite",))))[0] == 0
+    took, before, chance = time.monotonic() - begun, untimed(here), random.Random(command)
+    for _ in range(8):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            moment = chance.uniform(0.1, took)
+            process = started(*LOOKING[command], *(() if command == "recover" else ("--overwrite",)))
+            time.sleep(moment)
+            process.send_signal(number)
+            code, error = ended(process)
+            assert code in (0, 128 + number), f"{moment}: {code} {error}"
+            assert "Traceback" not in error, f"{moment}: {error}"
+            assert code == 0 or "interrupted" in error, f"{moment}: {error}"
+            assert untimed(here) == before, moment
+
+
+def untimed(folder: Path) -> dict[str, object]:
+    """Every file's content, that of a report without what runs differ in."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "report.json":
+            document = json.loads(path.read_text())
+            document.pop("timing", None)
+            found[str(path)] = document
+        elif path.is_file():
+            timed = path.suffix in {".html", ".md", ".log"}
+            found[str(path)] = path.stat().st_size > 0 if timed else path.read_bytes()
+    return found
 
 
 def test_a_signal_that_the_caller_ignores_stops_nothing(here: Path) -> None:

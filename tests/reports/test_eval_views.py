@@ -240,6 +240,14 @@ def test_items_all_alike_or_too_few_have_no_map_of_neighbours() -> None:
     check(feature_figures(to_json(WHOLE), one))
 
 
+def test_of_many_classes_the_commonest_are_drawn() -> None:
+    figure = feature_figures(to_json(WHOLE), feature_sets(WHOLE, n=120, classes=60))[0]
+    by_label = [row["of"] for row in rows_of(figure) if row["map"].endswith("by label")]
+    assert len(set(by_label)) == 7
+    assert "others" not in by_label
+    assert "of the 7 commonest of" in figure.caption
+
+
 def test_regressions_are_coloured_by_value() -> None:
     found = report({"sts": "pearson", "other": "accuracy", "third": "accuracy"})
     sets = [replace(own, kind="regression", labels=own.labels / 3) for own in feature_sets(found)]

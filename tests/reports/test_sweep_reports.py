@@ -37,6 +37,17 @@ def test_every_kind_has_its_plot() -> None:
     assert "0.25 off the plane" in by_name["sweep-landscape"].caption
 
 
+def test_names_on_the_landscape_cover_each_other_nowhere() -> None:
+    """Ten models in one place: their names stand around it, and every name but the first has another place."""
+    crowded = document(tuple(f"t{number}" for number in range(8)))
+    for model in crowded["landscape"]["models"]:
+        model["x"] = model["y"] = 1.0
+    figure = next(one for one in sweep_figures(crowded) if one.name == "sweep-landscape")
+    spec: Any = figure.spec
+    labels = next(spec["datasets"][layer["data"]["name"]] for layer in spec["layer"] if layer["mark"]["type"] == "text")
+    assert len({(label["x"], label["y"]) for label in labels}) == len(labels) == 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plain", [True, False], ids=["one metric", "unlike metrics"])
 @pytest.mark.parametrize("tasks", [("ants", "bees", "cats"), HOSTILE], ids=["plain names", "hostile names"])

@@ -84,12 +84,12 @@ def _figure(task: str, sets: Mapping[str, FeatureSet], items: int, left: str, pl
     """Rows of maps: principal components and t-SNE, each by label and by prediction; a column a checkpoint."""
     names = shown_names(sets)
     first = next(iter(sets.values()))
-    some = np.unique(np.linspace(0, len(first.labels) - 1, min(items, len(first.labels))).round().astype(np.int64))
+    colours = _colours(first)
+    some = _drawn(first, colours, items)
     maps: list[tuple[str, dict[str, Plane]]] = [("PCA", {name: principal(own.features) for name, own in sets.items()})]
     close = {name: neighbours(own.features) for name, own in sets.items()}
     if all(plane is not None for plane in close.values()):
         maps.append(("t-SNE", {name: plane for name, plane in close.items() if plane is not None}))
-    colours = _colours(first)
     views = [f"{kind} by {by}" for kind, _ in maps for by in ("label", "prediction")]
     rows = [
         row
@@ -102,10 +102,10 @@ def _figure(task: str, sets: Mapping[str, FeatureSet], items: int, left: str, pl
     return Figure(
         name=f"features-{place + 1}",
         title=f"Features of {shown_names([task])[task]}",
-        caption=f"The same {len(some)} of {n} sampled items through each encoder, as the task's head sees them, in the "
-        f"plane of their first two principal components (which keep of the variance {kept})"
-        f"{' and by t-SNE (seed 0)' if len(maps) > 1 else ''}, coloured by label and by prediction; axes have no unit"
-        f"{left}.",
+        caption=f"The same {len(some)} of {n} sampled items{_limited(first, colours)} through each encoder, as the "
+        f"task's head sees them, in the plane of their first two principal components (which keep of the variance "
+        f"{kept}){' and by t-SNE (seed 0)' if len(maps) > 1 else ''}, coloured by label and by prediction; axes have "
+        f"no unit{left}.",
         alternative=f"{listed_values(_told(names, sets))}.",
         spec=_spec(rows, list(names.values()), views, colours, regression=first.kind == "regression"),
     )
@@ -134,6 +134,23 @@ def _correlation(own: FeatureSet) -> float:
     if np.ptp(own.predicted) == 0 or np.ptp(own.labels) == 0:
         return 0.0
     return float(np.corrcoef(own.predicted, own.labels)[0, 1])
+
+
+def _drawn(own: FeatureSet, colours: Mapping[float, str], items: int) -> NDArray[np.int64]:
+    """So many items, evenly spread: over all; where most have a class without a colour, over the rest."""
+    pool = np.flatnonzero(_coloured(own, colours)) if _limited(own, colours) else np.arange(len(own.labels))
+    return pool[np.unique(np.linspace(0, len(pool) - 1, min(items, len(pool))).round().astype(np.int64))]
+
+
+def _limited(own: FeatureSet, colours: Mapping[float, str]) -> str:
+    """Which classes are drawn, where it isn't all of them."""
+    if own.kind == "regression" or _coloured(own, colours).mean() >= 0.5:
+        return ""
+    return f" (of the {len(colours)} commonest of {len(np.unique(own.labels))} classes)"
+
+
+def _coloured(own: FeatureSet, colours: Mapping[float, str]) -> NDArray[np.bool_]:
+    return np.isin(own.labels, list(colours))
 
 
 def _colours(own: FeatureSet) -> dict[float, str]:

@@ -11,7 +11,11 @@ from taskmerge.reports.figures import Figure
 from taskmerge.reports.sweep_tables import NAMES, score_of, unit_of
 
 Document = Mapping[str, Any]
+Box = tuple[float, float, float, float]
+"""Left, lower, right and upper edge, in pixels."""
 HEIGHT = 280
+LETTER = 6.2
+"""Pixels of a letter of a label."""
 STROKES = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2, labelLimit=260)
 INTERVALS = "bands are 95% intervals of the mean over tasks"
 
@@ -342,20 +346,50 @@ def _map(
         }
         for one in grid
     ]  # fmt: skip
-    x, y = alt.X("x:Q", title="first principal component (distance in weights)"), alt.Y("y:Q", title="second")
+    scale = alt.Scale(nice=False, zero=False)
+    x = alt.X("x:Q", title="first principal component (distance in weights)", scale=scale)
+    y = alt.Y("y:Q", title="second", scale=scale)
     surface = alt.Chart(data(cells)).mark_rect(opacity=0.5).encode(
         x=x, x2="x2:Q", y=y, y2="y2:Q", color=alt.Color("loss:Q", title="mean loss", scale=alt.Scale(type="log")),
         tooltip=[alt.Tooltip("loss:Q", title="mean loss")],
     )  # fmt: skip
     told = [alt.Tooltip("loss:Q", title="mean loss"), alt.Tooltip("distance:Q", title="off the plane")]
     lines = alt.Chart(data(ways)).mark_line(point={"size": 18}).encode(
-        x=x, y=y, detail="way:N", order="order:Q", strokeDash=alt.StrokeDash("way:N", title=None, legend=STROKES),
-        tooltip=[alt.Tooltip("way:N"), alt.Tooltip("at:N"), *told],
+        x=x, y=y, order="order:Q", color=alt.Color("method:N", title=None, legend=STROKES),
+        strokeDash=_dashed("over", ["over coefficient", "over rank"]),
+        tooltip=[alt.Tooltip("method:N"), alt.Tooltip("at:N"), *told],
     )  # fmt: skip
     marks = alt.Chart(data(models)).mark_point(size=90, shape="diamond")
     marks = marks.encode(x=x, y=y, tooltip=[alt.Tooltip("model:N"), *told])
-    text = alt.Chart(data(models)).mark_text(dy=-9).encode(x=x, y=y, text="model:N")
-    return spec_of(alt.layer(surface, lines, marks, text).properties(width=WIDTH, height=WIDTH))
+    text = alt.Chart(data(_labels(models, cells))).mark_text().encode(x=x, y=y, text="model:N")
+    layers = alt.layer(surface, lines, marks, text).resolve_scale(color="independent")
+    return spec_of(layers.properties(width=WIDTH, height=WIDTH))
+
+
+def _labels(models: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, float]]) -> list[dict[str, object]]:
+    """The models' names beside their marks, where they cover neither marks nor each other, as far as there is room."""
+    low = {axis: min(cell[axis] for cell in cells) for axis in "xy"}
+    pixel = {axis: (max(cell[f"{axis}2"] for cell in cells) - low[axis]) / WIDTH or 1.0 for axis in "xy"}
+    spots = [((model["x"] - low["x"]) / pixel["x"], (model["y"] - low["y"]) / pixel["y"]) for model in models]
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    placed: list[dict[str, object]] = []
+    for model, (x, y) in zip(models, spots, strict=True):
+        half = LETTER * len(model["model"]) / 2
+        moves = [(0, 12), (0, -12), (half + 9, 0), (-half - 9, 0)]
+        moves += [(side * (half + 9), up) for up in (-12, 12, -24, 24, -36, 36) for side in (0, 1, -1)]
+        middles = [(x + right, y + up) for right, up in moves]
+        boxes = [(across - half, up - 5, across + half, up + 5) for across, up in middles]
+        best = min(range(len(moves)), key=lambda move: sum(_covers(boxes[move], other) for other in taken))
+        taken.append(boxes[best])
+        placed.append({
+            "model": model["model"], "x": low["x"] + middles[best][0] * pixel["x"],
+            "y": low["y"] + middles[best][1] * pixel["y"],
+        })  # fmt: skip
+    return placed
+
+
+def _covers(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _mean_loss(point: Document) -> float:
@@ -380,7 +414,7 @@ def _ways(landscape: Document) -> list[dict[str, Any]]:
                   "coefficient": [way for way in own if way["rank"] == fixed]}  # fmt: skip
         for key, several in chosen.items():
             rows += [
-                {"way": f"{NAMES[method]} over {key}", "order": float(way[key]), "at": f"{key} {way[key]}",
+                {"method": NAMES[method], "over": f"over {key}", "order": float(way[key]), "at": f"{key} {way[key]}",
                  "x": way["x"], "y": way["y"], "distance": way["distance"], "loss": _mean_loss(way)}
                 for way in several
             ]  # fmt: skip
