@@ -93,14 +93,15 @@ def test_what_may_be_there(tmp_path: Path, what: Callable[[Path], None], asked: 
     before = contents_of(tmp_path)
     options = {"overwrite": "o" in asked, "resume": "r" in asked}
     if isinstance(wanted, int):
-        with pytest.raises(TaskmergeError) as error:
-            open_folder(place, **options)
+        with pytest.raises(TaskmergeError) as error, open_folder(place, **options):
+            pass
         assert error.value.exit_code == wanted
         assert str(place) in error.value.message
         assert error.value.hint
         assert contents_of(tmp_path) == before
         return
-    found = open_folder(place, **options)
+    with open_folder(place, **options) as found:
+        pass
     assert found.resumes == (wanted == RESUMES)
     assert (found.path == place) != (is_adapted(place))
     assert found.path.is_dir()
@@ -118,13 +119,37 @@ def contents_of(folder: Path) -> dict[str, bytes | None]:
 
 def test_a_folder_that_cannot_be_made_is_a_bad_output(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BadOutput) as error:
-        open_folder(tmp_path / "file" / "out", overwrite=False, resume=False)
+    with pytest.raises(BadOutput) as error, open_folder(tmp_path / "file" / "out", overwrite=False, resume=False):
+        pass
     assert error.value.exit_code == 6
 
 
 def test_folders_above_are_made(tmp_path: Path) -> None:
-    assert open_folder(tmp_path / "a" / "b" / "out", overwrite=False, resume=False).path.is_dir()
+    with open_folder(tmp_path / "a" / "b" / "out", overwrite=False, resume=False) as found:
+        assert found.path.is_dir()
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_is_one_runs_alone(tmp_path: Path, finished: bool, resume: bool) -> None:
+    """Another run is refused while the first one works, and takes nothing away; afterwards it may."""
+    place, other = tmp_path / "out", {"overwrite": True, "resume": resume}
+    if finished:
+        a_finished_one(place)
+    with open_folder(place, overwrite=True, resume=False) as found:
+        (found.path / "state").mkdir()
+        (found.path / "trace.jsonl").write_text("{}")
+        before = contents_of(tmp_path)
+        with pytest.raises(BadOutput, match="another run is writing here"), open_folder(place, **other):
+            pass
+        assert contents_of(tmp_path) == before
+    with open_folder(place, **other) as found:
+        assert (found.path / "state").is_dir() == resume
+
+
+def test_errors_of_a_run_are_its_own(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="of the run"), open_folder(tmp_path / "out", overwrite=False, resume=False):
+        raise OSError("of the run")
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path: Path, suite: Suite) -> None:

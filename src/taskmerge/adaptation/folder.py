@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from taskmerge.adaptation.sides import BLOCK
 from taskmerge.adaptation.state import FILE
 from taskmerge.adaptation.tasks import TaskSide
 from taskmerge.checkpoint.adapted import MANIFEST, MODEL, PLACES, Manifest, Part, is_adapted, write_manifest
+from taskmerge.checkpoint.claims import lock
 from taskmerge.checkpoint.disk import explained
 from taskmerge.checkpoint.learned import write_learned
 from taskmerge.checkpoint.publish import publish_folder
@@ -101,24 +103,42 @@ def check_free(place: Path, *, overwrite: bool, resume: bool) -> None:
         raise BadOutput("holds an unfinished run", where=str(place), hint=hint)
 
 
-def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Folder:
-    """Where a run works, made if it isn't there; raises what `check_free` raises.
+@contextmanager
+def open_folder(place: Path, *, overwrite: bool, resume: bool) -> Iterator[Folder]:
+    """Where a run works, made if it isn't there, and its alone inside; raises what `check_free` raises, and BadOutput
+    where another run works.
 
     A finished folder is replaced only by a finished one: the run that replaces it works beside it.
     """
     check_free(place, overwrite=overwrite, resume=resume)
     path = working_path(place)
     new = not path.is_dir()
+    with ExitStack() as stack:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_alone(path, place))
+            if not resume:
+                _empty(path)
+        except OSError as error:
+            what = f"cannot be made: {error.strerror}"
+            raise BadOutput(what, where=str(place), hint="choose another with -o") from error
+        for folder in (path, *(path / part for part in PLACES.values())):
+            if folder.is_dir():
+                remove_stale(folder, lambda name: True)  # what a killed run was writing
+        yield Folder(path, place, resume, new)
+
+
+@contextmanager
+def _alone(path: Path, place: Path) -> Iterator[None]:
+    """Holds the lock of the folder, which goes with it where it is renamed, and ends with the process."""
+    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        if not resume:
-            _empty(path)
-    except OSError as error:
-        raise BadOutput(f"cannot be made: {error.strerror}", where=str(place), hint="choose another with -o") from error
-    for folder in (path, *(path / part for part in PLACES.values())):
-        if folder.is_dir():
-            remove_stale(folder, lambda name: True)  # what a killed run was writing
-    return Folder(path, place, resume, new)
+        if not lock(number):
+            hint = "wait until it is done or end it, or name another folder with -o"
+            raise BadOutput("another run is writing here", where=str(place), hint=hint)
+        yield
+    finally:
+        os.close(number)
 
 
 def write_parts(

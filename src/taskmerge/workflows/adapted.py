@@ -111,21 +111,28 @@ def _adapted(asked: AdaptRequest, running: AdaptRunning) -> AdaptReceipt:
     """Opens, learns and writes, in one of the processes. What stops it before anything was learnt leaves no folder."""
     started = time.perf_counter()
     by_first, place = running.group.by_first, place_of(asked, running)
-    folder = by_first(lambda: open_folder(place, overwrite=running.overwrite, resume=running.resume))
-    try:
-        with unfinished(), ExitStack() as stack:
-            learning = begin(asked, running, folder, stack)
-            run, solved, learned = learning.carry_out(stack)
-            learning.encoder.experts.inputs.check_unchanged()
-            notes = tuple(learning.notes)
-            done = Done(
-                learning.asked, learning.encoder, run, solved, learned, learning.parts, learning.about, notes, started
-            )
-        return by_first(lambda: receipt_of(done, folder, running))
-    except BaseException:
-        if running.group.is_first:
-            folder.abandon()
-        raise
+    with ExitStack() as claim:
+        options = {"overwrite": running.overwrite, "resume": running.resume}
+        folder = by_first(lambda: claim.enter_context(open_folder(place, **options)))
+        try:
+            return _within(folder, asked, running, started)
+        except BaseException:
+            if running.group.is_first:
+                folder.abandon()
+            raise
+
+
+def _within(folder: Folder, asked: AdaptRequest, running: AdaptRunning, started: float) -> AdaptReceipt:
+    """The same, in a folder that is its alone."""
+    with unfinished(), ExitStack() as stack:
+        learning = begin(asked, running, folder, stack)
+        run, solved, learned = learning.carry_out(stack)
+        learning.encoder.experts.inputs.check_unchanged()
+        notes = tuple(learning.notes)
+        done = Done(
+            learning.asked, learning.encoder, run, solved, learned, learning.parts, learning.about, notes, started
+        )
+    return running.group.by_first(lambda: receipt_of(done, folder, running))
 
 
 def begin(asked: AdaptRequest, running: AdaptRunning, folder: Folder, stack: ExitStack) -> "Learning":
