@@ -62,6 +62,20 @@ def test_eight_known_coefficients_come_back_to_three_digits(here: Path, dtype: s
     assert found["claim"]["agrees"] is True
 
 
+def test_eight_bits_hide_whether_it_is_linear(here: Path) -> None:
+    """Coefficients to about a percent, a warning, and a record that is neither confirmed nor contradicted."""
+    given = {"arrows": 0.5, "digits": 0.3, "shapes": 0.2}
+    words = [word for task, weight in given.items() for word in ("--weight", f"{task}={weight}")]
+    files = [TINY / f"{task}.safetensors" for task in given]
+    merge("-m", "average", *files, *words, "--dtype", "float8_e4m3fn", "-o", "m.safetensors")
+    found = document("m.safetensors", *EXPERTS)
+    assert (found["verdict"], found["rounded_to"]) == ("unclear", "F8_E4M3")
+    wanted = {task: given.get(task, 0.0) for task in TASKS}
+    assert found["fits"][found["form"]]["coefficients"] == pytest.approx(wanted, abs=0.01)
+    assert any("less is left than rounding leaves" in warning for warning in found["warnings"])
+    assert found["claim"]["agrees"] is None
+
+
 @pytest.mark.parametrize("based", [True, False])
 def test_an_average_is_one_with_its_base_and_without(here: Path, based: bool) -> None:
     merge("-m", "average", *EXPERTS, "--weight", "digits=3", "-o", "m.safetensors")

@@ -26,9 +26,11 @@ class Claim:
     agrees: bool | None
 
 
-def claim_of(record: Mapping[str, Any], tasks: Sequence[str], fit: Fit, *, linear: bool, based: bool) -> Claim | None:
+def claim_of(
+    record: Mapping[str, Any], tasks: Sequence[str], fit: Fit, *, linear: bool | None, based: bool
+) -> Claim | None:
     """What a provenance says beside the numbers; None where there is none that can be read. Experts are compared by
-    name."""
+    name; where it is unclear whether the numbers are linear (None), they confirm nothing and contradict nothing."""
     recipe = record.get("recipe")
     if record.get("kind") != "merge" or not isinstance(recipe, Mapping):
         return None
@@ -39,15 +41,15 @@ def claim_of(record: Mapping[str, Any], tasks: Sequence[str], fit: Fit, *, linea
     said = _coefficients(method, recipe, names) if plain and names else None
     if said is None:
         known = method in methods() and method not in LINEAR
-        agrees = not linear if known and len(names) > 2 else None
+        agrees = not linear if known and len(names) > 2 and linear is not None else None
         return Claim(method, None, tuple(absent), tuple(unnamed), agrees)
     same = not absent and all(
         abs(said.get(task, 0.0) - found) <= CLOSE + 3 * error
         for task, found, error in zip(tasks, fit.coefficients, fit.errors or [0.0] * len(tasks), strict=True)
         if not any(tasks[place] == task for group in fit.unknown for place in group)
     )
-    told = method == "average" or based
-    return Claim(method, said, tuple(absent), tuple(unnamed), (same and linear) if told and not absent else None)
+    told = (method == "average" or based) and linear is not None and not absent
+    return Claim(method, said, tuple(absent), tuple(unnamed), (same and linear) if told else None)
 
 
 def _names(entries: object) -> list[str]:

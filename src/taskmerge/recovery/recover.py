@@ -150,7 +150,9 @@ def _recovery(
         of.merged.where, of.base.where if of.base else None, places, judged,
         tuple(pointers(tensors, still=still, foreign=foreign, based=based)) if judged == "not linear" else (),
         simplest(fits), fits, _classes(kinds, tensors), tensors, code, still, foreign, left_out,
-        claim_of(of.merged.record, list(places), least, linear=linear(least), based=based),
+        claim_of(
+            of.merged.record, list(places), least, linear=None if judged == "unclear" else linear(least), based=based
+        ),
         (*notes, *([said] if said else [])), (*warnings, *_doubts(of, least, whole.numel, code)),
     )  # fmt: skip
 
