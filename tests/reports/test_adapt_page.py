@@ -75,6 +75,14 @@ def test_without_scores_it_says_how_to_get_them() -> None:
     assert [section.anchor for section in sections] == ["answer", "protocol", "course"]
 
 
+def test_a_choice_among_candidates_says_what_is_known_of_it() -> None:
+    tried = [{"name": "heads", "agreement": 0.7, "score": 0.61}, {"name": "blocks", "agreement": 0.8, "score": 0.75}]
+    chosen = {"candidate": "blocks", "tried": tried, "regret": 0.0}
+    lead = sections_of(adapted(scored=False, chosen=chosen))[0].lead
+    assert "Of 2 candidates blocks agreed best with the experts and was kept" in lead
+    assert "is 75.0%: `taskmerge eval experts base mine` says more" in lead
+
+
 def test_labels_are_told_wherever_they_were_used() -> None:
     protocol = {**document()["protocol"], "labels": True}
     assert "with labels" in sections_of(adapted(protocol=protocol))[0].lead

@@ -6,6 +6,7 @@ from typing import Any
 from taskmerge.checkpoint.adapted import is_adapted
 from taskmerge.reports.adapt_figures import adapt_figures, read_view
 from taskmerge.reports.adapt_tables import candidates_table
+from taskmerge.reports.charting import percent
 from taskmerge.reports.eval_sections import answer, score_section
 from taskmerge.reports.joined import scores_of
 from taskmerge.reports.runs import Run
@@ -32,12 +33,24 @@ def _answer(run: Run) -> Section:
     ))  # fmt: skip
     told: list[Part] = [Prose(text, "warning") for text in document["warnings"]]
     if report is None:
-        lead = f"The adapted model was not scored: `taskmerge eval experts base {run.name}` says how good it is. {seen}"
-        return Section("In short", "answer", lead, (cost, *told))
+        return Section("In short", "answer", f"{_unscored(document, run.name)} {seen}", (cost, *told))
     scored = answer(report)
     against = "Base and experts were not evaluated with it: join their evaluation with `report` to compare."
     parts = (*scored.parts[:1], cost, *told, *scored.parts[1:])
     return Section("In short", "answer", f"{scored.lead} {seen} {against}", parts)
+
+
+def _unscored(document: Mapping[str, Any], name: str) -> str:
+    """How good a model is that has no scores by task: what is known of a candidate that was chosen, if anything."""
+    command = f"`taskmerge eval experts base {name}`"
+    chosen = document.get("chosen") or {"candidate": "", "tried": ()}
+    score = next((one["score"] for one in chosen["tried"] if one["name"] == chosen["candidate"]), None)
+    if score is None:
+        return f"The adapted model was not scored: {command} says how good it is."
+    return (
+        f"Of {len(chosen['tried'])} candidates {chosen['candidate']} agreed best with the experts and was kept; its "
+        f"mean score, looked at afterwards, is {percent(score)}: {command} says more."
+    )
 
 
 def _items(document: Mapping[str, Any]) -> int:
