@@ -11,7 +11,7 @@ from taskmerge.reports.eval_sections import answer, score_section
 from taskmerge.reports.joined import scores_of
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Fact, Facts, Part, Prose, Section
-from taskmerge.reports.tables import EMPTY, Cell, Table
+from taskmerge.reports.tables import EMPTY, NOTHING, Cell, Table
 
 
 def sections(run: Run) -> list[Section]:
@@ -105,8 +105,17 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> Table:
-    cells = tuple((Cell(f"{value:.4g}" if isinstance(value, float) else str(value)),) for value in values.values())
+    cells = tuple((Cell(_written(value)),) for value in values.values())
     return Table(title, "what", ("value",), tuple(name.replace("_", " ") for name in values), cells)
+
+
+def _written(value: object) -> str:
+    """A value as a reader writes it, not as Python does."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _solved(heads: Mapping[str, Mapping[str, Any]]) -> Table:
