@@ -34,8 +34,8 @@ def test_the_card_works_where_the_experts_lie(
 @pytest.mark.parametrize(
     ("method", "options", "known"),
     [
-        ("average", {}, "average"),
-        ("task_arithmetic", {"coefficient": 0.3}, "task_arithmetic_0.3"),
+        pytest.param("average", {}, "average", marks=pytest.mark.slow),
+        pytest.param("task_arithmetic", {"coefficient": 0.3}, "task_arithmetic_0.3", marks=pytest.mark.slow),
         ("task_arithmetic", {"coefficient": 0.2}, "task_arithmetic_0.2"),
     ],
 )

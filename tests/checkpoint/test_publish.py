@@ -260,7 +260,9 @@ def test_a_journal_that_was_not_written_to_its_end_stands_for_nothing(tmp_path: 
     assert not left(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["shards over", "grid over", "folder over", "file over shards"])
+@pytest.mark.parametrize("kind", ["shards over", "folder over", *(
+    pytest.param(kind, marks=pytest.mark.slow) for kind in ("grid over", "file over shards")
+)])  # fmt: skip
 def test_an_undoing_that_fails_loses_nothing(tmp_path: Path, kind: str) -> None:
     """The disk refuses every change of a name from some moment on: what is needed to take them back stays."""
     for number in range(1, 12):

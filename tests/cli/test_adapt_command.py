@@ -397,6 +397,7 @@ def test_the_model_is_one_that_other_commands_read(tiny: Path) -> None:
 # --- --method auto ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_auto_says_what_it_would_try(tiny: Path) -> None:
     before = tree(tiny)
     outcome = run("adapt", "-m", "auto", "--budget", "9", "--limit", "64", "--dry-run")

@@ -24,7 +24,7 @@ def scores(report: taskmerge.Report) -> dict[tuple[str, str], float]:
     return {(row.encoder.removeprefix("expert:"), row.task): row.score.value for row in report.rows}
 
 
-@pytest.mark.parametrize("kind", ["vision", "text"])
+@pytest.mark.parametrize("kind", ["vision", pytest.param("text", marks=pytest.mark.slow)])
 def test_experts_and_the_base(kind: str) -> None:
     """The base on one task: the slow test has all."""
     wanted = known(kind)

@@ -70,7 +70,7 @@ def written(path: Path, style: str, pairs: dict[str, Pair], alpha: float | None)
     return path
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     style=st.sampled_from(sorted(STYLES)), front=st.sampled_from(["", "unet.", "model.diffusion_model."]),
     method=st.sampled_from(["average", "task_arithmetic"]), rank=st.integers(1, 3), seed=st.integers(0, 99),

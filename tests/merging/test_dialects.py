@@ -43,7 +43,7 @@ def same_bytes(found: State, wanted: State) -> bool:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     words=st.tuples(*[st.integers(0, 10_000)] * 4),
     method=st.sampled_from(["average", "task_arithmetic", "ties", "cart"]),
@@ -65,7 +65,7 @@ def test_the_same_bytes_in_any_dialect(
     assert [Path(note.split(":")[0]).stem for note in told] == others, "every translation is told, and nothing else"
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(words=st.tuples(*[st.integers(1, 10_000)] * 3))
 def test_without_a_base_the_first_expert_s_words_are_written(
     tmp_path_factory: pytest.TempPathFactory, words: tuple[int, ...]

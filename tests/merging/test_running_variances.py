@@ -26,7 +26,7 @@ def write(path: Path, values: list[float]) -> Path:
     return path
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(method=st.sampled_from(sorted(METHODS)), given=st.lists(variances, min_size=3, max_size=3), dtype=st.booleans())
 def test_a_variance_below_zero_is_never_written(
     tmp_path_factory: pytest.TempPathFactory, method: str, given: list[list[float]], dtype: bool

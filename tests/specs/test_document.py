@@ -131,6 +131,7 @@ def test_aliases_that_stay_few_are_fine(tmp_path: Path) -> None:
     ],
     ids=["keys", "list", "comments", "value", "quotes"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_ten_megabytes_are_read_in_seconds(tmp_path: Path, text: str) -> None:
     start = time.process_time()
     assert read(tmp_path, text)

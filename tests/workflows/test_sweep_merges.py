@@ -100,12 +100,13 @@ def test_one_expert_serves_its_own_task_at_full_rank(tmp_path: Path) -> None:
             assert exactly(held(encoder), experts["digits"])
 
 
-def test_every_subset_is_the_engines_merge(tmp_path: Path) -> None:
-    with opened(request(tmp_path, "subsets", tasks=FOUR)) as found:
+@pytest.mark.parametrize("tasks", [TASKS, pytest.param(FOUR, marks=pytest.mark.slow)])
+def test_every_subset_is_the_engines_merge(tmp_path: Path, tasks: tuple[str, ...]) -> None:
+    with opened(request(tmp_path, "subsets", tasks=tasks)) as found:
         encoder = found.encoder
         running = subsets.Running(encoder)
         seen = set()
-        for changed, members in gray_subsets(4):
+        for changed, members in gray_subsets(len(tasks)):
             running.toggle(changed, members)
             names = [encoder.tasks[member] for member in members]
             seen.add(tuple(names))
@@ -116,7 +117,7 @@ def test_every_subset_is_the_engines_merge(tmp_path: Path) -> None:
             assert_same(held(encoder), merged(names, "task_arithmetic", coefficient=scale), last_bits=1)
             subsets.cart(running)
             assert_same(held(encoder), merged(names, "cart", rank="0.08"))
-        assert seen == {names for size in range(1, 5) for names in combinations(sorted(FOUR), size)}
+        assert seen == {names for size in range(1, 5) for names in combinations(sorted(tasks), size)}
 
 
 def test_references_are_the_models_themselves(tmp_path: Path) -> None:
