@@ -109,7 +109,7 @@ def leading(matrix: Tensor, k: int, *, precise: bool = False) -> Leading:
         if triplets is not None:
             return triplets
         symmetric = precise_gram(matrix)
-    return by_gram(matrix, symmetric, k) or by_svd(matrix, k)
+    return _by_gram(matrix, symmetric, k) or by_svd(matrix, k)
 
 
 def leading_batched(stack: Tensor, k: int) -> list[Leading]:
@@ -253,7 +253,7 @@ def _sorted_again(matrix: Tensor, near: Tensor) -> Tensor | None:
     return sorted_.to(near.dtype)
 
 
-def by_gram(matrix: Tensor, symmetric: Tensor, k: int) -> Leading | None:
+def _by_gram(matrix: Tensor, symmetric: Tensor, k: int) -> Leading | None:
     """The triplets from a float64 Gram matrix (its lower triangle, which may be overwritten), or None where that is not
     precise enough."""
     try:
