@@ -111,6 +111,38 @@ def test_what_looks_at_experts_stops_at_many_moments(here: Path, command: str) -
             assert untimed(here) == before, moment
 
 
+SWEEP = ("spectrum", "--suite", str(Path(__file__).parents[2] / "examples" / "tiny"), "--tasks", "digits,shapes",
+         "--sweep", "rank,subsets", "--sweep-rank", "0.04,0.08,0.16", "--limit", "20", "--quiet")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_again_and_again_ends_as_one_that_was_not(here: Path) -> None:
+    assert ended(started(*SWEEP, "-o", "whole", OMP_NUM_THREADS="1"))[0] == 0
+    chance, stops = random.Random(0), (signal.SIGINT, signal.SIGKILL, signal.SIGTERM) * 3
+    for number in stops:
+        process = started(*SWEEP, "-o", "cut", OMP_NUM_THREADS="1")
+        points = len(stored(here / "cut"))
+        while len(stored(here / "cut")) == points and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.5))
+        process.send_signal(number)
+        code, error = ended(process)
+        assert code in (0, 128 + number, -number), error
+        assert "Traceback" not in error
+        if code == 0:
+            break
+    else:
+        assert ended(started(*SWEEP, "-o", "cut", OMP_NUM_THREADS="1"))[0] == 0
+    one, other = (json.loads((here / name / "report.json").read_text())["sweeps"] for name in ("whole", "cut"))
+    assert one == other
+    assert not [path for path in (here / "cut").rglob("*") if "scratch" in path.name]
+
+
+def stored(folder: Path) -> list[str]:
+    """The points that a sweep has found so far, a line each."""
+    return [line for path in folder.glob("sweeps/*.jsonl") for line in path.read_text().splitlines()]
+
+
 def untimed(folder: Path) -> dict[str, object]:
     """Every file's content, that of a report without what runs differ in."""
     found: dict[str, object] = {}
