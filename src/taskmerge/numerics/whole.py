@@ -12,6 +12,10 @@ from taskmerge.numerics.spectral import Factors
 from taskmerge.numerics.tridiagonal import values_and_top
 
 
+ORDINARY = 32
+"""Powers of two between which entries in float32 are factored as they are."""
+
+
 class Whole(NamedTuple):
     """The singular values above the numerical rank, descending, float64, and the leading triplets."""
 
@@ -30,7 +34,9 @@ def whole(matrix: Tensor, k: int) -> Whole:
     if largest == 0:
         return Whole(torch.zeros(0, dtype=torch.float64), factors_of(nothing(matrix), matrix.shape))
     exponent = exponent_of(largest)
-    scaled = times_power(matrix, -exponent)
+    if matrix.dtype == torch.float32 and abs(exponent) < ORDINARY:
+        exponent = 0  # float64 holds the squares, and no copy of the matrix has to be made
+    scaled = times_power(matrix, -exponent) if exponent else matrix
     most = max(1, min(k, *matrix.shape))
     try:
         squares, near = values_and_top(precise_gram(scaled), most)
