@@ -106,6 +106,8 @@ def test_the_pointer_and_the_arrow_keys_show_values(opened: Any) -> None:
     tip, plot = page.locator("#tip"), page.locator("#figure-means .plot")
     assert tip.is_hidden()
     mark = page.locator("#figure-means svg.wide [data-t]").last
+    mark.scroll_into_view_if_needed()
+    page.wait_for_timeout(200)  # a page that scrolls shows no values, and says so a moment later
     mark.hover()
     assert tip.is_visible()
     assert tip.text_content().replace("\n", "; ") == mark.get_attribute("data-t")
