@@ -58,7 +58,7 @@ def test_a_sweep_is_part_of_the_report_and_goes_on(here: Path) -> None:
     [
         (("--sweep", "rnak", "-o", "out"), 2, "did you mean `rank`?"),
         (("--sweep", "rank"), 2, "stores its points in a folder"),
-        (("--sweep", "rank", "--sweep-rank", "1.5", "-o", "out"), 2, "outside (0, 1]"),
+        (("--sweep", "rank", "--sweep-rank", "1.5", "-o", "out"), 2, "--sweep-rank: rank 1.5 is outside (0, 1]"),
         (("--sweep", "rank", "--sweep-rank", "0.5,4", "-o", "out"), 2, "no order that holds for every matrix"),
         (("--sweep", "rank", "--split", "adapt", "-o", "out"), 2, "has no labels"),
         (("--sweep", "rank", "--loss-labels", "mine", "-o", "out"), 2, "unknown labels `mine`"),

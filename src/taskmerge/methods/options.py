@@ -87,7 +87,7 @@ class Setting:
         if self.type is bool:
             return self._switch(value)
         if self.type is Rank:
-            return Rank.parse(value if isinstance(value, str | int | float | Rank) else str(value))
+            return self._rank(value)
         return self._number(value)
 
     def read(self, text: str) -> tuple[Value, ...]:
@@ -113,6 +113,12 @@ class Setting:
         high = "" if self.option.high is None else f"{self.option.high:g}"
         kind = "integer" if self.type is int else "number"
         return f"{kind} {low}..{high}" if low or high else kind
+
+    def _rank(self, value: object) -> Rank:
+        try:
+            return Rank.parse(value if isinstance(value, str | int | float | Rank) else str(value))
+        except UsageError as error:
+            raise UsageError(error.what, where=self.flag, hint=error.hint) from error
 
     def _choice(self, value: object, choices: tuple[str, ...]) -> str:
         text = str(value).replace("-", "_")

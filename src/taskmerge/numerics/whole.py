@@ -11,7 +11,6 @@ from taskmerge.numerics.powers import exponent_of, magnitude, times_power
 from taskmerge.numerics.spectral import Factors
 from taskmerge.numerics.tridiagonal import values_and_top
 
-
 ORDINARY = 32
 """Powers of two between which entries in float32 are factored as they are."""
 
