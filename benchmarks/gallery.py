@@ -29,8 +29,8 @@ HEAD = """# Gallery
 Every kind of plot, on the embedded example (`tiny`, eight tasks of made pictures) and on eight small CLIP experts of
 real data (`vision`), each made by the command above it; `python benchmarks/gallery.py` runs them all. What the plots
 are for is told in [spectrum.md](spectrum.md), [sweeps.md](sweeps.md), [views.md](views.md) and
-[reports.md](reports.md). The sweeps here score {limit} items a task: enough for the shape of a curve, with intervals
-that wide.
+[reports.md](reports.md); the pilot study's heat map of heads is in [adapt.md](adapt.md). The sweeps here score {limit}
+items a task: enough for the shape of a curve, with intervals that wide.
 """
 
 
@@ -60,8 +60,11 @@ RUNS = (
         ("coefficients", "trace-losses", "trace-coefficients")),
     Run("Masks that adapt", "masks", "adapt --suite SUITE --method adarank --page -o masks/",
         ("masks", "masks-depth", "masks-index", "trace-flips")),
-    Run("Learning curves", "curves", "adapt --suite SUITE --stop agreement --page -o curves/",
-        ("trace-agreement", "curves-held-out", "trace-losses")),
+    Run("Items that are left out", "filtered", "adapt --suite SUITE --method tint++ --page -o filtered/",
+        ("trace-filter",)),
+    Run("What was tried", "tried", "adapt --suite SUITE --method auto --budget 60 --page -o tried/", ("candidates",)),
+    Run("Learning curves", "curves", "adapt --suite SUITE --stop agreement --watch 160 --page -o curves/",
+        ("trace-agreement", "curves-held-out", "curves-scores", "trace-losses")),
     Run("Models against each other and against the experts", "scores",
         "eval base experts masks/ curves/ --suite SUITE --cross --compare experts --features 400 -o scores/",
         ("means", "scores", "normalised", "radar", "discrepancy", "cross", "cross-relative", "reliability",

@@ -274,7 +274,6 @@ def test_all_clip_experts_are_merged_and_the_result_is_scored(
     assert found == {("merged", task): clip.accuracy(tensors, task) for task in PICTURED}
 
 
-@pytest.mark.slow
 def test_a_second_run_needs_no_hub(hub: Hub, clip: Clip, environment: dict[str, str], tmp_path: Path) -> None:
     """The command itself, in a process of its own, with what the others left in the cache."""
     hub.asked.clear()

@@ -165,7 +165,7 @@ def test_a_gpu_of_its_own_for_every_process(monkeypatch: pytest.MonkeyPatch) -> 
 FAILING = """
 import os, signal, sys, time
 import torch
-from taskmerge.cli import app as program
+from taskmerge.cli import app, commands, program
 from taskmerge.errors import Mismatch, UsageError
 from taskmerge.processes import group
 
@@ -195,8 +195,9 @@ def work(*, args, **more):
                 together.barrier()
     print("the result")
 
+commands.load(["adapt"])  # it registers with the program that there was
 program.app = work
-program.main(sys.argv[1:])
+app.main(sys.argv[1:])
 """
 FITS = ["error: here: does not fit", "hint: try another"]
 
