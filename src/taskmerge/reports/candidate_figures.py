@@ -46,12 +46,12 @@ def candidate_figures(document: Mapping[str, Any]) -> list[Figure]:
 
 
 def _spec(rows: Sequence[Row], names: list[str]) -> Mapping[str, object]:
-    kinds = [AGREEMENT, SCORE]
+    kinds, legend = [AGREEMENT, SCORE], alt.Legend(orient="bottom", labelLimit=240)  # one for colour and shape
     marks = alt.Chart(data(rows)).mark_point(size=60).encode(
         x=alt.X("value:Q", title="share of items", axis=alt.Axis(format=".0%"), scale=alt.Scale(zero=False)),
         y=alt.Y("candidate:N", sort=names, title=None, axis=alt.Axis(grid=True)),
-        color=alt.Color("what:N", title=None, sort=kinds, legend=alt.Legend(orient="bottom", labelLimit=240)),
-        shape=alt.Shape("what:N", title=None, sort=kinds),
+        color=alt.Color("what:N", title=None, scale=alt.Scale(domain=kinds), legend=legend),
+        shape=alt.Shape("what:N", title=None, scale=alt.Scale(domain=kinds, range=["circle", "square"]), legend=legend),
         tooltip=[alt.Tooltip("candidate:N", title="candidate"), alt.Tooltip("what:N", title="what"),
                  alt.Tooltip("value:Q", title="value", format=".1%")],
     )  # fmt: skip
