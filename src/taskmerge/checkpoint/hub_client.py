@@ -40,13 +40,15 @@ EVENTS = {
 """Events of Python's that change what is on a disk: how many paths their arguments begin with, and how many folders
 that are open already (else -1) they end with: whoever opened such a folder was heard then."""
 REPOSITORY = re.compile(r"(models|datasets|spaces)--")
+SHARED = "blobs"
+"""Where newer clients keep what repositories share, unless they are told not to."""
 OID, SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass
 class Guard:
     """Where the clients may write: below `roots`, but in `hub` (the cache of repositories) not into those of others
-    than `own`, if that is one. `refused` is the first other path that they tried."""
+    than `own`, if that is one, nor into what repositories share. `refused` is the first other path that they tried."""
 
     roots: tuple[str, ...] = ()
     hub: str = ""
@@ -98,7 +100,7 @@ class Guard:
         if self.own is None or not _below(place, self.hub):
             return True
         first = os.path.relpath(place, self.hub).removeprefix(f".locks{os.sep}").partition(os.sep)[0]
-        return first == self.own or REPOSITORY.match(first) is None
+        return first == self.own or (first != SHARED and REPOSITORY.match(first) is None)
 
 
 def _below(path: str, root: str) -> bool:
@@ -234,7 +236,11 @@ def main(scratch: str) -> None:
 
 
 def _prepare(guard: Guard, watch: Watch, question: dict[str, Any], scratch: str) -> None:
-    """Imports the client, and has it and Python watched from here on."""
+    """Imports the client, and has it and Python watched from here on.
+
+    What a repository says of its files is no reason to share them with others: each keeps its own.
+    """
+    os.environ["HF_HUB_DISABLE_SHARED_BLOBS"] = "1"
     bars, utils = import_module("tqdm.std"), import_module("huggingface_hub.utils")
     from huggingface_hub import constants, file_download
 
@@ -315,7 +321,8 @@ def _answered(question: dict[str, Any], guard: Guard, watch: Watch) -> dict[str,
     with _guarded(guard, None if question["do"] == "data set" else own), _unlearned(Path(guard.hub, own, "trees")):
         started = time.time()
         found = _load(question, guard, watch) if question["do"] == "data set" else _fetch(question)
-        _check_blobs(Path(guard.hub, own, "blobs"), started, watch)
+        with _unprepared(found):
+            _check_blobs(Path(guard.hub, own, "blobs"), started, watch)
     if isinstance(found, str):
         place = os.path.realpath(found) if question["do"] == "folder" else os.path.realpath(os.path.dirname(found))
         if not guard.allows(os.path.join(place, "file")):
@@ -343,6 +350,18 @@ def _unlearned(lists: Path) -> Iterator[None]:
     except BaseException:
         for path in [path for path in lists.glob("*") if path.is_file() and path.stat().st_mtime >= started - 2]:
             path.unlink()
+        raise
+
+
+@contextmanager
+def _unprepared(found: str | dict[str, list[str]]) -> Iterator[None]:
+    """Tables of a data set that were made of something wrong are not kept: the next try makes them anew."""
+    try:
+        yield
+    except OSError:
+        files = [file for split in found.values() for file in split] if isinstance(found, dict) else []
+        for folder in {os.path.dirname(file) for file in files}:
+            shutil.rmtree(folder)
         raise
 
 
