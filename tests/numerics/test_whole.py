@@ -59,6 +59,14 @@ def test_what_rounding_decides_is_no_component() -> None:
     assert zero.factors.vt.shape == (0, 4)
 
 
+def test_values_alone_are_those_beside_vectors() -> None:
+    matrix = with_values(30, 25, torch.logspace(0, -3, 25, dtype=torch.float64)).float()
+    alone, beside = whole(matrix, 0), whole(matrix, 25)
+    assert torch.equal(alone.values, beside.values)
+    assert alone.factors.u.shape == (30, 0)
+    assert len(beside.factors.s) == 25
+
+
 def test_equal_values_and_bad_numbers() -> None:
     found = whole(torch.eye(9), 4)
     assert found.values.tolist() == pytest.approx([1.0] * 9)

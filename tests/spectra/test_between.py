@@ -20,7 +20,7 @@ def matrices(tasks: int = 3, m: int = 14, n: int = 20, seed: int = 0) -> Tensor:
 
 def test_overlaps_are_their_definitions() -> None:
     stack = matrices()
-    found = overlaps([one.factors for one in solve_dense(stack, ASKED)], (14, 20))
+    found = overlaps([one.factors for one in solve_dense(stack, ASKED, "delta")], (14, 20))
     parts = [torch.linalg.svd(one, full_matrices=False) for one in stack]
     u, s, v = ([part[side] for part in parts] for side in (0, 1, 2))
     u, s, v = [one[:, :4] for one in u], [one[:4] for one in s], [one[:4].mT for one in v]
@@ -44,7 +44,7 @@ def test_a_subspace_overlaps_itself_whole_and_a_foreign_one_not() -> None:
     first, second = eye.clone(), eye.clone()
     first[4:] = 0
     second[:4] = 0
-    found = overlaps([one.factors for one in solve_dense(torch.stack([first, second, first]), ASKED)], (8, 8))
+    found = overlaps([one.factors for one in solve_dense(torch.stack([first, second, first]), ASKED, "delta")], (8, 8))
     expected = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.float64)
     torch.testing.assert_close(found.left.value, expected)
     torch.testing.assert_close(found.interference.value, expected)
@@ -71,7 +71,7 @@ def test_cosines_zeros_and_conflicts_are_counted_entry_by_entry() -> None:
 def test_a_zero_vector_has_no_cosine_and_no_subspace() -> None:
     stack = matrices()
     stack[1] = 0
-    found = measure(stack, solve_dense(stack, ASKED), (14, 20), ASKED, "delta", None)
+    found = measure(stack, solve_dense(stack, ASKED, "delta"), (14, 20), ASKED, "delta", None)
     assert found.cosine is not None
     assert found.overlaps is not None
     assert found.cosine.value[0, 1].isnan()
@@ -90,7 +90,7 @@ def test_cores_in_common_bases_tell_what_the_matrices_tell() -> None:
     stack = left @ cores @ right
     shape = (30, 25)
     small = measure(stack, solve_cores(cores, 25, ASKED), shape, ASKED, "delta", None)
-    dense = measure(stack, solve_dense(stack, ASKED), shape, ASKED, "delta", None)
+    dense = measure(stack, solve_dense(stack, ASKED, "delta"), shape, ASKED, "delta", None)
     assert small.spectra.components.tolist() == [6, 6, 6]
     torch.testing.assert_close(small.spectra.values, dense.spectra.values, rtol=1e-9, atol=1e-9)
     assert small.overlaps is not None
@@ -104,7 +104,7 @@ def test_cores_in_common_bases_tell_what_the_matrices_tell() -> None:
 def test_the_alignment_is_the_share_inside_the_merged_space() -> None:
     stack = matrices()
     merged = stack.mean(0)
-    found = measure(stack, solve_dense(stack, ASKED), (14, 20), ASKED, "delta", merged).alignment
+    found = measure(stack, solve_dense(stack, ASKED, "delta"), (14, 20), ASKED, "delta", merged).alignment
     assert found is not None
     u, s, _ = torch.linalg.svd(merged)
     rank = next(k for k in range(15) if s[k:].norm() <= 0.05 * s.norm())
@@ -116,7 +116,9 @@ def test_the_alignment_is_the_share_inside_the_merged_space() -> None:
 def test_two_tasks_about_their_average_have_nothing_between_them() -> None:
     stack = matrices(tasks=2)
     centred = stack - stack.mean(0)
-    found = measure(centred, solve_dense(centred, ASKED), (14, 20), ASKED, "centred", None)
+    solved = solve_dense(centred, ASKED, "centred")
+    assert [len(one.factors.s) for one in solved] == [0, 0]  # nor are vectors computed for it
+    found = measure(centred, solved, (14, 20), ASKED, "centred", None)
     assert found.cosine is None
     assert found.conflict is None
     assert found.overlaps is None

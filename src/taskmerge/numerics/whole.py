@@ -36,20 +36,25 @@ def whole(matrix: Tensor, k: int) -> Whole:
     if matrix.dtype == torch.float32 and abs(exponent) < ORDINARY:
         exponent = 0  # float64 holds the squares, and no copy of the matrix has to be made
     scaled = times_power(matrix, -exponent) if exponent else matrix
-    most = max(1, min(k, *matrix.shape))
     try:
-        squares, near = values_and_top(precise_gram(scaled), most)
+        squares, near = values_and_top(precise_gram(scaled), min(k, *matrix.shape))
     except LapackError:
         squares, near = torch.zeros(1, dtype=torch.float64), None
     s = squares.clamp(min=0).sqrt()
     if near is None or (matrix.dtype == torch.float64 and s[-1] < CERTAIN * s[0]):
         s = torch.linalg.svdvals(scaled.double())
     s = s[s > numerical_rank(matrix) * s[0]]
-    triplets = (
-        None if near is None else accepted(scaled, near, float(s[most]) if most < len(s) else 0.0, "float64 Gram")
-    )
-    triplets = (triplets or by_svd(scaled, most)).first(min(k, len(s))).scaled(exponent)
+    triplets = _triplets(scaled, near, s, k).scaled(exponent)
     return Whole(times_power(s, exponent), factors_of(triplets, matrix.shape))
+
+
+def _triplets(matrix: Tensor, near: Tensor | None, s: Tensor, k: int) -> Leading:
+    """The k leading triplets of a matrix of the values `s`, over the eigenvectors `near` if these are good enough."""
+    if k == 0:
+        return nothing(matrix)
+    beyond = float(s[len(near)]) if near is not None and len(near) < len(s) else 0.0
+    found = None if near is None else accepted(matrix, near, beyond, "float64 Gram")
+    return (found or by_svd(matrix, k)).first(min(k, len(s)))
 
 
 def factors_of(triplets: Leading, shape: torch.Size) -> Factors:

@@ -41,8 +41,7 @@ def measure(
     stack: Tensor, solved: Sequence[Whole], shape: tuple[int, int], asked: Asked, about: Space, merged: Tensor | None
 ) -> Measured:
     """T task matrices [T, m, n] about one origin, of which all values and the leading triplets are known."""
-    found = counts(stack)
-    apart = len(stack) > (1 if about == "delta" else 2)  # of two, τ̄_1 = -τ̄_2
+    found, apart = counts(stack), compared(len(stack), about)
     cosine = found.cosines(centred=about == "centred") if apart else None
     factors = [one.factors for one in solved]
     return Measured(
@@ -55,6 +54,11 @@ def measure(
     )
 
 
+def compared(tasks: int, about: Space) -> bool:
+    """Whether tasks are held against each other: of two, τ̄_1 = -τ̄_2 says nothing."""
+    return tasks > (1 if about == "delta" else 2)
+
+
 def _kept(merged: Tensor) -> Factors:
     """The components of a merged task matrix that hold all but 5% of its norm."""
     solved = whole(merged, min(merged.shape))
@@ -63,9 +67,9 @@ def _kept(merged: Tensor) -> Factors:
     return Factors(u[:, :rank], s[:rank], vt[:rank])
 
 
-def solve_dense(stack: Tensor, asked: Asked) -> list[Whole]:
-    """Values and leading triplets of T matrices [T, m, n]."""
-    k = asked.rank.resolve(min(stack.shape[-2:]))
+def solve_dense(stack: Tensor, asked: Asked, about: Space) -> list[Whole]:
+    """Values of T matrices [T, m, n], and leading triplets where tasks are compared by them."""
+    k = asked.rank.resolve(min(stack.shape[-2:])) if compared(len(stack), about) else 0
     return [whole(matrix, k) for matrix in stack]
 
 

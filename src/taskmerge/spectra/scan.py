@@ -121,14 +121,14 @@ class Scan:
             directions = known(base)
             near = tuple(nearest(directions, base + matrix) for matrix in stack)
         if "delta" in self.spaces:
-            whole = solved.get("delta") or solve_dense(stack, self.asked)
+            whole = solved.get("delta") or solve_dense(stack, self.asked, "delta")
             spaces["delta"] = measure(stack, whole, place.shape, self.asked, "delta", other)
             zeros = spaces["delta"].counts.zeros
         if "centred" in self.spaces:
             if not self.centred:
                 mean = centre_(stack, self.rows.weights)
                 other = None if other is None else other - mean
-            whole = solved.get("centred") or solve_dense(stack, self.asked)
+            whole = solved.get("centred") or solve_dense(stack, self.asked, "centred")
             spaces["centred"] = measure(stack, whole, place.shape, self.asked, "centred", other)
         return Found(place, spaces, zeros, near)
 
