@@ -153,8 +153,9 @@ def subsets(folder: Path, work: Path, rounds: int, sample: int) -> None:
 def all_subsets(encoder: Encoder, method: str) -> None:
     running = Running(encoder)
     for changed, members in gray_subsets(len(encoder.tasks)):
-        running.toggle(changed, members)
-        getattr(running, method)()
+        running.toggle(changed, members)  # leaves the average in the encoder
+        if method == "task_arithmetic":
+            running.task_arithmetic()
 
 
 def carts(encoder: Encoder, chosen: Sequence[Sequence[int]]) -> None:

@@ -1,7 +1,8 @@
 """All subsets of the tasks: average, task arithmetic and CART of each, with means and standard errors by size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ from taskmerge.workflows.sweeps.running import Measure, Planned, entries
 
 MOST_TASKS = 12
 """4,095 subsets: more are no sweep."""
+
+READ = 1 << 20
+"""Elements that are read at a time: a read has its own price."""
+PIECE = 1 << 16
+"""Elements that are added up at a time: with their float64 sums they stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,14 @@ class SubsetsSweep:
         for changed, members in gray_subsets(len(self.opened.encoder.tasks)):
             running.toggle(changed, members)
             names = [self.opened.encoder.tasks[member] for member in members]
-            forms = {"average": running.average, "task_arithmetic": running.task_arithmetic}
+            forms: dict[str, Callable[[], None]] = {
+                "task_arithmetic": running.task_arithmetic, "cart": partial(cart, running),
+            }  # fmt: skip
             for method in self.methods:
 
                 def measure(method: str = method, names: Sequence[str] = names) -> dict[str, Any]:
-                    forms.get(method, lambda: cart(running))()  # noqa: B023  measured before the next subset
+                    if method != "average":  # that is in the encoder
+                        forms[method]()  # noqa: B023  measured before the next subset
                     return {"scores": self.opened.judge.scores(f"{method} of {', '.join(names)}", names)}
 
                 yield _point(method, names), measure
@@ -108,18 +117,21 @@ class Running:
         return [self.encoder.tasks[member] for member in self.members]
 
     def toggle(self, changed: int, members: Sequence[int]) -> None:
-        """Goes on to the next subset: one expert comes or goes, and is all that is read."""
-        encoder = self.encoder
+        """Goes on to the next subset, and leaves its mean in the encoder. One expert comes or goes, and is all that is
+        read."""
+        encoder, share = self.encoder, 1 / len(members)
         sign = 1 if changed in members else -1
         rows = encoder.rows("weight", [encoder.tasks[changed]])
 
         def work(job: TensorJob) -> None:
             if job.name not in self._sums:
                 self._sums[job.name] = torch.zeros(job.numel, dtype=torch.float64, device=encoder.device)
-            total = self._sums[job.name]
-            for start, count in _slices(job):
+            for start, count in _slices(0, job.numel, READ):
                 _, (row,) = rows.of(job.unit, start, count, tallied=False)
-                total[start : start + count].add_(row, alpha=sign)
+                for place, numbers in _slices(start, count, PIECE):
+                    total = self._sums[job.name][place : place + numbers]
+                    total.add_(row[place - start : place - start + numbers], alpha=sign)
+                    self._put_mean(job, place, total, share)
 
         encoder.each(work, rows)
         self.members = tuple(members)
@@ -129,13 +141,15 @@ class Running:
         share = 1 / len(self.members)
 
         def work(job: TensorJob) -> None:
-            for start, count in _slices(job):
-                total = self._sums[job.name][start : start + count]
-                for own, target, code in self.encoder.targets(job, start, count):
-                    torch.mul(total[own], share, out=target)
-                    _rounded(target, code)
+            for place, numbers in _slices(0, job.numel, PIECE):
+                self._put_mean(job, place, self._sums[job.name][place : place + numbers], share)
 
         self.encoder.each(work, self.encoder.rows("weight"))
+
+    def _put_mean(self, job: TensorJob, start: int, total: Tensor, share: float) -> None:
+        for own, target, code in self.encoder.targets(job, start, len(total)):
+            torch.mul(total[own], share, out=target)
+            _rounded(target, code)
 
     def task_arithmetic(self) -> None:
         """Puts θ₀ + λ Σ (θ_t - θ₀) over the members into the encoder."""
@@ -143,12 +157,14 @@ class Running:
         scale, rows = usual_coefficient(size), encoder.rows("delta")
 
         def work(job: TensorJob) -> None:
-            for start, count in _slices(job):
-                total = rows.placed(rows.base_of(job.unit, start, count)).double().mul_(1 - scale * size)
-                total.add_(self._sums[job.name][start : start + count], alpha=scale)
-                for own, target, code in encoder.targets(job, start, count):
-                    target.copy_(total[own])
-                    _rounded(target, code)
+            for start, count in _slices(0, job.numel, READ):
+                base = rows.placed(rows.base_of(job.unit, start, count))
+                for place, numbers in _slices(start, count, PIECE):
+                    total = base[place - start : place - start + numbers].double().mul_(1 - scale * size)
+                    total.add_(self._sums[job.name][place : place + numbers], alpha=scale)
+                    for own, target, code in encoder.targets(job, place, numbers):
+                        target.copy_(total[own])
+                        _rounded(target, code)
 
         encoder.each(work, rows)
 
@@ -163,11 +179,10 @@ def _rounded(target: Tensor, code: torch.dtype) -> None:
         target.copy_(target.to(code))
 
 
-def _slices(job: TensorJob) -> Iterator[tuple[int, int]]:
-    """Pieces of a unit that stay in the cache."""
-    size = 1 << 18
-    for start in range(0, max(job.numel, 1), size):
-        yield start, min(size, job.numel - start)
+def _slices(start: int, count: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, count) of slices of `size` of the `count` elements from `start` on; no elements are one empty slice."""
+    for place in range(start, start + max(count, 1), size):
+        yield place, min(size, start + count - place)
 
 
 # --- CART ------------------------------------------------------------------------------------------------------
