@@ -105,15 +105,11 @@ def evaluate(
         )  # fmt: skip
         if baseline is not None:
             _check_baseline(baseline, picked, split, opened, corrupted)
-        place, backbone = (
-            device_for(device),
-            build(picked.backbone, resolve=resolve, renamings=read.globs(map or (), "--map")),
+        backbone = build(picked.backbone, resolve=resolve, renamings=read.globs(map or (), "--map"))
+        given = Heads(
+            picked, backbone, device_for(device), stack, Path(heads) if heads else None, allow_pickle, notes.append
         )
-        given = Heads(picked, backbone, place, stack, Path(heads) if heads else None, allow_pickle, notes.append)
-        forward = Forward(backbone, place, batch_size, given.base, progress or unwatched, notes.append)
-        check_encoders(opened, backbone, given.base)
-        with forward.room():
-            given.load(opened)
+        forward = _ready(opened, given, batch_size, progress or unwatched)
         choice = Choice(split, loading, (None, *corrupted))
         asked = Evaluation(picked, opened, choice, seed, compare=compare is not None,
                            loss_correlation=loss_correlation, features=features)  # fmt: skip
@@ -131,6 +127,15 @@ def _check_baseline(
         tasks=[task.name for task in suite.tasks],
         conditions=[(None, None), *((corruption.name, corruption.severity) for corruption in corrupted)],
     )  # fmt: skip
+
+
+def _ready(opened: Sequence[Encoder], heads: Heads, batch_size: int, progress: Progress) -> Forward:
+    """What runs the encoder, with the heads in memory; refuses encoders that are not of its kind."""
+    forward = Forward(heads.backbone, heads.device, batch_size, heads.base, progress, heads.note)
+    check_encoders(opened, heads.backbone, heads.base)
+    with forward.room():
+        heads.load(opened)
+    return forward
 
 
 def device_for(name: str | torch.device) -> torch.device:
