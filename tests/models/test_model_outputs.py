@@ -137,3 +137,14 @@ def test_finite_weights_are_not_to_blame(tmp_path: Path) -> None:
             list(forward.outputs(PIXELS, [(task("cars"), double)]))
     assert caught.value.where == "checkpoint `mine` on task `cars`"
     assert "its tensors are finite" in str(caught.value.hint)
+
+
+def test_of_weights_that_others_put_there_only_what_is_known_is_said() -> None:
+    model = Scale()
+    model.weight.data.fill_(float("inf"))
+    forward = forward_of(model)
+    forward.holds("cart at 1e+30")
+    with pytest.raises(BadNumber, match="outputs hold NaN or infinity") as caught:
+        list(forward.outputs(PIXELS, [(task("cars"), double)]))
+    assert caught.value.where == "checkpoint `cart at 1e+30` on task `cars`"
+    assert "its tensors are finite" not in str(caught.value.hint)

@@ -166,11 +166,14 @@ class Forward:
 def _not_finite(filled: Sequence[Checkpoint]) -> BadNumber | BadFile:
     """What to say of outputs that are not finite: the tensor of what was filled that is not, or that none is to blame.
 
-    Reads whole checkpoints.
+    Reads whole checkpoints; without any, others have put the weights there.
     """
     for checkpoint in filled:
         for name, spec in checkpoint.specs.items():
             if is_float(spec.dtype) and not bool(torch.isfinite(checkpoint.tensor(name).float()).all()):
                 return BadFile("holds NaN or infinity", where=f"{checkpoint.path}: `{name}`", hint=DAMAGED)
+    if not filled:
+        hint = "the merged weights, or numbers between them, grow too large: leave out coefficients of that size"
+        return BadNumber("outputs hold NaN or infinity", hint=hint)
     hint = "its tensors are finite, so the numbers grow too large in between: is it of this architecture, and trained?"
     return BadNumber("outputs hold NaN or infinity", hint=hint)
