@@ -37,9 +37,8 @@ def power_law(values: Tensor) -> Tail:
         return NONE
     starts = np.unique(logs, return_index=True)[1][:-1]
     steps = np.diff(logs) * np.arange(len(logs) - 1, 0, -1)
-    over = np.cumsum(steps[::-1])[
-        ::-1
-    ]  # Σ log(λ_i / x) from sums of what is not negative: like values leave it positive
+    # Σ log(λ_i / x) from sums of what is not negative: like values leave it positive
+    over = np.cumsum(steps[::-1])[::-1]
     counts = len(logs) - starts
     exponents = 1 + counts / over[starts]
     distances = np.concatenate([

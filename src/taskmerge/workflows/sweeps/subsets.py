@@ -1,6 +1,6 @@
 """All subsets of the tasks: average, task arithmetic and CART of each, with means and standard errors by size."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -67,17 +67,16 @@ class SubsetsSweep:
         for changed, members in gray_subsets(len(self.opened.encoder.tasks)):
             running.toggle(changed, members)
             names = [self.opened.encoder.tasks[member] for member in members]
-            forms: dict[str, Callable[[], None]] = {
-                "task_arithmetic": running.task_arithmetic, "cart": partial(cart, running),
-            }  # fmt: skip
             for method in self.methods:
+                yield _point(method, names), partial(self._scored, running, method, names)
 
-                def measure(method: str = method, names: Sequence[str] = names) -> dict[str, Any]:
-                    if method != "average":  # that is in the encoder
-                        forms[method]()  # noqa: B023  measured before the next subset
-                    return {"scores": self.opened.judge.scores(f"{method} of {', '.join(names)}", names)}
-
-                yield _point(method, names), measure
+    def _scored(self, running: "Running", method: str, names: Sequence[str]) -> dict[str, Any]:
+        """A merge of the members: the average is in the encoder before any other."""
+        if method == "task_arithmetic":
+            running.task_arithmetic()
+        elif method == "cart":
+            cart(running)
+        return {"scores": self.opened.judge.scores(f"{method} of {', '.join(names)}", names)}
 
     def document(self, found: Points, means: Means) -> dict[str, Any]:
         """Every subset, and by method and size the mean over subsets with its standard error (all subsets of a size are
