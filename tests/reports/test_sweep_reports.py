@@ -90,6 +90,60 @@ def test_unlike_metrics_are_told_relative_to_the_experts() -> None:
     assert cells("Score over the number of merged tasks", plain=False)["average"] == ["60.0", "60.0"]
 
 
+def without(found: Any, keys: tuple[str, ...]) -> Any:
+    """The same with None under these keys."""
+    if isinstance(found, list):
+        return [without(one, keys) for one in found]
+    if isinstance(found, dict):
+        return {key: None if key in keys else without(one, keys) for key, one in found.items()}
+    return found
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["one metric", "unlike metrics"])
+def test_points_without_a_score_leave_gaps_and_a_word(plain: bool) -> None:
+    """Outputs of merges that are no model are not finite; experts, average and base have their scores."""
+    whole = document(plain=plain)
+    gone = ("score", "low", "high", "average", "normalised", "change", "se", "proxy", "mean")
+    gone += ("cross_normalised", "merged_normalised")
+    kinds = ("rank", "coefficient", "routing", "subsets", "components", "pairs")
+    broken = {**whole, **{kind: without(whole[kind], gone) for kind in kinds}}
+    landscape = {**whole["landscape"], **without({key: whole["landscape"][key] for key in ("grid", "ways")}, gone)}
+    broken["landscape"] = landscape
+    jsonschema.validate(broken, schema())
+    figures = {figure.name: figure for figure in sweep_figures(broken)}
+    assert figures["sweep-rank"].alternative == "Highest: nothing, no point has a score."
+    assert "NaN" in figures["sweep-landscape"].caption
+    for table in sweep_tables(broken):
+        if table.title in ("Score over rank", "Score over the number of merged tasks"):
+            assert {cell.short for row in table.cells for cell in row} == {"–"}
+            assert any("NaN" in note for note in table.notes)
+    assert [section.lead for section in sweep_sections({"sweeps": broken})][:2] == ["", ""]
+
+
+@pytest.mark.slow
+def test_plots_with_gaps_can_be_drawn() -> None:
+    whole = document()
+    first, *others = whole["rank"]["points"]
+    grid = whole["landscape"]["grid"]
+    whole["rank"]["points"] = [without(first, ("average", "normalised", "score", "low", "high")), *others]
+    whole["landscape"]["grid"] = [without(grid[0], ("mean", "se")), *grid[1:]]
+    for figure in sweep_figures(whole):
+        assert "NaN" not in svg_file(wide(figure)).replace("held NaN", "")
+
+
+def test_unlike_losses_are_told_relative_to_the_experts() -> None:
+    title = "Models on the plane of their first two principal components"
+    assert cells(title)["average"][-1] == "2"
+    assert cells(title, plain=False)["average"][-1] == "1"
+    (figure,) = (one for one in sweep_figures(document(plain=False)) if one.name == "sweep-landscape")
+    assert figure.caption.startswith("Mean loss relative to the experts' over 3 tasks")
+
+
+def test_relative_scores_are_plotted_in_percent() -> None:
+    figures = {figure.name: figure for figure in sweep_figures(document(plain=False))}
+    assert "CART 66.7 at 0.1" in figures["sweep-rank"].alternative
+
+
 def test_sections_answer_first() -> None:
     sections = sweep_sections({"sweeps": document()})
     assert [section.anchor for section in sections] == [f"sweep-{kind}" for kind in document()["kinds"]]

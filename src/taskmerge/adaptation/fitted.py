@@ -44,8 +44,10 @@ def _seen(head: nn.Module, features: Tensor) -> tuple[nn.Linear | LinearHead | n
     if isinstance(head, HiddenHead):
         return _seen(head.output, getattr(functional, head.activation)(head.hidden(features)))
     layers = getattr(head, "layers", None)
-    if isinstance(layers, nn.Sequential) and isinstance(layers[-1], nn.Conv2d):
-        return layers[-1], layers[:-1](features)
+    if isinstance(layers, nn.Sequential) and isinstance(last := layers[-1], nn.Conv2d):
+        for layer in list(layers)[:-1]:  # a slice would be a DeepLabHead, which is not made from layers
+            features = layer(features)
+        return last, features
     raise TypeError(f"{type(head).__name__} is no head of a suite")
 
 

@@ -13,6 +13,7 @@ from taskmerge.adaptation.objectives import INSTEAD, TaskObjective, objective_of
 from taskmerge.adaptation.teachers import Teacher, TeacherCache
 from taskmerge.adaptation.weights import live_tensors
 from taskmerge.checkpoint.checkpoint import Checkpoint, open_plain
+from taskmerge.checkpoint.dtypes import bytes_of
 from taskmerge.checkpoint.hub import resolve
 from taskmerge.data.items import Items
 from taskmerge.data.loading import LoadOptions
@@ -295,7 +296,7 @@ def tensors_digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(bytes_of(tensor.cpu().contiguous()))
     return digest.hexdigest()
 
 

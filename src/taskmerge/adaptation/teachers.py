@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from taskmerge.adaptation.objectives import ExpertView
+from taskmerge.checkpoint.dtypes import bytes_of
 from taskmerge.checkpoint.small_files import write_small
 from taskmerge.data.items import Items
 from taskmerge.errors import TaskmergeError
@@ -100,5 +101,5 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        digest.update(bytes_of(tensor.contiguous()))
     return digest.hexdigest()

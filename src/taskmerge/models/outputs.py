@@ -173,7 +173,7 @@ def _not_finite(filled: Sequence[Checkpoint]) -> BadNumber | BadFile:
             if is_float(spec.dtype) and not bool(torch.isfinite(checkpoint.tensor(name).float()).all()):
                 return BadFile("holds NaN or infinity", where=f"{checkpoint.path}: `{name}`", hint=DAMAGED)
     if not filled:
-        hint = "the merged weights, or numbers between them, grow too large: leave out coefficients of that size"
+        hint = "weights, or numbers between them, are damaged or too large: `taskmerge inspect` the experts"
         return BadNumber("outputs hold NaN or infinity", hint=hint)
     hint = "its tensors are finite, so the numbers grow too large in between: is it of this architecture, and trained?"
     return BadNumber("outputs hold NaN or infinity", hint=hint)

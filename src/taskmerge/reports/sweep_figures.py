@@ -8,7 +8,7 @@ import altair as alt
 
 from taskmerge.reports.charting import PANEL, WIDTH, data, listed_values, percent, shown, shown_names, spec_of
 from taskmerge.reports.figures import Figure
-from taskmerge.reports.sweep_tables import NAMES, score_of, unit_of
+from taskmerge.reports.sweep_tables import NAMES, loss_title, mean_loss, plain_in, scale_in, score_of, unit_of
 
 Document = Mapping[str, Any]
 Box = tuple[float, float, float, float]
@@ -102,8 +102,7 @@ def _share_or_count(points: Sequence[Document]) -> str:
 
 def _scored(point: Document, sweeps: Document) -> dict[str, float | None]:
     """The mean of a point, in percent where it is a share; its interval where it has one."""
-    value, low, high = score_of(point)
-    scale = 100 if unit_of(sweeps) else 1
+    (value, low, high), scale = score_of(point), scale_in(sweeps)
     return {"score": scale * value if value is not None else None,
             "low": None if low is None else scale * low, "high": None if high is None else scale * high}  # fmt: skip
 
@@ -115,7 +114,8 @@ def _best(rows: Sequence[Mapping[str, Any]]) -> str:
         name = row["series"] if row["direction"] == "proper" else f"{row['series']} reversed"
         if row["score"] is not None and (name not in lines or row["score"] > lines[name]["score"]):
             lines[name] = row
-    return listed_values([(name, f"{row['score']:.1f} at {row['x']:g}") for name, row in lines.items()])
+    told = [(name, f"{row['score']:.1f} at {row['x']:g}") for name, row in lines.items()]
+    return listed_values(told) or "nothing, no point has a score"
 
 
 def _lines(
@@ -151,8 +151,7 @@ def _dashed(field: str, names: Sequence[str]) -> alt.StrokeDash:
 
 def _title(sweeps: Document) -> str:
     """What the mean is called."""
-    plain = all(point["average"] is not None for point in [sweeps["references"]["average"]])
-    if not plain:
+    if not plain_in(sweeps):
         return "mean score relative to the experts' (%)"
     return f"mean over the tasks{' (%)' if unit_of(sweeps) else ''}"
 
@@ -177,8 +176,7 @@ def _rules(sweeps: Document, title: str) -> list[alt.Chart]:
 
 
 def _subsets(sweeps: Document) -> list[Figure]:
-    plain = all(size["average"] is not None for size in sweeps["subsets"]["sizes"])
-    key, scale = ("average", 100 if unit_of(sweeps) else 1) if plain else ("normalised", 100)
+    key, scale = "average" if plain_in(sweeps) else "normalised", scale_in(sweeps)
     rows = [
         {
             "tasks": size["tasks"], "series": NAMES[size["method"]], "subsets": size["subsets"],
@@ -309,33 +307,43 @@ def _landscape(sweeps: Document) -> list[Figure]:
 
 def _plane(sweeps: Document) -> Figure:
     """The mean loss on the plane, the models, and the ways of the methods, seen from above."""
-    landscape = sweeps["landscape"]
-    grid = [{"x": one["x"], "y": one["y"], "loss": _mean_loss(one)} for one in landscape["grid"]]
+    landscape, loss = sweeps["landscape"], loss_title(sweeps)
+    grid = [{"x": one["x"], "y": one["y"], "loss": mean_loss(one, sweeps)} for one in landscape["grid"]]
     names = shown_names(one["model"] for one in landscape["models"])
     models = [
         {
             "x": one["x"], "y": one["y"], "model": names[one["model"]], "distance": one["distance"],
-            "loss": _mean_loss(one),
+            "loss": mean_loss(one, sweeps),
         }
         for one in landscape["models"]
     ]  # fmt: skip
     shares = landscape["variance_shares"]
     farthest = max((way["distance"] for way in landscape["ways"]), default=0.0)
-    told = listed_values([(str(one["model"]), f"{one['loss']:.3g}") for one in models])
+    told = listed_values([(str(one["model"]), _told_loss(one["loss"])) for one in models])
+    known = [one["loss"] for one in grid if one["loss"] is not None]
+    blank = " Where there is no colour outputs held NaN or infinity." if len(known) < len(grid) else ""
     return Figure(
         name="sweep-landscape",
         title="Loss landscape",
-        caption=f"Mean loss over {_data_of(sweeps)} on the plane of the first two principal components of experts, "
-        f"average and base, which hold {percent(shares[0])} and {percent(shares[1])} of their variance. Lines are "
-        f"merges over rank and coefficient, projected: they lie up to {farthest:.3g} off the plane, so that their own "
-        "loss (on hover) is not that of the place where they are drawn.",
-        alternative=f"Mean losses: {told}; lowest on the grid {min(one['loss'] for one in grid):.3g}.",
-        spec=_map(grid, models, _ways(landscape)),
+        caption=f"{loss.capitalize()} over {_data_of(sweeps)} on the plane of the first two principal components of "
+        f"experts, average and base, which hold {percent(shares[0])} and {percent(shares[1])} of their variance. Lines "
+        f"are merges over rank and coefficient, projected: they lie up to {farthest:.3g} off the plane, so that their "
+        f"own loss (on hover) is not that of the place where they are drawn.{blank}",
+        alternative=f"{loss.capitalize().replace('loss', 'losses')}: {told}; lowest on the grid "
+        f"{_told_loss(min(known, default=None))}.",
+        spec=_map(grid, models, _ways(sweeps), loss),
     )
 
 
+def _told_loss(loss: float | None) -> str:
+    return "none" if loss is None else f"{loss:.3g}"
+
+
 def _map(
-    grid: Sequence[Mapping[str, float]], models: Sequence[Mapping[str, Any]], ways: Sequence[Mapping[str, Any]]
+    grid: Sequence[Mapping[str, Any]],
+    models: Sequence[Mapping[str, Any]],
+    ways: Sequence[Mapping[str, Any]],
+    title: str,
 ) -> Mapping[str, object]:
     """Squares of the grid, coloured by loss, under ways and models."""
     right, up = (_step(grid, axis) / 2 for axis in ("x", "y"))
@@ -350,10 +358,10 @@ def _map(
     x = alt.X("x:Q", title="first principal component (distance in weights)", scale=scale)
     y = alt.Y("y:Q", title="second", scale=scale)
     surface = alt.Chart(data(cells)).mark_rect(opacity=0.5).encode(
-        x=x, x2="x2:Q", y=y, y2="y2:Q", color=alt.Color("loss:Q", title="mean loss", scale=alt.Scale(type="log")),
-        tooltip=[alt.Tooltip("loss:Q", title="mean loss")],
+        x=x, x2="x2:Q", y=y, y2="y2:Q", color=alt.Color("loss:Q", title=title, scale=alt.Scale(type="log")),
+        tooltip=[alt.Tooltip("loss:Q", title=title)],
     )  # fmt: skip
-    told = [alt.Tooltip("loss:Q", title="mean loss"), alt.Tooltip("distance:Q", title="off the plane")]
+    told = [alt.Tooltip("loss:Q", title=title), alt.Tooltip("distance:Q", title="off the plane")]
     lines = alt.Chart(data(ways)).mark_line(point={"size": 18}).encode(
         x=x, y=y, order="order:Q", color=alt.Color("method:N", title=None, legend=STROKES),
         strokeDash=_dashed("over", ["over coefficient", "over rank"]),
@@ -392,22 +400,18 @@ def _covers(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _mean_loss(point: Document) -> float:
-    return fmean(entry["mean"] for entry in point["losses"])
-
-
 def _step(grid: Sequence[Mapping[str, float]], axis: str) -> float:
     """The distance between two columns or rows of the grid."""
     places = sorted({one[axis] for one in grid})
     return (places[-1] - places[0]) / max(1, len(places) - 1)
 
 
-def _ways(landscape: Document) -> list[dict[str, Any]]:
+def _ways(sweeps: Document) -> list[dict[str, Any]]:
     """The points of every method over rank, and over coefficient, in their order."""
     rows: list[dict[str, Any]] = []
-    methods = list(dict.fromkeys(way["method"] for way in landscape["ways"]))
-    for method in methods:
-        own = [way for way in landscape["ways"] if way["method"] == method]
+    ways = sweeps["landscape"]["ways"]
+    for method in dict.fromkeys(way["method"] for way in ways):
+        own = [way for way in ways if way["method"] == method]
         usual = own[0]["coefficient"]  # the first points vary in rank alone
         fixed = own[-1]["rank"]
         chosen = {"rank": [way for way in own if way["coefficient"] == usual],
@@ -415,7 +419,7 @@ def _ways(landscape: Document) -> list[dict[str, Any]]:
         for key, several in chosen.items():
             rows += [
                 {"method": NAMES[method], "over": f"over {key}", "order": float(way[key]), "at": f"{key} {way[key]}",
-                 "x": way["x"], "y": way["y"], "distance": way["distance"], "loss": _mean_loss(way)}
+                 "x": way["x"], "y": way["y"], "distance": way["distance"], "loss": mean_loss(way, sweeps)}
                 for way in several
             ]  # fmt: skip
     return rows
@@ -436,7 +440,7 @@ def _neighbourhoods(sweeps: Document) -> Figure:
     )  # fmt: skip
     side = PANEL * 0.7
     panels = chart.properties(width=side, height=side).facet(facet=alt.Facet("task:N", title=None), columns=4)
-    own = [(str(row["task"]), f"{row['loss']:.3g}") for row in rows if row["column"] == row["row"] == middle]
+    own = [(str(row["task"]), _told_loss(row["loss"])) for row in rows if row["column"] == row["row"] == middle]
     return Figure(
         name="sweep-neighbourhoods",
         title="The neighbourhood of each expert",

@@ -6,7 +6,7 @@ from typing import Any
 
 from taskmerge.reports.sections import Prose, Section
 from taskmerge.reports.sweep_figures import sweep_figures
-from taskmerge.reports.sweep_tables import NAMES, score_of, sweep_tables, unit_of
+from taskmerge.reports.sweep_tables import NAMES, plain_in, scale_in, score_of, sweep_tables
 
 Document = Mapping[str, Any]
 TITLES: Mapping[str, str] = {
@@ -29,7 +29,7 @@ def sweep_sections(report: Mapping[str, Any]) -> list[Section]:
     for kind in sweeps["kinds"]:
         alone = {key: value for key, value in sweeps.items() if key not in TITLES or key == kind}
         figures = sweep_figures(alone)
-        tables = sweep_tables({key: value for key, value in alone.items() if key != "references" or kind == "rank"})
+        tables = sweep_tables(alone, references=kind == "rank")
         warned = (Prose(WARNING, "note"),) if kind in ("rank", "coefficient") else ()
         found.append(Section(TITLES[kind], f"sweep-{kind}", _lead(kind, sweeps), (*figures, *tables, *warned)))
     return found
@@ -52,7 +52,8 @@ def _lead(kind: str, sweeps: Document) -> str:
         return f"The plane holds {100 * sum(shares):.1f}% of the variance of experts, average and base."
     own = [change["change"] for point in sweeps[kind]["points"] if point["component"] == 1
            for change in point["changes"] if change["task"] == point["task"]]  # fmt: skip
-    return f"Adding its largest component changes a task's own loss by {fmean(own):+.3g} on average." if own else ""
+    known = [change for change in own if change is not None]
+    return f"Adding its largest component changes a task's own loss by {fmean(known):+.3g} on average." if known else ""
 
 
 def _best(points: Sequence[Document], sweeps: Document, across: str, line: str = "method") -> str:
@@ -64,7 +65,7 @@ def _best(points: Sequence[Document], sweeps: Document, across: str, line: str =
         held = best.get(point[line])
         if held is None or _value(point) > _value(held):
             best[point[line]] = point
-    percent = unit_of(sweeps) or any(point["average"] is None for point in points)
+    percent = scale_in(sweeps) == 100
     told = [f"{NAMES.get(name, f'from the {name}')} {_told(_value(point), percent)} at {across} {point[across]}"
             for name, point in best.items()]  # fmt: skip
     return f"Highest on these labels: {'; '.join(told)}." if told else ""
@@ -83,8 +84,7 @@ def _falls(sweeps: Document) -> str:
     """What every method keeps with all tasks of what single experts have."""
     sizes = sweeps["subsets"]["sizes"]
     most = max(size["tasks"] for size in sizes)
-    key = "average" if all(size["average"] is not None for size in sizes) else "normalised"
-    percent = unit_of(sweeps) or key == "normalised"
+    key, percent = "average" if plain_in(sweeps) else "normalised", scale_in(sweeps) == 100
     told = [f"{NAMES[size['method']]} {_told(size[key]['mean'], percent)}" for size in sizes
             if size["tasks"] == most and size[key] is not None]  # fmt: skip
     return f"With all {most} tasks: {'; '.join(told)}."

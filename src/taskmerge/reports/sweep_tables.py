@@ -12,21 +12,33 @@ NAMES: Mapping[str, str] = {
     "task_arithmetic": "task arithmetic",
 }  # fmt: skip
 """What methods are called on pages."""
+LOSSES = {"classification": "nats", "segmentation": "nats"}
 
 
-def sweep_tables(report: Mapping[str, Any]) -> list[Table]:
-    """The tables of the part `sweeps` of a report (or of that part alone): those that it has something for."""
+def sweep_tables(report: Mapping[str, Any], *, references: bool = True) -> list[Table]:
+    """The tables of the part `sweeps` of a report (or of that part alone): those that it has something for, and that of
+    the `references` if it is wanted."""
     sweeps = report.get("sweeps", report)
     makers: Mapping[str, Callable[[Document], Table]] = {
         "references": _references, "rank": _rank, "coefficient": _coefficient, "routing": _routing,
         "subsets": _subsets, "components": _components, "landscape": _landscape, "pairs": _pairs,
     }  # fmt: skip
-    return [make(sweeps) for kind, make in makers.items() if kind in sweeps]
+    return [make(sweeps) for kind, make in makers.items() if kind in sweeps and (references or kind != "references")]
 
 
 def unit_of(sweeps: Document) -> bool:
     """Whether scores are shares, told in percent."""
     return all(task["percent"] and not task["lower_is_better"] for task in sweeps["tasks"])
+
+
+def plain_in(sweeps: Document) -> bool:
+    """Whether means are those of scores; metrics are unlike else, and means are relative to the experts."""
+    return sweeps["references"]["average"]["average"] is not None
+
+
+def scale_in(sweeps: Document) -> int:
+    """What means are multiplied by: those of shares, and relative ones, are told in percent."""
+    return 100 if unit_of(sweeps) or not plain_in(sweeps) else 1
 
 
 def score_of(point: Document) -> tuple[float | None, float | None, float | None]:
@@ -39,8 +51,7 @@ def score_of(point: Document) -> tuple[float | None, float | None, float | None]
 def _cell(point: Document | None, sweeps: Document) -> Cell:
     if point is None or (mean := score_of(point))[0] is None:
         return EMPTY
-    value, low, high = mean
-    scale = 100 if unit_of(sweeps) or point["average"] is None else 1
+    (value, low, high), scale = mean, scale_in(sweeps)
     if value is None or low is None or high is None:
         return Cell(f"{scale * (value or 0.0):z.1f}")
     text, margin = f"{scale * value:z.1f}", f"{scale * max(high - value, value - low):.1f}"
@@ -69,7 +80,7 @@ def _references(sweeps: Document) -> Table:
 def _score(scores: Sequence[Document], task: str, sweeps: Document) -> Cell:
     found = next((entry for entry in scores if entry["task"] == task), None)
     share = next(own["percent"] for own in sweeps["tasks"] if own["name"] == task)
-    if found is None:
+    if found is None or found["score"] is None:
         return EMPTY
     scale, digits = (100, 1) if share else (1, 3)
     margin = max(found["high"] - found["score"], found["score"] - found["low"])
@@ -85,7 +96,13 @@ def _grid(
     by_place = {(line(point), point[across]): point for point in points}
     cells = tuple(tuple(_cell(by_place.get((name, value)), sweeps) for value in columns) for name in names)
     told = tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in columns)
-    return Table(title, across, told, tuple(names), cells, _notes(sweeps))
+    return Table(title, across, told, tuple(names), cells, (*_notes(sweeps), *broken_among(points)))
+
+
+def broken_among(points: Sequence[Document]) -> tuple[str, ...]:
+    """A note on points that have no score."""
+    count = sum(entry["score"] is None for point in points for entry in point["scores"])
+    return (f"{count:,} scores are missing: outputs held NaN or infinity there",) if count else ()
 
 
 def _rank(sweeps: Document) -> Table:
@@ -109,13 +126,15 @@ def _routing(sweeps: Document) -> Table:
 def _subsets(sweeps: Document) -> Table:
     """Means over the subsets of a size, ± one standard error over them."""
     sizes = sweeps["subsets"]["sizes"]
-    key = "average" if all(size["average"] is not None for size in sizes) else "normalised"
-    scale = 100 if unit_of(sweeps) or key == "normalised" else 1
+    key, scale = "average" if plain_in(sweeps) else "normalised", scale_in(sweeps)
     columns = list(dict.fromkeys(size["tasks"] for size in sizes))
     names = list(dict.fromkeys(size["method"] for size in sizes))
     by_place = {(size["method"], size["tasks"]): size[key] for size in sizes}
     cells = tuple(tuple(_mean(by_place[name, count], scale) for count in columns) for name in names)
-    notes = ("every subset is scored on its own tasks; ± one standard error over subsets",)
+    notes = (
+        "every subset is scored on its own tasks; ± one standard error over subsets",
+        *broken_among(sweeps["subsets"]["points"]),
+    )
     return Table(
         "Score over the number of merged tasks", "tasks", tuple(map(str, columns)),
         tuple(NAMES[name] for name in names), cells, notes,
@@ -135,9 +154,9 @@ def _components(sweeps: Document) -> Table:
     cells = []
     for task in tasks:
         own = [point for point in points if point["task"] == task and point["component"] == 1]
-        mine = [change["change"] for point in own for change in point["changes"] if change["task"] == task]
-        others = [change["change"] for point in own for change in point["changes"] if change["task"] != task]
-        cells.append((Cell(f"{fmean(mine):+.3g}" if mine else ""), Cell(f"{fmean(others):+.3g}" if others else "")))
+        changes = [change for point in own for change in point["changes"] if change["change"] is not None]
+        sides = [[change["change"] for change in changes if (change["task"] == task) == mine] for mine in (True, False)]
+        cells.append(tuple(Cell(f"{fmean(side):+.3g}") if side else EMPTY for side in sides))
     labels = sorted(set(sweeps["components"]["labels"].values()))
     notes = (
         "mean over matrices of the exact change when the largest component is added to the merge of the other tasks",
@@ -155,16 +174,38 @@ def _landscape(sweeps: Document) -> Table:
     cells = tuple(
         (
             *(Cell(f"{one[key]:.4g}") for key in ("x", "y", "distance")),
-            Cell(f"{fmean(entry['mean'] for entry in one['losses']):.4g}"),
+            EMPTY if (loss := mean_loss(one, sweeps)) is None else Cell(f"{loss:.4g}"),
         )
         for one in landscape["models"]
     )
     shares = " and ".join(f"{100 * share:.1f}%" for share in landscape["variance_shares"])
     return Table(
         "Models on the plane of their first two principal components", "model",
-        ("first", "second", "off the plane", "mean loss"), tuple(one["model"] for one in landscape["models"]), cells,
+        ("first", "second", "off the plane", loss_title(sweeps)), tuple(one["model"] for one in landscape["models"]),
+        cells,
         (f"the plane holds {shares} of the models' variance",),
     )  # fmt: skip
+
+
+def loss_title(sweeps: Document) -> str:
+    """What means of losses over tasks are called: unlike ones (nats, errors, angles) are relative to the experts'."""
+    return "mean loss" if _alike(sweeps) else "mean loss relative to the experts'"
+
+
+def mean_loss(point: Document, sweeps: Document) -> float | None:
+    """The mean over tasks of the landscape's losses; None where one has none."""
+    units: dict[str, float | None] = {}
+    if not _alike(sweeps):
+        for model in sweeps["landscape"]["models"]:
+            units |= {entry["task"]: entry["mean"] for entry in model["losses"] if entry["task"] == model["model"]}
+    found = [(entry["mean"], units.get(entry["task"], 1.0)) for entry in point["losses"]]
+    known = [loss / unit for loss, unit in found if loss is not None and unit]
+    return fmean(known) if len(known) == len(found) else None
+
+
+def _alike(sweeps: Document) -> bool:
+    """Whether all tasks have one kind of loss: classes and maps of classes both have nats."""
+    return len({LOSSES.get(task["kind"], task["kind"]) for task in sweeps["tasks"]}) == 1
 
 
 def _pairs(sweeps: Document) -> Table:

@@ -20,7 +20,12 @@ class Means:
     experts: Mapping[str, float]
 
     def of(self, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """`average` {value, low, high}, None over scores of unlike scales; `normalised`, None where it says nothing."""
+        """`average` {value, low, high}, None over scores of unlike scales; `normalised`, None where it says nothing.
+
+        Both are None where a score is missing.
+        """
+        if any(entry["score"] is None for entry in scores):
+            return {"average": None, "normalised": None}
         alike = {self._scale(entry["task"]) for entry in scores}
         relative = [self._relative(entry) for entry in scores]
         known = [value for value in relative if value is not None]

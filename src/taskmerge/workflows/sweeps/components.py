@@ -1,6 +1,7 @@
 """What adding each singular component of a task's matrix does to the losses of a merge of the other tasks."""
 
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -130,8 +131,9 @@ class _Others:
         """The mean change of one task's loss over items, with the standard error of paired differences."""
         found = mean_and_error(after - self._losses[name])
         own = self._gradients[name]
-        proxy = None if own is None else float((own[job.name].to(step) * step).sum())
-        return {"task": name, "change": found["mean"], "se": found["se"], "proxy": proxy}
+        proxy = math.nan if own is None else float((own[job.name].to(step) * step).sum())
+        known = proxy if math.isfinite(proxy) else None
+        return {"task": name, "change": found["mean"], "se": found["se"], "proxy": known}
 
     @property
     def _label(self) -> str:

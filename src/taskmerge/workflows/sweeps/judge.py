@@ -11,13 +11,14 @@ from torch.nn.functional import cross_entropy
 
 from taskmerge.data.items import Items
 from taskmerge.data.labels import IGNORED
+from taskmerge.errors import BadNumber
 from taskmerge.evaluation.metrics import METRICS, contributions, score_of
 from taskmerge.models.contract import Head
 from taskmerge.models.outputs import Forward
 from taskmerge.specs.suite import Task
 
 Scored = list[dict[str, Any]]
-"""One entry a task: its score with the 95% interval, and n."""
+"""One entry a task: its score with the 95% interval, and n; None where outputs are not finite."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,29 @@ class Judge:
         return [self._score(label, name) for name in names]
 
     def _score(self, label: str, name: str) -> dict[str, Any]:
-        one = self.tasks[name]
-        rows = contributions(one.task.metric, self.outputs(label, name), one.labels)
+        one, outputs = self.tasks[name], self._finite(label, name)
+        if outputs is None:
+            return {"task": name, "score": None, "low": None, "high": None, "n": len(one.items)}
+        rows = contributions(one.task.metric, outputs, one.labels)
         score, _ = score_of(one.task.metric, rows, seed=self.seed, alone=True)
         return {"task": name, "score": score.value, "low": score.low, "high": score.high, "n": score.n}
 
     def losses(self, label: str, name: str) -> Tensor:
-        """The loss of every item of a task, float64 [N]."""
-        one = self.tasks[name]
-        return item_losses(one.task, self.outputs(label, name), one.labels)
+        """The loss of every item of a task, float64 [N]; NaN where outputs are not finite."""
+        one, outputs = self.tasks[name], self._finite(label, name)
+        if outputs is None:
+            return torch.full((len(one.items),), torch.nan, dtype=torch.float64)
+        return item_losses(one.task, outputs, one.labels)
+
+    def _finite(self, label: str, name: str) -> Tensor | None:
+        """`outputs`, or None where they are not finite: far from the experts there may be no model, as where a norm's
+        variance falls below zero."""
+        before = self.forward.done
+        try:
+            return self.outputs(label, name)
+        except BadNumber:
+            self.forward.done = before + len(self.tasks[name].items)  # as many are done with
+            return None
 
 
 def item_losses(task: Task, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -90,7 +105,9 @@ def as_labels(task: Task, outputs: Tensor) -> Tensor:
 
 
 def mean_and_error(values: Tensor) -> dict[str, float | None]:
-    """The mean over items and its standard error; one item has none."""
+    """The mean over items and its standard error; one item has none, and NaN has neither."""
+    if not bool(torch.isfinite(values).all()):
+        return {"mean": None, "se": None}
     error = None if len(values) < 2 else float(values.std()) / len(values) ** 0.5
     return {"mean": float(values.mean()), "se": error}
 

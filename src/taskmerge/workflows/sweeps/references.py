@@ -1,11 +1,12 @@
 """What other points are compared with: each expert on its own task, the average and the base on all of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from taskmerge.errors import BadNumber
 from taskmerge.workflows.sweeps.averages import Means
 from taskmerge.workflows.sweeps.opening import Opened
 from taskmerge.workflows.sweeps.points import Point, Points
@@ -36,15 +37,25 @@ class References:
             yield planned.point, partial(self._scored, planned.point)
 
     def _scored(self, point: Point) -> dict[str, Any]:
-        encoder, judge, names = self.opened.encoder, self.opened.judge, self.opened.names
+        encoder, names = self.opened.encoder, self.opened.names
         if point["model"] == EXPERT:
             encoder.average([point["task"]])
-            return {"scores": judge.scores(f"the expert of {point['task']}", [point["task"]])}
+            return self._known(f"the expert of {point['task']}", [point["task"]])
         if point["model"] == AVERAGE:
             encoder.average()
         else:
             encoder.original()
-        return {"scores": judge.scores(point["model"], names)}
+        return self._known(point["model"], names)
+
+    def _known(self, label: str, names: Sequence[str]) -> dict[str, Any]:
+        """Scores of a model that all others are compared with: BadNumber where it has none."""
+        scores = self.opened.judge.scores(label, names)
+        for entry in scores:
+            if entry["score"] is None:
+                hint = "`taskmerge inspect` experts and base: one of them is damaged"
+                where = f"{label} on task `{entry['task']}`"
+                raise BadNumber("outputs hold NaN or infinity", where=where, hint=hint)
+        return {"scores": scores}
 
     def document(self, found: Points, means: Means) -> dict[str, Any]:
         """{experts, average, base}: scores by task, and their means."""
