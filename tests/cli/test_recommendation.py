@@ -9,6 +9,7 @@ import pytest
 import torch
 from merge_cases import load, provenance, run, save
 
+import taskmerge
 from taskmerge.spectra.report import schema
 
 
@@ -49,6 +50,25 @@ def test_options_of_the_spectrum_are_those_of_the_command(experts: dict[str, Pat
     words = " ".join(found["arguments"])  # type: ignore[arg-type]
     assert "--exclude norm.*" in words
     assert "--heads keep" in words
+    assert run(*found["arguments"][1:]).code == 0  # type: ignore[index]
+
+
+def test_matrices_that_were_asked_for_are_those_of_the_command(experts: dict[str, Path]) -> None:
+    """Without any of the class `linear`, a truncation that does not name the others finds nothing."""
+    for name in ("base", "cars", "dogs", "maps"):
+        save(Path(f"{name}.safetensors"), {"conv.weight": torch.randn(6, 4, 3, 3), "conv.bias": torch.randn(6)})
+    files = ("cars.safetensors", "dogs.safetensors", "maps.safetensors")
+    found = recommended(*files, "--base", "base.safetensors", "--also", "conv")
+    assert run(*found["arguments"][1:]).code == 0  # type: ignore[index]
+    asked = taskmerge.spectrum(list(files), base="base.safetensors", also=["conv"], exclude=["nothing.*", "none"])
+    again = asked.to_dict()["recommendation"]
+    assert run(*again["arguments"][1:], "--overwrite").code == 0
+
+
+def test_merged_inputs_that_were_allowed_are_in_the_command(experts: dict[str, Path]) -> None:
+    merging = ("merge", "-m", "average", "cars.safetensors", "dogs.safetensors", "-o", "both.safetensors")
+    assert run(*merging).code == 0
+    found = recommended("both.safetensors", "maps.safetensors", "--base", "base.safetensors", "--allow-merged")
     assert run(*found["arguments"][1:]).code == 0  # type: ignore[index]
 
 

@@ -173,7 +173,7 @@ def _tasks(asked: AdaptRequest, common: Mapping[str, Any]) -> tuple[str, ...]:
     """The tasks whose experts are merged, in the engine's order: the suite's, or those of the inputs."""
     if not asked.inputs:
         return tuple(sorted(task.name for task in asked.suite.tasks if task.expert is not None))
-    _, prepared = without_heads(requested(asked.inputs, {**common, "method": INIT}, suite=asked.suite))
+    _, prepared = without_heads(requested(asked.inputs, {**common, "method": "average"}, suite=asked.suite))
     prepared.inputs.close()
     return prepared.plan.tasks
 

@@ -13,7 +13,9 @@ from taskmerge.merging.options import split_options
 from taskmerge.methods.registry import DEFAULT
 from taskmerge.spectra.forecast import CANDIDATES, TRIALS, Forecast, Ground, Merge, Trial, ranked
 
-SHAPING = ("include", "exclude", "on_missing", "strip_prefix", "map", "qkv", "allow_pickle")
+SHAPING = (
+    "also", "keep_base", "include", "exclude", "on_missing", "strip_prefix", "map", "qkv", "allow_merged", "allow_pickle",
+)  # fmt: skip
 """Keywords of a spectrum that its merge has too."""
 SHOWN = 5
 UNTRIED = Merge(DEFAULT, 0.08, 1.0)
@@ -58,7 +60,8 @@ def holds(tested: tuple[Trial, ...]) -> bool:
 
 def _shape(merge: Merge, keywords: Mapping[str, Any], *, heads: bool) -> Document:
     """The keywords of the merge."""
-    own = {name: keywords[name] for name in SHAPING if keywords.get(name)}
+    own = {name: value for name in SHAPING if (value := keywords.get(name))}
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
     return {"method": merge.method, **_options(merge), **own, **({"heads": "keep"} if heads else {})}
 
 
