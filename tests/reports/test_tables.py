@@ -9,7 +9,7 @@ from report_cases import DENSE, TEXT, VISION, report
 from taskmerge.evaluation.scores import Score
 from taskmerge.evaluation.thresholds import against_thresholds, thresholds
 from taskmerge.reports import tables
-from taskmerge.reports.tables import Table
+from taskmerge.reports.tables import Table, rounded
 
 
 def cell(table: Table | None, name: str, column: str) -> tables.Cell:
@@ -168,3 +168,11 @@ def test_every_table_is_rectangular(made: dict[str, Any]) -> None:
 
 def test_a_report_without_rows_has_no_tables() -> None:
     assert tables.tables(report(rows=(), averages=())) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(0.012345, 3, "0.0123"), (12.345, 3, "12.3"), (1234.5, 3, "1,234"), (531.0, 2, "531"), (0.0, 2, "0")],
+)  # fmt: skip
+def test_large_numbers_have_no_exponent(value: float, digits: int, text: str) -> None:
+    assert rounded(value, digits) == text

@@ -14,7 +14,8 @@ from taskmerge.methods.registry import DEFAULT
 from taskmerge.spectra.forecast import CANDIDATES, TRIALS, Forecast, Ground, Merge, Trial, ranked
 
 SHAPING = (
-    "also", "keep_base", "include", "exclude", "on_missing", "strip_prefix", "map", "qkv", "allow_merged", "allow_pickle",
+    "also", "keep_base", "include", "exclude", "on_missing", "strip_prefix", "map", "qkv", "allow_merged",
+    "allow_pickle",
 )  # fmt: skip
 """Keywords of a spectrum that its merge has too."""
 SHOWN = 5
