@@ -67,10 +67,9 @@ def test_another_process_finds_the_same() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("mkl" not in torch.__config__.show().lower(), reason="this torch has no MKL")
 def test_other_code_rounds_otherwise() -> None:
-    """MKL's compatible code, as it is taken on other types of processors; sums are not its business."""
+    """MKL's compatible code, as it is taken on other types of processors. (Of sums torch may ask it for exponentials.)"""
     here = [dict(arithmetic(CPU, **kind)) for kind in KINDS]
     compatible, _ = elsewhere(MKL_CBWR="COMPATIBLE")
-    assert compatible[0] == here[0]
     assert all(one["rounding"] != other["rounding"] for one, other in zip(compatible[1:], here[1:], strict=True))
 
 
