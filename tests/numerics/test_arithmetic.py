@@ -67,7 +67,7 @@ def test_another_process_finds_the_same() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif("mkl" not in torch.__config__.show().lower(), reason="this torch has no MKL")
 def test_other_code_rounds_otherwise() -> None:
-    """MKL's compatible code, as it is taken on other types of processors. (Of sums torch may ask it for exponentials.)"""
+    """MKL's compatible code, as it is taken on other types of processors (of sums, torch may ask it for some too)."""
     here = [dict(arithmetic(CPU, **kind)) for kind in KINDS]
     compatible, _ = elsewhere(MKL_CBWR="COMPATIBLE")
     assert all(one["rounding"] != other["rounding"] for one, other in zip(compatible[1:], here[1:], strict=True))
