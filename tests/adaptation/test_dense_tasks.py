@@ -73,6 +73,15 @@ def test_maps_are_adapted(suite: Suite, method: str | None) -> None:
 
 
 @pytest.mark.slow
+def test_an_average_needs_no_class_of_matrices(suite: Suite) -> None:
+    inputs = [str(task.expert) for task in suite.tasks]
+    taskmerge.adapt(
+        inputs, suite=suite, output=suite.folder / "blocks", init="average", adapt_split="test", iterations=1,
+        scores=False, **{**READ, "also": None},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
 def test_maps_are_swept_and_merges_that_are_no_model_have_no_score(suite: Suite, tmp_path: Path) -> None:
     """Far from the experts a variance falls below zero: its root is NaN. Other points are there all the same."""
     asked = {"suite": suite, "output": tmp_path, "sweep_rank": "0.1", "sweep_coefficient": "0.3,30", **READ}

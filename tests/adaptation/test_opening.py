@@ -120,6 +120,14 @@ def test_what_does_not_fit_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_encoder_without_matrices_is_told_of_other_starts(suite: Suite, tmp_path: Path) -> None:
+    """The method of the merge is called --init here: what a hint names can be typed."""
+    only = {"include": "*bias", "inputs": sorted(str(task.expert) for task in suite.tasks)}
+    with pytest.raises(Mismatch, match="finds no matrix to truncate") as caught:
+        assembled(suite, tmp_path / "out", method="heads", **only)
+    assert "--init average" in str(caught.value.hint)
+
+
 # --- tasks and items that take part ------------------------------------------------------------------------------
 
 

@@ -330,7 +330,7 @@ def _refuse_nothing(jobs: Sequence[TensorJob], last: Method, reads: Reads) -> No
     widen = f"widen it to what these models have: `--also {','.join(there)}`, or " if there else ""
     raise Mismatch(
         f"`{last.name}` finds no matrix to truncate: no tensor is of the class `linear`",
-        hint=f"{widen}choose a method that truncates nothing, such as `average`",
+        hint=f"{widen}use `--method average`",
         ways=[*([{"also": tuple(there)}] if there else []), {"method": "average"}],
     )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskmerge.checkpoint.adapted import is_adapted, read_adapted
-from taskmerge.errors import UsageError, listed, nearest
+from taskmerge.errors import Mismatch, UsageError, listed, nearest
 from taskmerge.evaluation.workload import named_tasks
 from taskmerge.experts.arguments import Arguments, named_files
 from taskmerge.merging.prepare import Prepared, prepare
@@ -197,7 +197,11 @@ def _fixed(asked: AdaptRequest, common: Mapping[str, Any]) -> Encoder:
     init = asked.spec.init or INIT
     if _static(init):
         keywords = {**common, "method": init, **asked.spec.init_options}
-        return Encoder(*without_heads(requested(asked.inputs, keywords, suite=asked.suite)))
+        try:
+            return Encoder(*without_heads(requested(asked.inputs, keywords, suite=asked.suite)))
+        except Mismatch as error:  # the method of the merge is --init here
+            hint = (error.hint or "").replace("--method average", "--init average") or None
+            raise Mismatch(error.what, where=error.where, hint=hint, ways=error.ways) from error
     path = Path(init)
     if not path.exists():
         known = ", ".join(name for name, method in methods().items() if method.gives == "merged")
