@@ -36,7 +36,7 @@ def _working(
 ) -> tuple[float, float]:  # fmt: skip
     """(seconds of one core, seconds of the longest job, which cannot be shared)."""
     factoring = here.factoring * (PRECISE if precise else 1.0) / (ON_GPU if gpu else 1.0)
-    sweep = durations.SWEEP * here.products
+    sweep = durations.SWEEP * here.sweeps
     kernels = tasks * sum(method.work.sweeps for point in points for method in point.chain)
     matrix = _of_matrices(points, tasks)
     each = []

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.numerics.rank import GUARD
 from taskmerge.numerics.selection import largest, share_of, slices, sort_rows
@@ -26,6 +26,7 @@ from taskmerge.types import Stack
     ),
     aliases=("breadcrumbs_linear",),
     laws=Laws(zero_task={}),
+    work=Work(sweeps=45),
 )
 def breadcrumbs(
     stack: Stack,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.kernel import Uniform
 from taskmerge.methods.options import Option
 from taskmerge.types import Stack
@@ -25,6 +25,7 @@ from taskmerge.types import Stack
     ),
     aliases=("dare_linear",),
     laws=Laws(zero_task={}),
+    work=Work(sweeps=25),
 )
 def dare(
     stack: Stack,

@@ -6,7 +6,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.numerics.centre import mean, shares
 from taskmerge.numerics.inner import gram
@@ -88,6 +88,7 @@ def _combined(stack: Stack, coefficients: Sequence[float]) -> Merged:
         "an expert opposite to the mean has no say in its direction; between weights, so it reads no base",
     ),
     laws=Laws(shifts=False, equal_experts={}),  # angles are measured from zero
+    work=Work(sweeps=12),
 )
 def karcher(
     stack: Stack,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import torch
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.methods.options import Option
 from taskmerge.types import Merged, Stack
 
@@ -20,6 +20,7 @@ from taskmerge.types import Merged, Stack
         "the authors searched the coefficient on validation data; 0.5 is their value for independent experts",
     ),
     laws=Laws(equal_experts={"coefficient": 1.0}, zero_task={}),
+    work=Work(sweeps=18),
 )
 def magmax(stack: Stack, *, coefficient: Annotated[float, Option("scales the result")] = 0.5) -> Merged:
     """Per entry the task vector of largest magnitude.

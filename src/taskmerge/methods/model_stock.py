@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from taskmerge.methods.contract import Laws, method
+from taskmerge.methods.contract import Laws, Work, method
 from taskmerge.numerics.inner import gram
 from taskmerge.types import Merged, Stack
 
@@ -37,6 +37,7 @@ def share_of_average(products: torch.Tensor) -> float:
         "t is clamped to [0, 1]; mergekit's is not and leaves the base backwards where task vectors oppose each other",
     ),
     laws=Laws(equal_experts={}),
+    work=Work(sweeps=12),
 )
 def model_stock(stack: Stack) -> Merged:
     """The average of the experts, pulled back to the base by the angle between their task vectors.

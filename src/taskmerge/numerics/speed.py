@@ -16,6 +16,7 @@ from taskmerge.numerics.lapack import gram as gram_of
 from taskmerge.numerics.lapack import settle_thread, single_threaded, top_eigenpairs
 
 ORDER, COMPONENTS = 384, 32
+NUMBERS, SWEEPS = 1 << 15, 16
 ROUNDS = 3
 MOST_THREADS = 8
 """Of them all work at once: virtual cores share what they compute with."""
@@ -25,9 +26,10 @@ MOST_THREADS = 8
 class Speed:
     """What work takes here, as a multiple of what it takes on the machine that the constants are of."""
 
+    sweeps: float = 1.0
+    digests: float = 1.0
     products: float = 1.0
     eigenpairs: float = 1.0
-    digests: float = 1.0
 
     @property
     def factoring(self) -> float:
@@ -44,18 +46,25 @@ DIGESTED = 6.0e-10
 def speed(*, factoring: bool) -> Speed:
     """This machine's, measured once in processor time of threads: other programs count little.
 
-    What factors no matrix is spared loading what does; eigenpairs are then taken to compare as products do.
+    What factors no matrix is spared loading what does.
     """
     matrix = torch.randn(2 * ORDER, ORDER, generator=torch.Generator().manual_seed(0))
-    block = bytes(1 << 20)
+    numbers, block = torch.ones(NUMBERS), bytes(1 << 20)
     with single_threaded(factoring=factoring):
-        products = _seconds(lambda: matrix.mT @ matrix) / durations.product(ORDER, 2 * ORDER, ORDER)
+        sweeps = _seconds(lambda: _swept(numbers)) / (durations.SWEEP * NUMBERS * SWEEPS)
         digests = _seconds(lambda: hashlib.sha256(block)) / (DIGESTED * len(block))
         if not factoring:
-            return Speed(products, products, digests)
+            return Speed(sweeps, digests)
+        products = _seconds(lambda: matrix.mT @ matrix) / durations.product(ORDER, 2 * ORDER, ORDER)
         symmetric = gram_of(matrix)
         found = _seconds(lambda: top_eigenpairs(symmetric.clone(), COMPONENTS))
-        return Speed(products, found / durations.eigenpairs(ORDER, COMPONENTS), digests)
+        return Speed(sweeps, digests, products, found / durations.eigenpairs(ORDER, COMPONENTS))
+
+
+def _swept(numbers: torch.Tensor) -> None:
+    """An elementary operation, several times over: one alone is too short for the clock."""
+    for _ in range(SWEEPS):
+        torch.abs(numbers)
 
 
 def _seconds(work: Callable[[], object]) -> float:
