@@ -48,6 +48,15 @@ def test_names_on_the_landscape_cover_each_other_nowhere() -> None:
     assert len({(label["x"], label["y"]) for label in labels}) == len(labels) == 10
 
 
+def test_references_in_one_place_have_one_name() -> None:
+    close = document()
+    close["references"]["base"] = close["references"]["average"]
+    (figure,) = (one for one in sweep_figures(close) if one.name == "sweep-rank")
+    spec: Any = figure.spec
+    (text,) = (layer for layer in spec["layer"] if layer["mark"]["type"] == "text")
+    assert [row["reference"] for row in spec["datasets"][text["data"]["name"]]] == ["experts", "average, base"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("plain", [True, False], ids=["one metric", "unlike metrics"])
 @pytest.mark.parametrize("tasks", [("ants", "bees", "cats"), HOSTILE], ids=["plain names", "hostile names"])

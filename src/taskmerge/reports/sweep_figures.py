@@ -14,8 +14,8 @@ Document = Mapping[str, Any]
 Box = tuple[float, float, float, float]
 """Left, lower, right and upper edge, in pixels."""
 HEIGHT = 280
-LETTER = 6.2
-"""Pixels of a letter of a label."""
+LETTER, NAMED = 6.2, 13.0
+"""Pixels of a letter of a label, and of its height."""
 STROKES = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2, labelLimit=260)
 INTERVALS = "bands are 95% intervals of the mean over tasks"
 
@@ -140,7 +140,7 @@ def _lines(
     line = base.mark_line(point=True).encode(
         y=alt.Y("score:Q", title=title, scale=alt.Scale(zero=False)), tooltip=tooltip, **more
     )
-    return spec_of(alt.layer(*_rules(sweeps, title), band, line).properties(width=WIDTH, height=HEIGHT))
+    return spec_of(alt.layer(*_rules(rows, sweeps, title), band, line).properties(width=WIDTH, height=HEIGHT))
 
 
 def _dashed(field: str, names: Sequence[str]) -> alt.StrokeDash:
@@ -156,20 +156,31 @@ def _title(sweeps: Document) -> str:
     return f"mean over the tasks{' (%)' if unit_of(sweeps) else ''}"
 
 
-def _rules(sweeps: Document, title: str) -> list[alt.Chart]:
-    """A line for each reference that has a mean, its name at its end."""
-    rows = []
+def _rules(rows: Sequence[Mapping[str, Any]], sweeps: Document, title: str) -> list[alt.Chart]:
+    """A line for each reference that has a mean, its name at its end; names that would stand on each other are one."""
+    marks: list[dict[str, Any]] = []
     for name in ("experts", "average", "base"):
         value = _scored(sweeps["references"][name], sweeps)["score"] if name in sweeps["references"] else None
         if value is not None:
-            rows.append({"reference": name, "score": value})
-    base = alt.Chart(data(rows))
+            marks.append({"reference": name, "score": value})
+    if not marks:
+        return []
+    every = [row[key] for row in (*rows, *marks) for key in ("score", "low", "high") if row.get(key) is not None]
+    room = NAMED * (max(every) - min(every)) / HEIGHT
+    names: list[dict[str, Any]] = []
+    for mark in sorted(marks, key=lambda mark: -mark["score"]):
+        if names and names[-1]["score"] - mark["score"] <= room:
+            names[-1]["reference"] += f", {mark['reference']}"
+        else:
+            names.append(dict(mark))
     where = alt.Y("score:Q", title=title)
-    rule = base.mark_rule(strokeDash=[2, 2], opacity=0.7).encode(y=where)
-    text = base.mark_text(align="right", baseline="bottom", dx=-2).encode(
-        y=where, x=alt.value(WIDTH), text="reference:N"
+    rule = alt.Chart(data(marks)).mark_rule(strokeDash=[2, 2], opacity=0.7).encode(y=where)
+    text = (
+        alt.Chart(data(names))
+        .mark_text(align="right", baseline="bottom", dx=-2)
+        .encode(y=where, x=alt.value(WIDTH), text="reference:N")
     )
-    return [rule, text] if rows else []
+    return [rule, text]
 
 
 # --- subsets and pairs -----------------------------------------------------------------------------------------
