@@ -51,6 +51,15 @@ def test_the_time_before_the_work_does_not_count(clock: Clock, capsys: pytest.Ca
     assert capsys.readouterr().err.splitlines() == ["merging: 50%, 0:10 left"]
 
 
+def test_work_that_says_when_it_begins_is_measured_from_there(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar("sweeping", quiet=False) as bar:
+        clock.now += 100  # inputs are opened
+        bar.update(0, 10)
+        clock.now += 6
+        bar.update(2, 10)
+    assert capsys.readouterr().err.splitlines() == ["sweeping: 20%, 0:24 left"]
+
+
 @pytest.mark.parametrize(
     ("command", "says"),
     [

@@ -62,6 +62,8 @@ class Bar:
     def _tell(self, done: int, total: int) -> None:
         """A line, if the last is a while ago."""
         now = time.monotonic()
+        if done == 0:  # what came before is no measure of what is left
+            self._began = now
         if now - self._told >= EVERY and 0 < done <= total:
             self._told = now
             left = (now - self._began) * (total - done) / done

@@ -85,6 +85,7 @@ def _watch(opened: Opened, left: int) -> None:
         told(done - before, max(left, done - before))
 
     judge.forward.progress = progress
+    progress(before, None, "")
 
 
 def _check_unchanged(opened: Opened) -> None:
