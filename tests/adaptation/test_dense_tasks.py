@@ -15,6 +15,7 @@ import taskmerge
 from dense_rooms import TASKS, write_rooms
 from taskmerge.adaptation.fitted import fit_head
 from taskmerge.adaptation.opening import tensors_digest
+from taskmerge.errors import UsageError
 from taskmerge.models.dense import DenseHead
 from taskmerge.specs.adapt import AdaptSpec
 from taskmerge.specs.suite import Suite, TaskKind
@@ -70,6 +71,14 @@ def test_maps_are_adapted(suite: Suite, method: str | None) -> None:
     taskmerge.adapt(suite=suite, output=folder, **options)
     report = taskmerge.evaluate({"adapted": folder}, suite=suite, batch_size=2, limit=2)
     assert {row.task for row in report.rows} == {*TASKS}
+
+
+@pytest.mark.slow
+def test_supervised_heads_learn_no_maps(suite: Suite) -> None:
+    with pytest.raises(UsageError, match="`segmentation` is a task of segmentation"):
+        taskmerge.adapt(
+            suite=suite, output=suite.folder / "heads only", method="supervised_heads", adapt_split="test", **READ
+        )
 
 
 @pytest.mark.slow

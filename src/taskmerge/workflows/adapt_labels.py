@@ -34,7 +34,10 @@ def labels_as_teachers(
     teachers = {}
     for task in (one.task for one in opened.tasks):
         split = task.splits[spec.adapt_split]
-        if split.y is None or task.kind != "classification":
+        if task.kind != "classification":
+            what = f"`{task.name}` is a task of {task.kind}: supervised heads learn classes alone"
+            raise UsageError(what, where="--tasks", hint="name the tasks of classification")
+        if split.y is None:
             what = f"split `{spec.adapt_split}` of `{task.name}` has no labels of classes"
             raise UsageError(what, where="--adapt-split", hint="supervised heads need them: name a labelled split")
         labels = load_labelled(task, spec.adapt_split, place.backbone.prepare, loading).labels
