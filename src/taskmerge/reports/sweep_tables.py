@@ -13,6 +13,7 @@ NAMES: Mapping[str, str] = {
 }  # fmt: skip
 """What methods are called on pages."""
 LOSSES = {"classification": "nats", "segmentation": "nats"}
+"""Kinds of tasks whose losses can be averaged, by what they are in; others can with their own kind alone."""
 
 
 def sweep_tables(report: Mapping[str, Any], *, references: bool = True) -> list[Table]:
@@ -102,7 +103,8 @@ def _grid(
 def broken_among(points: Sequence[Document]) -> tuple[str, ...]:
     """A note on points that have no score."""
     count = sum(entry["score"] is None for point in points for entry in point["scores"])
-    return (f"{count:,} scores are missing: outputs held NaN or infinity there",) if count else ()
+    missing = "one score is" if count == 1 else f"{count:,} scores are"
+    return (f"{missing} missing: outputs held NaN or infinity there",) if count else ()
 
 
 def _rank(sweeps: Document) -> Table:

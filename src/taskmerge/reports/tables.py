@@ -289,7 +289,7 @@ def _percent(value: float) -> str:
 
 def rounded(value: float, digits: int = 3) -> str:
     """So many digits, and all of those before the point: 0.0123, 12.3, 1,235."""
-    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:.{digits}g}"
 
 
 def _group(row: Row) -> str:
