@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -13,7 +14,7 @@ import taskmerge
 from taskmerge.spectra.report import schema
 
 
-def recommended(*arguments: object) -> dict[str, object]:
+def recommended(*arguments: object) -> dict[str, Any]:
     outcome = run("spectrum", *arguments, "--json")
     assert outcome.code == 0, outcome.err
     document = json.loads(outcome.out)
@@ -26,11 +27,11 @@ def test_the_command_goes_through_as_it_stands(experts: dict[str, Path], base: l
     Path("my dogs.safetensors").write_bytes(Path("dogs.safetensors").read_bytes())
     found = recommended("cars.safetensors", "maps.safetensors", "odd=my dogs.safetensors", *base)
     assert shlex.split(str(found["command"])) == found["arguments"]
-    outcome = run(*found["arguments"][1:])  # type: ignore[index]
+    outcome = run(*found["arguments"][1:])
     assert outcome.code == 0, outcome.err
     record = provenance(outcome.paths[0])
     assert record["recipe"] == found["recipe"]
-    assert [one["name"] for one in record["tasks"]] == ["cars", "maps", "odd"]  # type: ignore[index,attr-defined]
+    assert [one["name"] for one in record["tasks"]] == ["cars", "maps", "odd"]
 
 
 def test_the_recipe_beside_the_report_gives_the_same_merge(experts: dict[str, Path]) -> None:
@@ -47,10 +48,10 @@ def test_options_of_the_spectrum_are_those_of_the_command(experts: dict[str, Pat
         save(Path(f"{task}.safetensors"), {**load(f"{task}.safetensors"), "head.weight": torch.randn(3 + place, 8)})
     files = ("cars.safetensors", "dogs.safetensors", "maps.safetensors")
     found = recommended(*files, "--base", "base.safetensors", "--exclude", "norm.*")
-    words = " ".join(found["arguments"])  # type: ignore[arg-type]
+    words = " ".join(found["arguments"])
     assert "--exclude norm.*" in words
     assert "--heads keep" in words
-    assert run(*found["arguments"][1:]).code == 0  # type: ignore[index]
+    assert run(*found["arguments"][1:]).code == 0
 
 
 def test_matrices_that_were_asked_for_are_those_of_the_command(experts: dict[str, Path]) -> None:
@@ -59,7 +60,7 @@ def test_matrices_that_were_asked_for_are_those_of_the_command(experts: dict[str
         save(Path(f"{name}.safetensors"), {"conv.weight": torch.randn(6, 4, 3, 3), "conv.bias": torch.randn(6)})
     files = ("cars.safetensors", "dogs.safetensors", "maps.safetensors")
     found = recommended(*files, "--base", "base.safetensors", "--also", "conv")
-    assert run(*found["arguments"][1:]).code == 0  # type: ignore[index]
+    assert run(*found["arguments"][1:]).code == 0
     asked = taskmerge.spectrum(list(files), base="base.safetensors", also=["conv"], exclude=["nothing.*", "none"])
     again = asked.to_dict()["recommendation"]
     assert run(*again["arguments"][1:], "--overwrite").code == 0
@@ -69,7 +70,7 @@ def test_merged_inputs_that_were_allowed_are_in_the_command(experts: dict[str, P
     merging = ("merge", "-m", "average", "cars.safetensors", "dogs.safetensors", "-o", "both.safetensors")
     assert run(*merging).code == 0
     found = recommended("both.safetensors", "maps.safetensors", "--base", "base.safetensors", "--allow-merged")
-    assert run(*found["arguments"][1:]).code == 0  # type: ignore[index]
+    assert run(*found["arguments"][1:]).code == 0
 
 
 def test_the_page_ends_in_the_command(experts: dict[str, Path]) -> None:

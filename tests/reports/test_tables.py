@@ -9,7 +9,7 @@ from report_cases import DENSE, TEXT, VISION, report
 from taskmerge.evaluation.scores import Score
 from taskmerge.evaluation.thresholds import against_thresholds, thresholds
 from taskmerge.reports import tables
-from taskmerge.reports.tables import Table, rounded
+from taskmerge.reports.tables import Table, written
 
 
 def cell(table: Table | None, name: str, column: str) -> tables.Cell:
@@ -175,4 +175,4 @@ def test_a_report_without_rows_has_no_tables() -> None:
     [(0.012345, 3, "0.0123"), (1234.5, 3, "1,234"), (531.0, 2, "531"), (0.0, 2, "0"), (99.6, 2, "100")],
 )  # fmt: skip
 def test_large_numbers_have_no_exponent(value: float, digits: int, text: str) -> None:
-    assert rounded(value, digits) == text
+    assert written(value, digits) == text

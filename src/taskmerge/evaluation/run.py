@@ -45,30 +45,13 @@ Work = Sequence[tuple[Encoder, Sequence[Sequence[DataSet]]]]
 
 
 def evaluate(
-    checkpoints: Arguments,
-    *,
-    suite: Suite | str | Path,
-    split: str = "test",
-    tasks: Names = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = BATCH,
-    device: str | torch.device = "auto",
-    cross: bool = False,
-    compare: str | None = None,
-    corrupt: Names = None,
-    severity: int = 5,
-    loss_correlation: bool = False,
-    features: int | None = None,
-    heads: Location = None,
-    skip_bad: bool = False,
-    cache: Location = None,
-    allow_pickle: bool = False,
-    map: Globs = None,
-    progress: Progress | None = None,
-    manifests: Mapping[Path, Manifest] | None = None,
-    baseline: Report | None = None,
-) -> Report:
+    checkpoints: Arguments, *, suite: Suite | str | Path, split: str = "test", tasks: Names = None,
+    limit: int | None = None, seed: int = 0, batch_size: int = BATCH, device: str | torch.device = "auto",
+    cross: bool = False, compare: str | None = None, corrupt: Names = None, severity: int = 5,
+    loss_correlation: bool = False, features: int | None = None, heads: Location = None, skip_bad: bool = False,
+    cache: Location = None, allow_pickle: bool = False, map: Globs = None, progress: Progress | None = None,
+    manifests: Mapping[Path, Manifest] | None = None, baseline: Report | None = None,
+) -> Report:  # fmt: skip
     """Scores checkpoints on a suite's tasks, each task by its own head.
 
     `checkpoints` are files, folders, quoted globs or `name=path`, and the words `base` and `experts` (each task's

@@ -11,7 +11,7 @@ from taskmerge.reports.eval_sections import answer, score_section
 from taskmerge.reports.joined import scores_of
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Fact, Facts, Part, Prose, Section
-from taskmerge.reports.tables import EMPTY, NOTHING, Cell, Table, rounded
+from taskmerge.reports.tables import EMPTY, NOTHING, Cell, Table, written
 
 
 def sections(run: Run) -> list[Section]:
@@ -29,7 +29,7 @@ def _answer(run: Run) -> Section:
         Fact(document["method"], "method", labels),
         Fact(f"{document['learned']['updates']:,}", "updates", f"{_items(document):,} items of split "
              f"{document['protocol']['split']}"),
-        Fact(f"{rounded(document['timing']['seconds'])} s", "time",
+        Fact(f"{written(document['timing']['seconds'])} s", "time",
              f"{document['timing']['peak_memory'] / 1e6:,.0f} MB"),
     ))  # fmt: skip
     told: list[Part] = [Prose(text, "warning") for text in document["warnings"]]

@@ -17,6 +17,8 @@ FEW, TALL = 10, 28
 COLUMNS = 4
 NAME = 30
 """Characters of a task's or checkpoint's name; the rest of a longer one is left out."""
+STROKES = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=2, labelLimit=260)
+"""The legend of lines."""
 Row = Mapping[str, object]
 
 
@@ -99,3 +101,17 @@ def listed_values(pairs: Iterable[tuple[str, str]], most: int = 24) -> str:
 def percent(value: float) -> str:
     """A share in percent, as tables tell it."""
     return f"{100 * value:z.1f}%"
+
+
+def data_of(sweeps: Mapping[str, Any]) -> str:
+    """What was scored, for captions."""
+    sizes = [task["n"] for task in sweeps["tasks"]]
+    few, many = min(sizes), max(sizes)
+    items = f"{few:,} items a task" if few == many else f"{few:,} to {many:,} items a task"
+    return f"{len(sizes)} tasks of {shown(sweeps['suite'])}, split {shown(sweeps['split'])}, {items}"
+
+
+def dashed(field: str, names: Sequence[str]) -> alt.StrokeDash:
+    """The first of two names as a solid line, the second dashed."""
+    scale = alt.Scale(domain=list(names), range=[[1, 0], [5, 4]])
+    return alt.StrokeDash(f"{field}:N", title=None, scale=scale, legend=STROKES)

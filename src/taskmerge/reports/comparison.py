@@ -12,7 +12,7 @@ from taskmerge.reports.pilot_figures import pilot_figures, pilot_gains
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Prose, Section
 from taskmerge.reports.standings import Standing, Standings, standings
-from taskmerge.reports.tables import EMPTY, Cell, Table, rounded
+from taskmerge.reports.tables import EMPTY, Cell, Table, written
 
 APART = "These were scored on other tasks, another split or other items, so they are not compared with those above."
 
@@ -71,7 +71,7 @@ def _merges(runs: Sequence[Run], joined: Joined) -> Table | None:
             names.append(run.name if len(receipt["outputs"]) == 1 else f"{run.name}: {output['path']}")
             cells.append((
                 Cell(method_of(receipt["provenance"])), Cell(options_text(output["options"])), _mean(recipe, joined),
-                Cell(str(len(receipt["provenance"]["tasks"]))), Cell(rounded(receipt["seconds"])),
+                Cell(str(len(receipt["provenance"]["tasks"]))), Cell(written(receipt["seconds"])),
                 Cell(f"{receipt['peak_memory'] / 1e6:,.0f}"), Cell(f"{output['bytes'] / 1e6:,.4g}"),
             ))  # fmt: skip
     columns = ("method", "options", "mean score", "experts", "time, s", "peak memory, MB", "written, MB")

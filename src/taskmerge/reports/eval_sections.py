@@ -27,8 +27,8 @@ from taskmerge.reports.tables import (
     corruptions,
     cross,
     relative,
-    rounded,
     scores,
+    written,
 )
 
 ANSWER, SCORES = "answer", "scores"
@@ -175,7 +175,7 @@ def _standing_cells(own: Standing, found: Standings) -> tuple[Cell, ...]:
 ABOUT = (
     ("kind", "kind", str),
     ("needs_task_index", "needs the task", lambda value: "yes" if value else "no"),
-    ("stored_bytes", "stored, MB", lambda value: rounded(value / 1e6)),
+    ("stored_bytes", "stored, MB", lambda value: written(value / 1e6)),
     ("data_used", "data used", str),
     ("protocol", "what it has seen", str),
 )

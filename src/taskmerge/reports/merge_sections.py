@@ -5,7 +5,7 @@ from typing import Any
 
 from taskmerge.reports.runs import Run
 from taskmerge.reports.sections import Fact, Facts, Part, Prose, Section
-from taskmerge.reports.tables import EMPTY, NOTHING, Cell, Table, rounded
+from taskmerge.reports.tables import EMPTY, NOTHING, Cell, Table, written
 
 UNSCORED = "A receipt says what was merged, not how good it is: `taskmerge eval` scores it, `report` joins the two."
 
@@ -38,7 +38,7 @@ def _answer(receipt: Mapping[str, Any]) -> Section:
     facts = (
         Fact(method_of(provenance), "method", options_text(outputs[0]["options"]) if len(outputs) == 1 else ""),
         Fact(str(len(experts)), "experts"),
-        Fact(f"{rounded(receipt['seconds'])} s", "time", f"{rounded(receipt['bytes_read'] / 1e6)} MB read"),
+        Fact(f"{written(receipt['seconds'])} s", "time", f"{written(receipt['bytes_read'] / 1e6)} MB read"),
         Fact(f"{receipt['peak_memory'] / 1e6:,.0f} MB", "peak memory",
              f"{receipt['predicted_memory'] / 1e6:,.0f} MB were predicted"),
     )  # fmt: skip

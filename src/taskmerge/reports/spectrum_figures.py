@@ -19,7 +19,7 @@ from taskmerge.reports.charting import (
 )
 from taskmerge.reports.figures import Figure
 from taskmerge.reports.spectrum_tables import ABOUT, MEASURES, SQUARE, paired, times_chance, whole
-from taskmerge.reports.tables import rounded
+from taskmerge.reports.tables import written
 
 Document = Mapping[str, Any]
 MOST = 20
@@ -177,7 +177,7 @@ def _depth(report: Document, space: str) -> Figure | None:
         .properties(width=WIDTH if len(towers) == 1 else WIDTH // 2, height=220)
     )  # fmt: skip
     chart = line if len(towers) == 1 else line.facet(facet=alt.Facet("tower:N", title=None, sort=towers), columns=2)
-    told = [(f"block {row['block']} {row['measure']}", rounded(row["times"], 2)) for row in rows]
+    told = [(f"block {row['block']} {row['measure']}", written(row["times"], 2)) for row in rows]
     return Figure(
         name=f"depth-{space}",
         title="Overlap by depth",

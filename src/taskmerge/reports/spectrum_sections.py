@@ -19,7 +19,7 @@ from taskmerge.reports.spectrum_tables import (
     whole,
 )
 from taskmerge.reports.sweep_sections import sweep_sections
-from taskmerge.reports.tables import rounded
+from taskmerge.reports.tables import written
 
 Document = Mapping[str, Any]
 CHANCE = (
@@ -77,7 +77,7 @@ def _lead(document: Document, space: str) -> str:
 
 def _ratio(group: Document, key: str) -> str:
     ratio = times_chance(paired(group[key], key))
-    return "–" if ratio is None else rounded(ratio, 2)
+    return "–" if ratio is None else written(ratio, 2)
 
 
 def _answer(document: Document) -> Section:

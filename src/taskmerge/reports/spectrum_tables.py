@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from taskmerge.reports.tables import EMPTY, Cell, Table, rounded
+from taskmerge.reports.tables import EMPTY, Cell, Table, written
 
 Document = Mapping[str, Any]
 ABOUT = {"delta": "differences from the base", "centred": "differences from the experts' average"}
@@ -110,7 +110,7 @@ def _between_cells(report: Document, group: Document, key: str, *, several: bool
     if not known:
         return (EMPTY,) * (6 if several else 3)
     value, level = (fmean(pair[side] for pair in known.values()) for side in (0, 1))
-    cells = [Cell(_told(value)), Cell(_told(level)), Cell(rounded(value / level, 2)) if level > 0 else EMPTY]
+    cells = [Cell(_told(value)), Cell(_told(level)), Cell(written(value / level, 2)) if level > 0 else EMPTY]
     if several and len(pairs) > 1:
         order = sorted(known, key=lambda place: known[place][0])
         first, second = (report["tasks"][one] for one in report["pairs"][order[-1]])
@@ -169,7 +169,7 @@ def _group_cells(group: Document, place: int, known: Sequence[str]) -> tuple[Cel
 
 def _times(measure: Document | None, key: str) -> Cell:
     ratio = None if measure is None else times_chance(paired(measure, key))
-    return EMPTY if ratio is None else Cell(rounded(ratio, 2))
+    return EMPTY if ratio is None else Cell(written(ratio, 2))
 
 
 def times_chance(pairs: Sequence[tuple[Any, Any]]) -> float | None:

@@ -250,7 +250,7 @@ def _score_cell(row: Row | None) -> Cell:
     if row is None:
         return EMPTY
     score, metric = row.score, METRICS[row.metric]
-    return _cell(score.value, score.low, score.high, _percent if metric.percent else rounded)
+    return _cell(score.value, score.low, score.high, _percent if metric.percent else written)
 
 
 def _relative_cell(row: Row | None) -> Cell:
@@ -264,7 +264,7 @@ def _mean_cell(mean: Average | None, column: str, report: Report) -> Cell:
         return Cell(_percent(mean.normalised))
     rows = [row for row in report.rows if row.encoder == mean.encoder]
     percent = all(METRICS[row.metric].percent for row in rows)
-    return _cell(mean.average, *average_interval(mean, report), _percent if percent else rounded)
+    return _cell(mean.average, *average_interval(mean, report), _percent if percent else written)
 
 
 def _share_cell(share: Mapping[str, float]) -> Cell:
@@ -287,7 +287,7 @@ def _percent(value: float) -> str:
     return f"{100 * value:z.1f}"
 
 
-def rounded(value: float, digits: int = 3) -> str:
+def written(value: float, digits: int = 3) -> str:
     """So many digits, and all of those before the point: 0.0123, 12.3, 1,235."""
     return f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:.{digits}g}"
 
